@@ -1,0 +1,190 @@
+"""What the benchmarks share: interleaved rounds, medians with their spread, a table, a JSON file, a comparison.
+
+A benchmark is a module with `cases(options) -> Iterator[Case]` and `main(argv)`, which hands them to `run`.
+Machines are shared and noisy: every contestant is timed once a round, in turn, and ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import posekd
+from posekd.ops import build_info
+
+COPY_BYTES = 256 << 20  # past any last-level cache
+SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency rules
+
+
+@dataclass
+class Case:
+    """One row of a benchmark.
+
+    Attributes:
+        name: shape, dtype, direction.
+        ours: runs the kernel once.
+        baselines: label -> the same work done otherwise, as well as it can be.
+        bytes: what must move, for the achieved share of the copy speed.
+    """
+
+    name: str
+    ours: Callable[[], object]
+    baselines: dict[str, Callable[[], object]] = field(default_factory=dict)
+    bytes: int | None = None
+
+
+def options_from(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
+    """The options of every benchmark."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--rounds", type=int, default=25, help="rounds counted after one of warm-up (default 25)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the torch.compile baselines")
+    parser.add_argument("--json", type=Path, help="append the results to this file (one JSON object a benchmark)")
+    parser.add_argument("--compare", type=Path, help="an earlier --json file: print what became slower")
+    options = parser.parse_args(argv)
+    options.dtype = getattr(torch, options.dtype)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch sees no CUDA device here")
+    return options
+
+
+def _once(function: Callable[[], object], device: str) -> float:
+    """Milliseconds of one call."""
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+    begin_s = time.perf_counter()
+    function()
+    return (time.perf_counter() - begin_s) * 1e3
+
+
+def _repeats(function: Callable[[], object], device: str) -> int:
+    """How many calls make a sample of at least a millisecond."""
+    function()
+    return max(1, min(1000, int(1.0 / max(_once(function, device), 1e-4))))
+
+
+def measure(contestants: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds a call of each contestant, one sample a round, in turn."""
+    repeats = {label: _repeats(function, device) for label, function in contestants.items()}
+    samples: dict[str, list[float]] = {label: [] for label in contestants}
+    for _ in range(rounds):
+        for label, function in contestants.items():
+            n = repeats[label]
+            samples[label].append(_once(lambda f=function, n=n: [f() for _ in range(n)], device) / n)
+    return samples
+
+
+def copy_speed(device: str) -> float:
+    """Bytes a second of a warm device-to-device (memory-to-memory) copy, read plus written."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.zeros_like(source)
+    best = statistics.median(measure({"copy": lambda: target.copy_(source)}, device, 9)["copy"])
+    return 2 * COPY_BYTES / (best * 1e-3)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return low, middle, high
+
+
+def _result(case: Case, samples: dict[str, list[float]], copy: float) -> dict[str, Any]:
+    low, median, high = _quartiles(samples["posekd"])
+    row: dict[str, Any] = {"case": case.name, "ms": median, "ms_quartiles": [low, high], "baselines": {}}
+    if case.bytes is not None:
+        row["bytes"] = case.bytes
+        row["share_of_copy"] = case.bytes / (median * 1e-3) / copy
+    for label in case.baselines:
+        ratios = [b / a for a, b in zip(samples["posekd"], samples[label], strict=True)]
+        r_low, r_median, r_high = _quartiles(ratios)
+        row["baselines"][label] = {
+            "ms": statistics.median(samples[label]),
+            "ratio": r_median,
+            "ratio_quartiles": [r_low, r_high],
+        }
+    return row
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.2f} ms" if ms >= 1 else f"{ms * 1e3:.1f} us"
+
+
+def _print(row: dict[str, Any]) -> None:
+    low, high = row["ms_quartiles"]
+    line = f"  {row['case']}\n      posekd {_time(row['ms'])} ({_time(low)} to {_time(high)})"
+    if row.get("bytes", 0) >= SMALL_BYTES:
+        line += f", {row['share_of_copy']:.0%} of the copy speed"
+    for label, other in row["baselines"].items():
+        low, high = other["ratio_quartiles"]
+        line += f"\n      {label} {_time(other['ms'])}: {other['ratio']:.2f}x ({low:.2f} to {high:.2f})"
+    print(line, flush=True)
+
+
+def environment(options: argparse.Namespace) -> dict[str, Any]:
+    """Where and with what the figures were taken."""
+    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if options.device == "cpu" and cpuinfo.exists():
+        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        device = models[0] if models else device
+    return {
+        "posekd": posekd.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": options.threads,
+        "build": build_info(),
+    }
+
+
+def _compare(old_file: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    old = {
+        row["case"]: row
+        for record in map(json.loads, old_file.read_text().splitlines())
+        if record["benchmark"] == name
+        for row in record["results"]
+    }
+    for row in rows:
+        before = old.get(row["case"])
+        if before is None:
+            continue
+        change = row["ms"] / before["ms"]
+        slower = row["ms_quartiles"][0] > before["ms_quartiles"][1]
+        verdict = "SLOWER" if slower and change > 1.05 else "ok"
+        print(f"  {verdict:<7}{row['case']}: {_time(before['ms'])} -> {_time(row['ms'])} ({change:.2f}x)")
+
+
+def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures, prints, and stores the cases of benchmark `name`."""
+    torch.set_num_threads(options.threads)
+    copy = copy_speed(options.device)
+    print(f"{name} on {options.device}, {options.threads} threads; copy {copy / 1e9:.1f} GB/s (read + written)")
+    rows = []
+    for case in cases:
+        samples = measure({"posekd": case.ours, **case.baselines}, options.device, options.rounds)
+        rows.append(_result(case, samples, copy))
+        _print(rows[-1])
+    if options.compare:
+        _compare(options.compare, name, rows)
+    if options.json:
+        record = {"benchmark": name, "environment": environment(options), "copy_bytes_per_s": copy, "results": rows}
+        with open(options.json, "a") as file:
+            file.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+    return rows

@@ -1,0 +1,85 @@
+// What a .cu file includes instead of <cuda_runtime.h>: the CUDA runtime under nvcc, its emulation otherwise.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "core/tensor_view.h"
+
+#if defined(POSEKD_EMU)
+#include "emu/cuda_emu.h"
+#else
+#include <cuda_runtime.h>
+
+// Shared memory whose size is given at launch. One name per translation unit and element type.
+#define POSEKD_DYNAMIC_SHARED(type, name)                        \
+  extern __shared__ __align__(16) unsigned char posekd_shared[]; \
+  type* const name = reinterpret_cast<type*>(posekd_shared)
+
+namespace posekd {
+
+inline void check_cuda(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // clears an error that is not sticky
+  throw std::runtime_error(std::string("posekd core: ") + what + ": " + cudaGetErrorString(status));
+}
+
+// Makes `device` current for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (previous_ == device) return;
+    check_cuda(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
+  }
+  ~DeviceGuard() {
+    if (changed_) (void)cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+// The one way a kernel is launched: on the caller's device and stream, with the launch checked.
+template <class... Params, class... Args>
+void launch(const CudaContext& context, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const DeviceGuard guard(context.device);
+  auto* stream = static_cast<cudaStream_t>(context.stream);
+  if (shared_bytes > 48 * 1024)
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "cudaFuncSetAttribute");
+  // clang-format off
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
+  // clang-format on
+  check_cuda(cudaGetLastError(), "kernel launch");
+}
+
+}  // namespace posekd
+#endif
+
+namespace posekd {
+
+constexpr int kWarp = 32;
+
+// N neighbouring elements, moved by one instruction when aligned.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
+
+template <class T>
+constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace posekd

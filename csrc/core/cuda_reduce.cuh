@@ -1,0 +1,28 @@
+// Reductions over a warp and a block, in a fixed order.
+#pragma once
+
+#include "core/cuda_compat.h"
+
+namespace posekd {
+
+// Sum over the 32 lanes; every lane gets it.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+// Combines one value a thread over the block with `combine(a, b)`; the result is in thread 0 only.
+// `scratch` is shared memory for 32 values. blockDim.x is a multiple of 32. Ends without a barrier.
+template <class T, class Shuffle, class Combine>
+__device__ __forceinline__ T block_reduce(T value, T* scratch, Shuffle shuffle_down, Combine combine) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = combine(value, shuffle_down(value, offset));
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int i = 1; i < warps; ++i) value = combine(value, scratch[i]);
+  return value;
+}
+
+}  // namespace posekd

@@ -1,0 +1,63 @@
+// Stores that go past the caches, for outputs too large to stay in them: a plain store reads its line first.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "core/vec.h"
+
+namespace posekd {
+namespace POSEKD_LEVEL {
+namespace {
+
+constexpr int64_t kStreamFrom = 4 << 20;  // bytes of output that no second-level cache holds
+
+// Stores past the cache, for outputs larger than it: no line is read before it is written. `to` is aligned to a vector.
+template <class T>
+POSEKD_INLINE void stream(T* to, vec<T> value) {
+#if defined(__AVX512F__)
+  typedef long long words __attribute__((vector_size(64)));
+  __builtin_ia32_movntdq512(reinterpret_cast<words*>(to), (words)value);
+#elif defined(__AVX2__)
+  typedef long long words __attribute__((vector_size(32)));
+  __builtin_ia32_movntdq256(reinterpret_cast<words*>(to), (words)value);
+#else
+  store(to, value);
+#endif
+}
+
+// memcpy past the caches. Call stream_fence() once after the last of them.
+POSEKD_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
+#if defined(__SSE2__)
+  auto* target = static_cast<char*>(to);
+  const auto* source = static_cast<const char*>(from);
+  const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(target) % 64);
+  if (bytes < 64 + head) {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    return;
+  }
+  std::memcpy(target, source, static_cast<size_t>(head));
+  int64_t i = head;
+  for (; i + 64 <= bytes; i += 64)  // whole lines, or the processor writes them in parts
+    for (int k = 0; k < 64; k += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target + i + k), load_as<__m128i>(source + i + k));
+  std::memcpy(target + i, source + i, static_cast<size_t>(bytes - i));
+#else
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+#endif
+}
+
+// Makes streamed stores visible to other threads before anything that this thread stores later.
+POSEKD_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace
+}  // namespace POSEKD_LEVEL
+}  // namespace posekd

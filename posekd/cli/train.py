@@ -1,0 +1,36 @@
+"""`posekd train CONFIG`: trains a student by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posekd.cli import command_parser
+
+EPILOG = """Any key of the recipe can be overridden: --optim.lr 0.0005 --train.precision bf16 --out runs/mine.
+--show prints the resolved recipe, every key spelt out, and trains nothing."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the recipe, refuses what is wrong in it, trains."""
+    parser = command_parser("train", epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument("config", help="a YAML file, or the name of a shipped recipe (mapd/elpn_v1_coco_256x192)")
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on from the newest checkpoint of the run's folder, or from a file"
+    )
+    parser.add_argument("--show", action="store_true", help="print the resolved recipe and stop")
+    options, overrides = parser.parse_known_args(argv)
+
+    from posekd.engine.recipe import read_recipe, recipe_to_dict
+
+    recipe = read_recipe(options.config, overrides)
+    if options.show:
+        import yaml
+
+        print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
+        return 0
+
+    from posekd.engine.train import train
+
+    scores = train(recipe, resume=options.resume)
+    print(f"done: {recipe.out}" + (f", AP {scores['AP']:.3f} after the last step" if scores else ""))
+    return 0

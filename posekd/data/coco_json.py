@@ -1,0 +1,132 @@
+"""Reading COCO JSON with manners: every broken entry is named, with its value and what to do."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posekd.skeleton import COCO, Skeleton
+
+
+def load_json(file: Path, setting: str) -> Any:
+    """Parses a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or (`setting` "annotations") not a COCO dictionary.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} does not exist (setting `{setting}`)") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{file} cannot be read (setting `{setting}`): {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON (setting `{setting}`): {error}") from error
+    if setting == "annotations":
+        for key in ("images", "categories"):
+            if not isinstance(content, dict) or not isinstance(content.get(key), list):
+                raise ValueError(f"{file} is not a COCO annotation file: it has no list {key!r}")
+    return content
+
+
+def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, Any]]:
+    """Image entries by id, in the file's order; repeated entries count once if they agree.
+
+    Raises:
+        ValueError: an entry lacks a field, or two entries of one id differ.
+    """
+    images: dict[int, dict[str, Any]] = {}
+    for i, entry in enumerate(labels["images"]):
+        missing = [key for key in ("id", "file_name", "height", "width") if entry.get(key) is None]
+        if missing:
+            raise ValueError(f"{file}: image {entry.get('id', f'number {i}')} has no {', '.join(missing)}")
+        if not isinstance(entry["id"], int):
+            raise ValueError(f"{file}: image id {entry['id']!r} is not an integer")
+        first = images.setdefault(entry["id"], entry)
+        for key in ("file_name", "height", "width"):
+            if first[key] != entry[key]:
+                raise ValueError(
+                    f"{file}: image id {entry['id']} stands there twice, with {key} {first[key]!r} and {entry[key]!r}"
+                )
+    return images
+
+
+def pick_category(labels: Mapping[str, Any], name: str | None, file: Path) -> dict[str, Any]:
+    """The category whose persons are meant: the one named, or the only one with keypoints.
+
+    COCO's test splits list `person` without its keypoints; it then gets COCO's 17.
+
+    Raises:
+        ValueError: none, or several and no name to choose by.
+    """
+    categories = labels["categories"]
+    names = [category.get("name") for category in categories]
+    if name is not None:
+        chosen = [category for category in categories if category.get("name") == name]
+        if not chosen:
+            raise ValueError(f"{file} has no category {name!r}; it has {names}")
+    else:
+        chosen = [category for category in categories if category.get("keypoints")]
+        if not chosen and "annotations" not in labels:
+            chosen = [category for category in categories if category.get("name") == "person"]
+    if not chosen:
+        raise ValueError(f"{file}: none of its categories {names} has 'keypoints': not a keypoint annotation file")
+    if len(chosen) > 1:
+        candidates = [category.get("name") for category in chosen]
+        raise ValueError(f"{file}: several categories have keypoints, {candidates}; choose one (setting `category`)")
+    category = dict(chosen[0])
+    if "annotations" not in labels and category.get("name") == "person":
+        category.setdefault("keypoints", list(COCO.keypoints))
+    return category
+
+
+def finite_numbers(values: Any, count: int, who: str) -> list[float]:
+    """`count` finite floats, or a sentence that begins with `who`.
+
+    Raises:
+        ValueError: a wrong count, something that is not a number, NaN or infinity.
+    """
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        raise ValueError(f"{who} must be {count} numbers, got {values!r:.80}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{who} must be {count} finite numbers, got {values!r:.80}")
+    return [float(value) for value in values]
+
+
+def check_keypoints(annotation: Mapping[str, Any], skeleton: Skeleton, who: str) -> np.ndarray | None:
+    """An annotation's keypoints, float32 `[K, 3]`, unlabelled ones zeroed; None if none is labelled.
+
+    Raises:
+        ValueError: not 3 K numbers, a visibility other than 0, 1, 2, or a labelled joint that is not finite.
+    """
+    K = skeleton.num_keypoints
+    values = annotation.get("keypoints")
+    if values is None and annotation.get("num_keypoints", 0) == 0:
+        return None
+    if not isinstance(values, list) or len(values) != 3 * K:
+        count = len(values) if isinstance(values, list) else "no"
+        raise ValueError(
+            f"{who} has {count} keypoint values; category {skeleton.name!r} has {K} keypoints, that is {3 * K} "
+            "values (x, y, visibility each)"
+        )
+    try:
+        keypoints = np.array(values, np.float64).reshape(K, 3)
+    except (TypeError, ValueError):
+        raise ValueError(f"{who}: keypoints must be numbers, got {values!r:.80}") from None
+    if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
+        bad = keypoints[~np.isin(keypoints[:, 2], (0, 1, 2)), 2][0]
+        raise ValueError(f"{who}: visibility must be 0 (unlabelled), 1 (occluded) or 2 (visible), got {bad:g}")
+    labelled = keypoints[:, 2] > 0
+    if not np.isfinite(keypoints[labelled]).all():
+        name = skeleton.keypoints[int(np.flatnonzero(labelled & ~np.isfinite(keypoints).all(1))[0])]
+        raise ValueError(f"{who}: keypoint {name!r} is labelled but its coordinates are not finite")
+    if not labelled.any() or annotation.get("num_keypoints") == 0:
+        return None
+    return np.where(labelled[:, None], keypoints, 0.0).astype(np.float32)

@@ -1,0 +1,71 @@
+"""What every dataset is to the loader: plain facts about persons, and a way to their pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from posekd.skeleton import Skeleton
+
+
+class BadImageError(RuntimeError):
+    """An image that is missing, unreadable, truncated, or not the size that its labels state."""
+
+
+@dataclass(frozen=True)
+class PoseRecords:
+    """Undecoded facts about N persons in M images; plain arrays, so that worker processes share them.
+
+    Persons of one image stand next to each other. Coordinates are pixels of the stored image.
+
+    Attributes:
+        skeleton: the K keypoints.
+        image_ids: int64 `[M]`.
+        image_sizes: int64 `[M, 2]`, stated height and width.
+        image_rows: int64 `[N]`, row of each person's image in the two arrays above.
+        keypoints: float32 `[N, K, 3]` (x, y, visibility 0 unlabelled, 1 occluded, 2 visible).
+        boxes: float32 `[N, 4]` (x, y, width, height).
+        box_scores: float32 `[N]`, detector confidence (1 for labelled boxes).
+        sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
+    """
+
+    skeleton: Skeleton
+    image_ids: np.ndarray
+    image_sizes: np.ndarray
+    image_rows: np.ndarray
+    keypoints: np.ndarray
+    boxes: np.ndarray
+    box_scores: np.ndarray
+    sample_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
+
+    @property
+    def num_images(self) -> int:
+        """M."""
+        return len(self.image_ids)
+
+
+class PoseSource(Protocol):
+    """The one interface of all datasets.
+
+    `CocoKeypoints` reads files, `SyntheticPeople` draws; loader and evaluation cannot tell them apart.
+    """
+
+    records: PoseRecords
+
+    def load_image(self, row: int) -> np.ndarray:
+        """Decodes image `row`: uint8 RGB `[H, W, 3]`.
+
+        Raises:
+            BadImageError: naming the file.
+        """
+
+    def image_name(self, row: int) -> str:
+        """What to call image `row` in a message."""
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """The labels as a COCO dictionary (`images`, `annotations`, `categories`), for the evaluator."""

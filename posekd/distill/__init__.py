@@ -1,0 +1,17 @@
+"""Distillation methods, one file each. The trainer knows them only by `base.Method`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from posekd.distill.base import FrozenTeacher, Method
+from posekd.distill.mapd import Mapd, MapdSettings
+from posekd.distill.supervised import Supervised, SupervisedSettings
+
+METHODS: dict[str, tuple[Callable[..., Method], type]] = {
+    "mapd": (Mapd, MapdSettings),
+    "supervised": (Supervised, SupervisedSettings),
+}
+"""Name in a recipe -> (what builds it from student, teacher and settings, the dataclass of its settings)."""
+
+__all__ = ["METHODS", "FrozenTeacher", "Mapd", "MapdSettings", "Method", "Supervised", "SupervisedSettings"]

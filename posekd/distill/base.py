@@ -1,0 +1,143 @@
+"""The contract between a distillation method and the trainer. This is all of it.
+
+A method is an `nn.Module` that holds the student, whatever trains beside it (adapters), and a frozen
+teacher. It turns a batch into named loss terms, already weighted: their sum is what the trainer
+differentiates, their names are what it logs. `weights()` says with what factor each term enters, because
+the papers disagree on what alpha multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posekd.distill.convert import convert_images, resample
+from posekd.structures import InputSpec, PoseBatch
+
+
+def input_spec(model: nn.Module) -> InputSpec:
+    """What a network wants to see, from its attribute `spec`.
+
+    Raises:
+        TypeError: it does not say.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, InputSpec):
+        raise TypeError(f"{type(model).__name__} has no attribute `spec: InputSpec`, so nobody knows its input")
+    return spec
+
+
+class FrozenTeacher:
+    """A network that is only asked: eval mode, no gradients.
+
+    It is deliberately not a module. A method that keeps one has no teacher in `parameters()`,
+    `state_dict()` or `train()`, so the teacher can neither be optimised nor saved nor have its batch
+    statistics drift.
+
+    Args:
+        model: a network with `spec: InputSpec` that returns heatmaps `[B, K, H / 4, W / 4]`.
+        dtype: parameter and compute dtype; `None` keeps the parameters and follows autocast.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
+        self.model = model.to(dtype=dtype).eval().requires_grad_(False)
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the teacher wants to see."""
+        return input_spec(self.model)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, source: InputSpec, size: tuple[int, int]) -> Tensor:
+        """Heatmaps of a batch that was made for the student.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised as `source` says.
+            source: the student's specification.
+            size: `(height, width)` of the student's heatmaps, to which the teacher's are resampled.
+
+        Returns:
+            `[B, K, *size]`.
+        """
+        images = convert_images(images, source, self.spec)
+        if self.dtype is None:
+            heatmaps = self.model(images)
+        else:
+            with torch.autocast(images.device.type, enabled=False):
+                heatmaps = self.model(images.to(self.dtype))
+        return resample(heatmaps, size)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follows the method's `.to()`, but keeps its own dtype."""
+        self.model._apply(fn)
+        if self.dtype is not None:
+            self.model.to(dtype=self.dtype)
+
+
+class Method(nn.Module):
+    """A student, perhaps a teacher, and the loss between them.
+
+    Args:
+        student: the network that is trained; it has `spec: InputSpec`.
+        teacher: the network it learns from.
+    """
+
+    student: nn.Module
+    teacher: FrozenTeacher | None
+
+    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None = None) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+
+    def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch, scalars; the loss is their sum."""
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, float]:
+        """The resolved factor of each term that `forward` returns."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Method:
+        super()._apply(fn, recurse)
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        return self
+
+
+def heatmap_keypoints(keypoints: Tensor, images: Tensor, heatmaps: Tensor) -> Tensor:
+    """Keypoints `[B, K, 3]` from input pixels to heatmap pixels (`heatmap = input / 4`, no half-pixel shift)."""
+    scale = heatmaps.shape[-1] / images.shape[-1]
+    return keypoints * keypoints.new_tensor([scale, scale, 1.0])
+
+
+class _CarryGradient(torch.autograd.Function):
+    """Shows `value`, differentiates as `loss` does."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, loss: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad[0]
+
+
+def name_terms(loss: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Attaches the gradient of a fused loss to its detached terms.
+
+    A fused kernel gives one differentiable sum and its terms as bare numbers. The trainer wants named
+    terms whose sum it can differentiate: here the first term carries the gradient of the whole sum, so
+    each term still shows its own value (and a non-finite one its own name).
+
+    Args:
+        loss: differentiable scalar, the sum of `terms`.
+        terms: detached, weighted scalars.
+    """
+    first, *others = terms
+    carried = _CarryGradient.apply(terms[first], loss)
+    return {first: carried, **{name: terms[name] for name in others}}

@@ -1,0 +1,141 @@
+"""MAPD: multi-aspect pose distillation, of the ELPN paper (Efficient Lightweight Pose Network).
+
+With student, teacher and label heatmaps s, t, g, and joint weights w_k (0 where a joint is unlabelled):
+
+    L_mpd = 1/2 mean over B, K, H, W of (w_k (s - t))^2                                         (Eq. 1)
+    L_kpd = mean over B, K of w_k sum_p q_t(p) (log q_t(p) - log q_s(p)),  q = softmax over pixels  (Eq. 2)
+    L_mse = 1/2 mean over B, K, H, W of (w_k (s - g))^2                                         (Eq. 3)
+    L     = alpha L_mpd + beta L_kpd + (1 - alpha - beta) L_mse,  alpha = 0.15, beta = 0.075      (Eq. 4)
+
+Heatmaps are not distributions, so Eq. 2 cannot be computed as printed: a softmax over the pixels makes it a
+divergence (`kl="spatial_softmax"`). `kl="clamped"` is the letter of the paper: t log(t / s) on the raw
+heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over joints only; the
+mean over pixels, HRNet's, scales all terms alike and leaves their ratio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, input_spec, name_terms
+from posekd.ops import distill_loss, render_heatmaps
+from posekd.structures import PoseBatch
+
+CLAMP = 1e-6
+
+
+@dataclass(frozen=True)
+class MapdSettings:
+    """Settings of MAPD. The paper's ablations: MSE-only is `beta: 0`, KL-only is `alpha: 0`.
+
+    Attributes:
+        alpha: weight of the teacher's MSE. The labels weigh 1 - alpha - beta.
+        beta: weight of the teacher's KL divergence.
+        temperature: of the softmax in the divergence, which is multiplied by its square.
+        kl: `spatial_softmax`, or `clamped` for Eq. 2 by the letter.
+        sigma: standard deviation of the label Gaussians, heatmap pixels.
+        kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
+
+    Raises:
+        ValueError: a negative weight, or alpha + beta above 1.
+    """
+
+    alpha: float = 0.15
+    beta: float = 0.075
+    temperature: float = 1.0
+    kl: Literal["spatial_softmax", "clamped"] = "spatial_softmax"
+    sigma: float = 2.0
+    kind: Literal["msra", "higherhrnet", "exact"] = "msra"
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.beta < 0 or self.alpha + self.beta > 1:
+            raise ValueError(
+                f"mapd: alpha {self.alpha} and beta {self.beta} must be >= 0 and sum to at most 1, "
+                "because the labels weigh 1 - alpha - beta"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"mapd: temperature must be positive, got {self.temperature}")
+
+
+class Mapd(Method):
+    """The MAPD loss between a student and a frozen teacher.
+
+    Args:
+        student: the network that is trained; it has `spec: InputSpec`.
+        teacher: the network it learns from.
+        settings: see `MapdSettings`.
+
+    Raises:
+        ValueError: no teacher.
+    """
+
+    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, settings: MapdSettings | None = None) -> None:
+        if teacher is None:
+            raise ValueError("mapd distils from a teacher, and none was given")
+        super().__init__(student, teacher)
+        self.settings = settings or MapdSettings()
+
+    def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """`{"labels", "teacher_mse", "teacher_kl"}`, each weighted."""
+        s = self.student(batch.images)
+        assert self.teacher is not None
+        t = self.teacher(batch.images, input_spec(self.student), (s.shape[-2], s.shape[-1]))
+        if t.shape != s.shape:
+            raise ValueError(
+                f"the teacher's heatmaps are {tuple(t.shape)}, the student's {tuple(s.shape)}: "
+                "teacher and student must have the same keypoints"
+            )
+        keypoints = heatmap_keypoints(batch.keypoints, batch.images, s)
+        if self.settings.kl == "clamped":
+            return self._clamped(s, t, keypoints)
+        settings = self.settings
+        loss, (mpd, kpd, mse) = distill_loss(
+            s,
+            t,
+            keypoints=keypoints,
+            sigma=settings.sigma,
+            kind=settings.kind,
+            alpha=settings.alpha,
+            beta=settings.beta,
+            temperature=settings.temperature,
+            return_terms=True,
+        )
+        return name_terms(loss, self._weigh({"labels": mse, "teacher_mse": mpd, "teacher_kl": kpd}))
+
+    def weights(self) -> dict[str, float]:
+        """Eq. 4: labels 1 - alpha - beta, teacher_mse alpha, teacher_kl beta."""
+        alpha, beta = self.settings.alpha, self.settings.beta
+        return {"labels": 1.0 - (alpha + beta), "teacher_mse": alpha, "teacher_kl": beta}
+
+    def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted terms; one of weight 0 does not enter the loss, whatever its value."""
+        weights = self.weights()
+        return {name: weights[name] * term for name, term in terms.items() if weights[name] != 0}
+
+    def _clamped(self, s: Tensor, t: Tensor, keypoints: Tensor) -> dict[str, Tensor]:
+        """Eq. 2 by the letter: `sum_p t log(t / s)` of the raw heatmaps, both at least `CLAMP`."""
+        sigma, kind = self.settings.sigma, self.settings.kind
+        # the kernel weighs (a, 0, 1 - a): with a = alpha / (1 - beta), 1 - beta times its loss is the rest of Eq. 4
+        share = 1.0 - self.settings.beta
+        loss, (mpd, _, mse) = distill_loss(
+            s,
+            t,
+            keypoints=keypoints,
+            sigma=sigma,
+            kind=kind,
+            alpha=self.settings.alpha / share if share > 0 else 0.0,
+            beta=0.0,
+            return_terms=True,
+        )
+        _, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), sigma, kind)
+        wide = torch.promote_types(s.dtype, torch.float32)
+        teacher, student = t.to(wide).clamp_min(CLAMP), s.to(wide).clamp_min(CLAMP)
+        divergence = (teacher * torch.log(teacher / student)).sum((-2, -1))
+        kpd = torch.where(w > 0, w * divergence, 0).mean()
+        from_kernel = self._weigh({"labels": mse, "teacher_mse": mpd})
+        terms = name_terms(share * loss, from_kernel) if from_kernel else {}
+        return {**terms, **self._weigh({"teacher_kl": kpd})}

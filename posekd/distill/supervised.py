@@ -1,0 +1,58 @@
+"""Plain training on labels: how teachers are made, and what a distillation is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from torch import Tensor, nn
+
+from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints
+from posekd.ops import distill_loss
+from posekd.structures import PoseBatch
+
+
+@dataclass(frozen=True)
+class SupervisedSettings:
+    """Settings of plain training.
+
+    Attributes:
+        sigma: standard deviation of the label Gaussians, heatmap pixels.
+        kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
+    """
+
+    sigma: float = 2.0
+    kind: Literal["msra", "higherhrnet", "exact"] = "msra"
+
+
+class Supervised(Method):
+    """HRNet's joint MSE: half the mean over B, K, H, W of `(w_k (s - g))^2`, `w_k` 0 for unlabelled joints.
+
+    Args:
+        student: the network that is trained.
+        teacher: accepted, so that all methods are built alike, and never asked.
+        settings: see `SupervisedSettings`.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: FrozenTeacher | None = None,
+        settings: SupervisedSettings | None = None,
+    ) -> None:
+        super().__init__(student)
+        self.settings = settings or SupervisedSettings()
+
+    def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """`{"labels": loss}`."""
+        heatmaps = self.student(batch.images)
+        keypoints = heatmap_keypoints(batch.keypoints, batch.images, heatmaps)
+        settings = self.settings
+        loss = distill_loss(
+            heatmaps, keypoints=keypoints, sigma=settings.sigma, kind=settings.kind, alpha=0.0, beta=0.0
+        )
+        return {"labels": cast(Tensor, loss)}
+
+    def weights(self) -> dict[str, float]:
+        """`{"labels": 1.0}`."""
+        return {"labels": 1.0}

@@ -1,0 +1,191 @@
+"""From a recipe to the objects that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from posekd.data import PoseLoader, PoseSource, prepare
+from posekd.distill import METHODS, FrozenTeacher, Method
+from posekd.engine.datasets import open_dataset
+from posekd.engine.ema import Ema
+from posekd.engine.evaluate import EvalReport, evaluate
+from posekd.engine.loop import Job, LoopSettings
+from posekd.engine.optim import make_optimizer
+from posekd.engine.recipe import ModelSettings, Recipe, recipe_to_dict
+from posekd.engine.step import DTYPES, Learner
+from posekd.models import PoseModel, create_model, init_backbone, save_weights
+from posekd.structures import PackedBatch, PoseBatch
+
+Prepare = Callable[[PackedBatch], PoseBatch]
+Validate = Callable[[nn.Module], dict[str, float]]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one.
+
+    Raises:
+        ValueError: not a device, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU here (`posekd doctor` says why)")
+    return device
+
+
+def build_model(settings: ModelSettings, num_keypoints: int) -> PoseModel:
+    """The network that `settings` describe, with its weights."""
+    model = create_model(settings.name, num_keypoints, weights=settings.weights, **settings.overrides)
+    if settings.backbone is not None:
+        init_backbone(model, settings.backbone)
+    return model
+
+
+def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Method:
+    """Student, teacher and loss on the device, compiled where the recipe says so."""
+    loop = recipe.train
+    student = build_model(recipe.student, num_keypoints)
+    method_type = next(method for method, settings in METHODS.values() if type(recipe.method) is settings)
+    teacher = None
+    if recipe.teacher is not None and method_type is not METHODS["supervised"][0]:
+        dtype = DTYPES[loop.teacher_dtype] if loop.teacher_dtype else None
+        teacher = FrozenTeacher(build_model(recipe.teacher, num_keypoints), dtype)
+        _check_teacher(teacher, recipe.teacher)
+    method: Method = method_type(student, teacher, recipe.method)
+    method.to(device)
+    if loop.channels_last:
+        _to_channels_last(method)
+    return method
+
+
+def _check_teacher(teacher: FrozenTeacher, settings: ModelSettings) -> None:
+    if settings.weights is None:
+        raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
+
+
+def _to_channels_last(method: Method) -> None:
+    method.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if method.teacher is not None:
+        method.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _compile(method: Method, which: str) -> None:
+    if which in ("student", "both"):
+        method.student.compile()
+    if which in ("teacher", "both") and method.teacher is not None:
+        method.teacher.model.compile()
+
+
+def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learner:
+    """The method with optimiser, scaler and average."""
+    loop = recipe.train
+    # copied before compilation, which a copy would share
+    ema = Ema(method.student, loop.ema_decay) if loop.ema_decay is not None else None
+    _compile(method, loop.compile)
+    return Learner(
+        method=method,
+        optimizer=make_optimizer(method.parameters(), recipe.optim),
+        scaler=torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16"),
+        precision=loop.precision,
+        clip_norm=recipe.optim.clip_norm,
+        ema=ema,
+    )
+
+
+def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> PoseLoader:
+    """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's."""
+    settings = replace(recipe.loader, batch_size=recipe.loader.batch_size // recipe.train.accumulate)
+    augmentation = recipe.augmentation
+    return PoseLoader(source, size, settings, training=True, augmentation=augmentation, seed=recipe.seed)
+
+
+def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loop: LoopSettings) -> Prepare:
+    """The function from packed bytes to a normalised batch on the device."""
+    memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
+    flip, spec = source.records.skeleton.flip, model.spec
+
+    def run(packed: PackedBatch) -> PoseBatch:
+        return prepare(packed.to(device), spec, flip, memory_format=memory_format)
+
+    return run
+
+
+def make_validate(
+    recipe: Recipe, source: PoseSource, on_report: Callable[[EvalReport], None] | None = None
+) -> Validate:
+    """The function from a network to its ten COCO numbers on `source`; `on_report` gets the whole evaluation."""
+    settings = replace(recipe.eval, channels_last=recipe.train.channels_last)
+
+    def run(model: nn.Module) -> dict[str, float]:
+        report = evaluate(model, source, settings, loader=recipe.loader)
+        if on_report is not None:
+            on_report(report)
+        if report.coco is None:
+            raise ValueError("val_data has no labels, so nothing can be validated on it")
+        return report.coco.numbers()
+
+    return run
+
+
+def build_job(recipe: Recipe, label: str = "train") -> Job:
+    """Everything that the loop needs, at step 0.
+
+    The student's initial weights depend on the seed alone, not on the method: two runs that differ in their
+    method only start from the same student and see the same batches.
+
+    Raises:
+        ValueError, FileNotFoundError: data, weights or settings that do not fit; the message says which.
+    """
+    device = pick_device(recipe.train.device)
+    source = open_dataset(recipe.train_data)
+    validation = open_dataset(recipe.val_data) if recipe.val_data is not None else None
+    return assemble(recipe, source, validation, device, label)
+
+
+def assemble(
+    recipe: Recipe,
+    source: PoseSource,
+    validation: PoseSource | None,
+    device: torch.device,
+    label: str,
+    on_report: Callable[[EvalReport], None] | None = None,
+) -> Job:
+    """`build_job` on datasets that are already open; `on_report` gets every validation's whole evaluation."""
+    skeleton = source.records.skeleton
+    if validation is not None and validation.records.skeleton.keypoints != skeleton.keypoints:
+        raise ValueError(
+            f"train_data has the keypoints {list(skeleton.keypoints)}, "
+            f"val_data {list(validation.records.skeleton.keypoints)}"
+        )
+    torch.manual_seed(recipe.seed)
+    method = build_method(recipe, skeleton.num_keypoints, device)
+    student = method.student
+    assert isinstance(student, PoseModel)
+    facts = {"recipe": recipe_to_dict(recipe), "skeleton": asdict(skeleton)}
+    return Job(
+        learner=build_learner(recipe, method, device),
+        loader=build_loader(recipe, source, student.spec.size),
+        prepare=make_prepare(student, source, device, recipe.train),
+        validate=make_validate(recipe, validation, on_report) if validation is not None else _no_validation,
+        save_weights=lambda model, path, more: save_weights(cast(PoseModel, model), path, {**facts, **more}),
+        folder=Path(recipe.out),
+        settings=recipe.train,
+        schedule=recipe.schedule,
+        lr=recipe.optim.lr,
+        facts=facts,
+        label=label,
+    )
+
+
+def _no_validation(model: nn.Module) -> dict[str, float]:
+    raise AssertionError("a recipe without val_data never validates")  # Recipe refuses the other settings

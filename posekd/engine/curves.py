@@ -1,0 +1,69 @@
+"""Loss and AP curves as a picture, from the logs of one or several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Records = Sequence[Mapping[str, Any]]
+# colour-blind safe (Okabe and Ito)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
+    """Draws the training loss (left) and the validation AP (right) of each run against the step.
+
+    Args:
+        runs: name of a run -> the records of its `log.jsonl`.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    loss_axes, ap_axes = figure.subplots(1, 2)
+    for index, (name, records) in enumerate(runs.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        steps, losses = _label_loss(records)
+        loss_axes.plot(steps, losses, color=colour, label=name, lw=1.2)
+        scored = [r for r in records if r["kind"] == "validation"]
+        ap_axes.plot(
+            [r["step"] for r in scored],
+            [r["AP"] for r in scored],
+            color=colour,
+            label=name,
+            marker="o",
+            ms=3.5,
+            lw=1.2,
+        )
+    loss_axes.set(xlabel="step", ylabel="label loss in training, unweighted", yscale="log")
+    ap_axes.set(xlabel="step", ylabel="validation AP", ylim=(0, 1))
+    for axes in (loss_axes, ap_axes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure_to_png(figure, path)
+
+
+def _label_loss(records: Records) -> tuple[list[int], list[float]]:
+    """Steps, and a running mean of the unweighted label term, which all methods share (else of the loss)."""
+    weight = next((r["weights"].get("labels", 0) for r in records if r["kind"] == "start"), 0)
+    train = [r for r in records if r["kind"] == "train"]
+    values = [r["labels"] / weight if weight and "labels" in r else r["loss"] for r in train]
+    window = max(1, len(values) // 40)
+    means = [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - window) : i + 1])]
+    return [r["step"] for r in train], means
+
+
+def figure_to_png(figure: Figure, path: Path, dpi: int = 130) -> None:
+    """Saves a figure, whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=dpi, format="png")
+    partial.replace(path)

@@ -1,0 +1,80 @@
+"""Poses drawn on pictures, and sheets of such pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from posekd.engine.curves import figure_to_png
+from posekd.skeleton import Skeleton
+
+# Okabe and Ito's colour-blind safe colours: left orange, right blue, middle green
+LEFT, RIGHT, MIDDLE = (230, 159, 0), (0, 114, 178), (0, 158, 115)
+_FRACTION_BITS = 4  # cv2 draws at sixteenths of a pixel
+
+
+def draw_poses(
+    image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, zoom: int = 2, threshold: float = 0.2
+) -> np.ndarray:
+    """Draws the poses of a picture, enlarged.
+
+    Args:
+        image: uint8 RGB `[H, W, 3]`; not changed.
+        keypoints: `[P, K, 3]` (x, y, visibility or score) in pixels of the picture.
+        skeleton: the K keypoints.
+        zoom: factor of enlargement.
+        threshold: keypoints whose visibility or score is not above it are left out.
+
+    Returns:
+        uint8 RGB `[zoom H, zoom W, 3]`.
+    """
+    canvas = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    unit = 1 << _FRACTION_BITS
+    for person in np.asarray(keypoints, float).reshape(-1, skeleton.num_keypoints, 3):
+        shown = person[:, 2] > threshold
+        # pixel i of the picture spans zoom pixels of the canvas, its centre is at zoom * (i + 0.5) - 0.5
+        points = np.rint((zoom * (person[:, :2] + 0.5) - 0.5) * unit).astype(int)
+        for a, b in skeleton.edges:
+            if shown[a] and shown[b]:
+                ends = tuple(points[a].tolist()), tuple(points[b].tolist())
+                for colour, width in (((0, 0, 0), zoom + 3), (_edge_colour(skeleton, a, b), zoom + 1)):
+                    cv2.line(canvas, *ends, colour, width, cv2.LINE_AA, _FRACTION_BITS)
+        for k in np.flatnonzero(shown):
+            where, radius = tuple(points[k].tolist()), int(zoom * unit)
+            cv2.circle(canvas, where, radius + unit // 2, (0, 0, 0), -1, cv2.LINE_AA, _FRACTION_BITS)
+            cv2.circle(canvas, where, radius, (255, 255, 255), -1, cv2.LINE_AA, _FRACTION_BITS)
+    return canvas
+
+
+def _edge_colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
+    sides = {side for k in (a, b) for side in ("left", "right") if side in skeleton.keypoints[k].lower()}
+    if sides == {"left"}:
+        return LEFT
+    return RIGHT if sides == {"right"} else MIDDLE
+
+
+def save_sheet(columns: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
+    """Saves pictures as a PNG sheet: a titled column of pictures each, row by row the same scene.
+
+    Args:
+        columns: title -> pictures of equal size, uint8 RGB.
+        path: the file.
+    """
+    from matplotlib.figure import Figure
+
+    rows = max(len(pictures) for pictures in columns.values())
+    height, width = next(iter(columns.values()))[0].shape[:2]
+    inch = 3.2
+    figure = Figure(figsize=(inch * len(columns), inch * height / width * rows + 0.4))
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    grid = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (title, pictures) in enumerate(columns.items()):
+        grid[0][column].set_title(title, fontsize=11)
+        for row in range(rows):
+            grid[row][column].set_axis_off()
+            if row < len(pictures):
+                grid[row][column].imshow(pictures[row])
+    figure_to_png(figure, path, dpi=110)

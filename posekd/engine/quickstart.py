@@ -1,0 +1,171 @@
+"""The whole way on synthetic people: a teacher, a student without it and the same student with it, side by side.
+
+The three runs are ordinary ones. The teacher follows `configs/supervised/quickstart.yaml`, the distilled
+student `configs/mapd/quickstart.yaml`, the undistilled student that recipe with `method.name: supervised`:
+same initial weights, same batches, same steps. The networks of the last step are compared, none is picked by
+its validation score. Task, data and steps were fixed from the undistilled student's curve alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from posekd.data import PoseSource
+from posekd.engine.build import assemble, pick_device
+from posekd.engine.curves import plot_curves
+from posekd.engine.datasets import open_dataset
+from posekd.engine.drawing import draw_poses, save_sheet
+from posekd.engine.evaluate import EvalReport
+from posekd.engine.loop import fit
+from posekd.engine.progress import read_log
+from posekd.engine.recipe import Recipe, read_recipe, save_recipe
+from posekd.metrics import NUMBERS
+
+TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
+PICTURES = 4  # rows of poses.png
+NETWORKS = ("teacher", "distilled", "undistilled")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the three trainings.
+
+    Attributes:
+        recipe: what was done.
+        report: the evaluation of the last step's network.
+        parameters: of that network.
+        seconds: wall-clock, validations included.
+    """
+
+    recipe: Recipe
+    report: EvalReport
+    parameters: int
+    seconds: float
+
+    def numbers(self) -> dict[str, float]:
+        """The ten COCO numbers, parameters and seconds."""
+        assert self.report.coco is not None
+        return {**self.report.coco.numbers(), "parameters": self.parameters, "seconds": round(self.seconds, 1)}
+
+
+def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs all of it and writes checkpoints, `results.json`, `curves.png` and `poses.png` into a folder.
+
+    Args:
+        out: the folder; runs of an earlier quickstart in it are replaced.
+        seed: of the pictures, the weights, the order and the augmentation.
+        overrides: `--group.key value` words for both recipes (tests make them tiny).
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        ValueError: overrides that do not fit.
+    """
+    start, cpu_start = time.perf_counter(), time.process_time()
+    console = Console(stderr=True)
+    seeds = ["--seed", str(seed), "--train_data.seed", str(seed), "--val_data.seed", str(seed), *overrides]
+    weights = out / "teacher" / "last.safetensors"
+    teacher = read_recipe(TEACHER, [*seeds, "--out", str(out / "teacher")])
+    distilled = read_recipe(STUDENT, [*seeds, "--out", str(out / "distilled"), "--teacher.weights", str(weights)])
+    undistilled = replace(distilled, method=teacher.method, teacher=None, out=str(out / "undistilled"))
+    console.print("quickstart: drawing synthetic people", highlight=False)
+    training, validation = open_dataset(distilled.train_data), open_dataset(distilled.val_data)
+    drawn = time.perf_counter() - start
+    persons = {"train": len(training.records), "validation": len(validation.records)}
+    console.print(
+        f"quickstart: {persons['train']} persons to train on, {persons['validation']} to validate on ({drawn:.0f} s)",
+        highlight=False,
+    )
+    recipes = {"teacher": teacher, "undistilled": undistilled, "distilled": distilled}
+    runs = {name: _train(name, recipe, training, validation) for name, recipe in recipes.items()}
+    results: dict[str, Any] = {name: runs[name].numbers() for name in NETWORKS}
+    results["gain"] = results["distilled"]["AP"] - results["undistilled"]["AP"]
+    results |= {"seed": seed, "persons": persons, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    plot_curves({name: read_log(out / name / "log.jsonl") for name in runs}, out / "curves.png")
+    _draw(runs, validation, out / "poses.png")
+    results["seconds"] = round(time.perf_counter() - start, 1)
+    results["cpu_seconds"] = round(time.process_time() - cpu_start, 1)
+    _write(results, out / "results.json")
+    report(results, out)
+    return results
+
+
+def _train(name: str, recipe: Recipe, training: PoseSource, validation: PoseSource) -> Run:
+    folder = Path(recipe.out)
+    if (folder / "recipe.yaml").is_file():  # an earlier quickstart's
+        shutil.rmtree(folder)
+    start = time.perf_counter()
+    reports: list[EvalReport] = []
+    job = assemble(recipe, training, validation, pick_device(recipe.train.device), name, reports.append)
+    save_recipe(recipe, folder / "recipe.yaml")
+    fit(job)
+    parameters = sum(parameter.numel() for parameter in job.learner.method.student.parameters())
+    return Run(recipe, reports[-1], parameters, time.perf_counter() - start)
+
+
+def _draw(runs: dict[str, Run], validation: PoseSource, path: Path) -> None:
+    """The first pictures with several persons, labels and the three networks side by side."""
+    records = validation.records
+    skeleton = records.skeleton
+    people = np.bincount(records.image_rows, minlength=records.num_images)
+    rows = np.argsort(people < 2, kind="stable")[:PICTURES]
+    labels = {row: records.keypoints[records.image_rows == row] for row in rows}
+    columns = {"labels": [draw_poses(validation.load_image(row), labels[row], skeleton) for row in rows]}
+    for name in NETWORKS:
+        coco = runs[name].report.coco
+        title = f"{name}  AP {coco.AP:.3f}" if coco is not None else name
+        columns[title] = [
+            draw_poses(validation.load_image(row), _poses(runs[name].report, int(records.image_ids[row])), skeleton)
+            for row in rows
+        ]
+    save_sheet(columns, path)
+
+
+def _poses(report: EvalReport, image_id: int) -> np.ndarray:
+    found = [result["keypoints"] for result in report.results if result["image_id"] == image_id]
+    return np.array(found, float).reshape(len(found), -1)
+
+
+def _write(results: dict[str, Any], path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def report(results: dict[str, Any], out: Path) -> None:
+    """Prints the numbers, and in one sentence what distillation changed, gain or loss."""
+    console = Console()
+    table = Table(title=f"quickstart, seed {results['seed']}: {results['persons']['validation']} persons")
+    table.add_column()
+    columns = [results[name] for name in NETWORKS]
+    for name in NETWORKS:
+        table.add_column(name, justify="right")
+    for key in NUMBERS:
+        table.add_row(key, *(f"{numbers[key]:.3f}" for numbers in columns))
+    table.add_row("parameters", *(f"{numbers['parameters']:,}" for numbers in columns))
+    table.add_row("seconds", *(f"{numbers['seconds']:.0f}" for numbers in columns))
+    console.print(table)
+    gain = results["gain"]
+    change = "raised" if gain > 0 else "lowered" if gain < 0 else "left"
+    before, after = results["undistilled"]["AP"], results["distilled"]["AP"]
+    sentence = f"Distillation {change} the student's AP: {before:.3f} -> {after:.3f} ({gain:+.3f})."
+    console.print(sentence, highlight=False)
+    console.print(
+        f"{results['seconds']:.0f} s on {results['threads']} CPU threads. Look at {out / 'poses.png'} and "
+        f"{out / 'curves.png'}; numbers in {out / 'results.json'}.",
+        highlight=False,
+        soft_wrap=True,
+    )

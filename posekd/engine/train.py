@@ -1,0 +1,88 @@
+"""`train(recipe)`: a run from its recipe, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from posekd.engine import checkpoint
+from posekd.engine.build import build_job
+from posekd.engine.loop import Job, fit, load_state_dict
+from posekd.engine.recipe import Recipe, recipe_to_dict, save_recipe
+
+
+def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
+    """Trains by a recipe. The run's folder then holds
+
+        recipe.yaml          the resolved recipe
+        log.jsonl            one record per `log_every` steps and per validation
+        tensorboard/         the same as scalars
+        curves.png           loss and AP
+        best.safetensors     the student of the best AP, and its card best.json
+        last.safetensors     the student of the last step
+        checkpoints/         the state of the last steps, to resume from
+
+    Args:
+        recipe: what to do.
+        resume: `auto` for the newest checkpoint of the run's folder (or from the start if there is none), or
+            the path of one; `None` starts a new run.
+
+    Returns:
+        The ten numbers of the last validation, if there was one.
+
+    Raises:
+        FileExistsError: a new run in a folder that already holds one.
+        FileNotFoundError, ValueError: data, weights, checkpoint or settings that do not fit.
+    """
+    folder = Path(recipe.out)
+    state = _state_to_resume(folder, resume)
+    if state is not None:
+        _report_changes(state["facts"]["recipe"], recipe_to_dict(recipe))
+    job = build_job(recipe, label=recipe.student.name)
+    if state is not None:
+        resume_job(job, state)
+    save_recipe(recipe, folder / "recipe.yaml")
+    return fit(job)
+
+
+def resume_job(job: Job, state: dict[str, Any]) -> None:
+    """Puts a fresh job where a checkpoint left it.
+
+    Raises:
+        ValueError: the checkpoint is of another student, or past the end of this recipe.
+    """
+    load_state_dict(job, state)
+    if job.learner.step > job.total_steps:
+        raise ValueError(
+            f"the checkpoint is at step {job.learner.step}, and this recipe ends at step {job.total_steps}"
+        )
+
+
+def _state_to_resume(folder: Path, resume: str | None) -> dict[str, Any] | None:
+    checkpoints = folder / "checkpoints"
+    if resume is None:
+        if checkpoint.list_checkpoints(checkpoints):
+            raise FileExistsError(
+                f"{folder} already holds a run: go on with --resume auto, or choose another --out for a new one"
+            )
+        return None
+    if resume != "auto":
+        return checkpoint.load_state(Path(resume))
+    found = checkpoint.load_latest(checkpoints)
+    return None if found is None else found[1]
+
+
+def _report_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Warns when a run goes on under another recipe than it began with."""
+    before, now = _flat(old), _flat(new)
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "out"]
+    if changed:
+        facts = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+        warnings.warn(f"resuming under a changed recipe: {facts}", stacklevel=3)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {k: v for key, below in values.items() for k, v in _flat(below, f"{prefix}.{key}".lstrip(".")).items()}

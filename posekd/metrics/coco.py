@@ -1,0 +1,194 @@
+"""The COCO keypoint metric: the ten official numbers, by pycocotools, for any number of keypoints."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from pycocotools import coco as pycoco
+from pycocotools.cocoeval import COCOeval
+
+from posekd.metrics.coco_files import Labels, Source, read_labels, read_results, resolve_sigmas
+from posekd.metrics.keypoint_table import KeypointScore, keypoint_scores
+
+NUMBERS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+"""The ten numbers in the order of `COCOeval.stats`."""
+
+
+@dataclass(frozen=True)
+class PersonScore:
+    """What became of one labelled person.
+
+    Attributes:
+        image_id: its image.
+        annotation_id: its id in the label file.
+        area: its labelled area in square pixels (medium is 32^2 to 96^2, large above).
+        labelled: number of labelled joints.
+        oks: the best OKS of any prediction in its image, whoever that was matched to; 0 without a prediction.
+        found: whether the official greedy assignment matched it at OKS 0.5.
+    """
+
+    image_id: int
+    annotation_id: int
+    area: float
+    labelled: int
+    oks: float
+    found: bool
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """The ten official numbers, each in 0..1, or -1 where nobody of that size is labelled (official rule).
+
+    Attributes:
+        AP: precision averaged over OKS thresholds 0.50, 0.55 ... 0.95, with at most 20 predictions an image.
+        AP50: at threshold 0.50.
+        AP75: at threshold 0.75.
+        APM: for people of medium area, 32^2 to 96^2 square pixels.
+        APL: for people of large area, above that. (Small people count in AP, but have no number.)
+        AR: recall, likewise; and so AR50, AR75, ARM, ARL.
+        predictions: number of predictions that were scored.
+        people: one entry per labelled person (crowds and people without labelled joints are not scored).
+        keypoints: one entry per keypoint.
+        note: a sentence where the numbers need one, else empty.
+    """
+
+    AP: float
+    AP50: float
+    AP75: float
+    APM: float
+    APL: float
+    AR: float
+    AR50: float
+    AR75: float
+    ARM: float
+    ARL: float
+    predictions: int = 0
+    people: tuple[PersonScore, ...] = ()
+    keypoints: tuple[KeypointScore, ...] = ()
+    note: str = ""
+
+    def numbers(self) -> dict[str, float]:
+        """The ten numbers by name, in the official order."""
+        return {name: getattr(self, name) for name in NUMBERS}
+
+
+def evaluate_coco(
+    ground_truth: Mapping[str, Any] | Source,
+    results: Sequence[Mapping[str, Any]] | Source,
+    sigmas: Sequence[float] | None = None,
+) -> CocoResult:
+    """Scores keypoint results as the COCO server does (pycocotools, `iouType="keypoints"`).
+
+    Neither argument is changed, and nothing is printed.
+
+    Args:
+        ground_truth: a COCO keypoint file, or its content. All its images count, also those without results.
+            Where several categories have keypoints, as many each, they are scored one by one and averaged.
+        results: a list of `{image_id, category_id, keypoints: 3K numbers, score}`, or the JSON file of one.
+        sigmas: K OKS constants; default: COCO's for COCO's 17 keypoints, else 0.05 each with a warning.
+
+    Raises:
+        NoLabelsError: the ground truth has no annotations (test-dev).
+        ValueError: results for images that the ground truth does not list, NaN, a wrong number of keypoints
+            or sigmas, or labels that cannot be scored.
+    """
+    labels = read_labels(ground_truth)
+    constants = resolve_sigmas(labels, sigmas)
+    detections = read_results(results, labels)
+    run = _run(labels, detections, np.asarray(constants))
+    people, pairs = _people(labels, run)
+    by_id = {a["id"]: a for a in labels.annotations}
+    table = keypoint_scores(
+        labels.keypoints,
+        constants,
+        [by_id[i] for i in people],
+        [(by_id[gt], detections[dt - 1]) for gt, dt in pairs],
+    )
+    numbers: dict[str, Any] = {name: float(v) for name, v in zip(NUMBERS, run.stats, strict=True)}
+    return CocoResult(
+        **numbers,
+        predictions=len(detections),
+        people=tuple(people.values()),
+        keypoints=table,
+        note=_note(len(detections), len(people)),
+    )
+
+
+def _quiet(cls: type, *methods: str) -> Any:
+    """A subclass whose `methods` do not print, as pycocotools does while it works.
+
+    They run the same code with another `print` in their module's names. (Replacing `sys.stdout` meanwhile
+    would also silence other threads, and can crash one that is printing: CPython then frees its stream.)
+    """
+    names = {**vars(sys.modules[cls.__module__]), "print": lambda *_, **__: None}
+    originals = {m: getattr(cls, m) for m in methods}
+    copies = {m: FunctionType(f.__code__, names, m, f.__defaults__, f.__closure__) for m, f in originals.items()}
+    names[cls.__name__] = type(cls.__name__, (cls,), copies)  # also for instances that they make themselves
+    return names[cls.__name__]
+
+
+_Index = _quiet(pycoco.COCO, "createIndex", "loadRes")
+_Eval = _quiet(COCOeval, "evaluate", "accumulate", "summarize")
+
+
+def _run(labels: Labels, detections: list[dict[str, Any]], sigmas: np.ndarray) -> COCOeval:
+    truth = _Index()
+    truth.dataset = {
+        "images": [{"id": i} for i in labels.image_ids],
+        "categories": list(labels.categories),
+        "annotations": list(labels.annotations),
+    }
+    truth.createIndex()
+    if detections:
+        found = truth.loadRes(detections)  # numbers the detections from 1
+    else:  # loadRes looks at the first result
+        found = _Index()
+        found.dataset = {**truth.dataset, "annotations": []}
+        found.createIndex()
+    run = _Eval(truth, found, "keypoints")
+    run.params.kpt_oks_sigmas = sigmas  # hard-coded to COCO's 17 otherwise
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return run
+
+
+def _people(labels: Labels, run: COCOeval) -> tuple[dict[int, PersonScore], list[tuple[int, int]]]:
+    """Scored people by (renumbered) annotation id, and the (annotation, detection) ids matched at OKS 0.5."""
+    everyone = run.params.areaRng[0]
+    matched: dict[int, int] = {}
+    scored: set[int] = set()
+    for image in run.evalImgs:
+        if image is None or image["aRng"] != everyone:
+            continue
+        for gt, dt, ignored in zip(image["gtIds"], image["gtMatches"][0], image["gtIgnore"], strict=True):
+            if not ignored:
+                scored.add(gt)
+                if dt:
+                    matched[gt] = int(dt)
+    groups = defaultdict(list)
+    for annotation in labels.annotations:
+        groups[annotation["image_id"], annotation["category_id"]].append(annotation)
+    people = {}
+    for key, group in groups.items():
+        similarity = np.asarray(run.ious[key]).reshape(-1, len(group))  # predictions x people
+        best = similarity.max(axis=0, initial=0.0)
+        for a, oks in zip(group, best, strict=True):
+            if a["id"] in scored:
+                person = (a["image_id"], a["source_id"], a["area"], int(a["num_keypoints"]), float(oks))
+                people[a["id"]] = PersonScore(*person, found=a["id"] in matched)
+    return people, sorted(matched.items())
+
+
+def _note(predictions: int, people: int) -> str:
+    if not people:
+        return "no labelled person in these images: every number is -1"
+    if not predictions:
+        return f"no predictions for {people} labelled people: AP and AR are 0"
+    return ""

@@ -1,0 +1,135 @@
+"""Object keypoint similarity and the two rules that turn top-down poses into detections.
+
+The similarity is that of the COCO keypoint task (cocodataset/cocoapi, `COCOeval.computeOks`); duplicate
+removal and rescoring are those of HRNet's evaluation, which SimpleBaseline, FPD, ELPN and MAPD share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+_EPS = float(np.spacing(1.0))  # what the official code adds to an area
+
+
+def keypoint_similarity(points: ArrayLike, others: ArrayLike, areas: ArrayLike, sigmas: ArrayLike) -> Floats:
+    """Similarity of corresponding keypoints, `exp(-d^2 / (2 area (2 sigma)^2))`.
+
+    Args:
+        points: `[..., K, >=2]` (x, y) in pixels; further columns are ignored.
+        others: the same, broadcast against `points`.
+        areas: `[...]` squared object scale in square pixels, broadcast against the leading axes.
+        sigmas: `[K]` OKS constants.
+
+    Returns:
+        float64 `[..., K]` in 0..1; 1 where the keypoints coincide.
+    """
+    a = np.asarray(points, dtype=np.float64)[..., :2]
+    b = np.asarray(others, dtype=np.float64)[..., :2]
+    variances = (2 * np.asarray(sigmas, dtype=np.float64)) ** 2
+    area = np.asarray(areas, dtype=np.float64)[..., None] + _EPS
+    squared = ((a - b) ** 2).sum(axis=-1)
+    return np.exp(-squared / variances / area / 2)
+
+
+def oks(
+    poses: ArrayLike,
+    areas: ArrayLike,
+    others: ArrayLike,
+    other_areas: ArrayLike,
+    sigmas: ArrayLike,
+) -> Floats:
+    """OKS between predicted poses: the mean similarity of all K keypoints.
+
+    The area of a pair is the mean of the two areas, as in HRNet's NMS. (Against labels, pycocotools takes the
+    label's area and the labelled keypoints only: see `posekd.metrics.coco`.)
+
+    Args:
+        poses: `[N, K, >=2]` (x, y) in pixels.
+        areas: `[N]` in square pixels.
+        others: `[M, K, >=2]`.
+        other_areas: `[M]`.
+        sigmas: `[K]`.
+
+    Returns:
+        float64 `[N, M]` in 0..1.
+    """
+    a, b = np.asarray(poses, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    pair = (np.asarray(areas, dtype=np.float64)[:, None] + np.asarray(other_areas, dtype=np.float64)[None]) / 2
+    return keypoint_similarity(a[:, None], b[None], pair, sigmas).mean(axis=-1)
+
+
+def oks_nms(
+    poses: ArrayLike,
+    scores: ArrayLike,
+    areas: ArrayLike,
+    sigmas: ArrayLike,
+    threshold: float = 0.9,
+) -> NDArray[np.int64]:
+    """Greedy removal of duplicate poses of one image (HRNet's `oks_nms`).
+
+    Poses are visited by descending score (the earlier of two equal ones first); each that is still there
+    stays and removes every later pose whose OKS with it is above `threshold`. A pose exactly at it is kept.
+
+    Args:
+        poses: `[N, K, >=2]` (x, y) in pixels. All K keypoints count, seen or not.
+        scores: `[N]`.
+        areas: `[N]` in square pixels.
+        sigmas: `[K]` OKS constants.
+        threshold: in 0..1; 1 removes nothing.
+
+    Returns:
+        int64 indices of the kept poses, by descending score.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or values that are not finite.
+    """
+    p = np.asarray(poses, dtype=np.float64)
+    s, a = np.asarray(scores, dtype=np.float64), np.asarray(areas, dtype=np.float64)
+    _check_poses(p, s, a, np.asarray(sigmas, dtype=np.float64))
+    order = np.argsort(-s, kind="stable")
+    kept = []
+    while order.size:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        overlap = oks(p[best][None], a[best][None], p[order], a[order], sigmas)[0]
+        order = order[overlap <= threshold]
+    return np.asarray(kept, dtype=np.int64)
+
+
+def rescore(box_scores: ArrayLike, joint_scores: ArrayLike, threshold: float = 0.2) -> Floats:
+    """Score of a top-down pose: box score times the mean of its joint scores above `threshold`.
+
+    Args:
+        box_scores: `[N]`.
+        joint_scores: `[N, K]`, heatmap maxima.
+        threshold: joints at or below it do not count; a pose without any joint above it scores 0.
+
+    Returns:
+        float64 `[N]`.
+    """
+    joints = np.asarray(joint_scores, dtype=np.float64)
+    counted = joints > threshold
+    total = np.where(counted, joints, 0.0).sum(axis=-1)
+    return np.asarray(box_scores, dtype=np.float64) * total / np.maximum(counted.sum(axis=-1), 1)
+
+
+def _check_poses(poses: Floats, scores: Floats, areas: Floats, sigmas: Floats) -> None:
+    if poses.ndim != 3 or poses.shape[2] < 2:
+        raise ValueError(f"poses must be [N, K, 2 or more] (x, y, ...), got shape {poses.shape}")
+    expected: Sequence[tuple[str, Floats, int]] = (
+        ("scores", scores, poses.shape[0]),
+        ("areas", areas, poses.shape[0]),
+        ("sigmas", sigmas, poses.shape[1]),
+    )
+    for name, values, length in expected:
+        if values.shape != (length,):
+            raise ValueError(f"{name} must have shape ({length},) for poses {poses.shape}, got {values.shape}")
+    for name, values in (("poses", poses[..., :2]), ("scores", scores), ("areas", areas)):
+        if not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise ValueError(f"{name} hold a value that is not finite, first in row {row}: {values[row].tolist()}")

@@ -1,0 +1,97 @@
+"""What every model of the house carries, and how its configuration becomes a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from posekd.structures import InputSpec
+
+
+class ModelConfig(Protocol):
+    """A frozen dataclass of one family's settings; every one has a `spec`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input that the network wants by default."""
+
+
+class PoseModel(nn.Module):
+    """A network with the facts that training, evaluation and export need.
+
+    Attributes:
+        family: class attribute, the name of the architecture in cards.
+        head_prefixes: class attribute, starts of the state-dict keys that an ImageNet checkpoint cannot have.
+        config: the settings it was built from.
+        num_keypoints: K, the number of keypoints it predicts.
+        name: the name it was created by.
+    """
+
+    family: ClassVar[str]
+    head_prefixes: ClassVar[tuple[str, ...]] = ()
+    config: Any  # a ModelConfig; each family narrows it
+    num_keypoints: int
+    name: str
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input that the network wants: size, normalisation, channel order."""
+        return self.config.spec
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The settings as plain JSON values (tuples become lists, as they do in a JSON file)."""
+    return _jsonable(asdict(config))  # type: ignore[call-overload]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    return [_jsonable(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def model_card(model: PoseModel) -> dict[str, Any]:
+    """What is needed to build `model` again: name, family, number of keypoints, settings."""
+    return {
+        "name": model.name,
+        "family": model.family,
+        "num_keypoints": model.num_keypoints,
+        "config": config_to_dict(model.config),
+    }
+
+
+def check_counts(config: ModelConfig, names: Iterable[str]) -> None:
+    """Refuses settings that should be positive integers (or tuples of them) and are not.
+
+    Raises:
+        ValueError: names the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, bool) or not isinstance(item, int) or item < 1:
+                raise ValueError(f"{name} must be a positive integer, or a tuple of them; got {value!r}")
+
+
+def check_size(size: tuple[int, int], stride: int) -> None:
+    """Refuses an input size that does not divide evenly down to the coarsest feature map.
+
+    Args:
+        size: `(height, width)` in pixels.
+        stride: input pixels per pixel of the coarsest map.
+
+    Raises:
+        ValueError: names the size and the nearest sizes that work.
+    """
+    height, width = size
+    if height < 1 or width < 1 or height % stride or width % stride:
+        near = tuple(max(stride, round(side / stride) * stride) for side in size)
+        raise ValueError(
+            f"input height and width must be multiples of {stride}, got {height}x{width}; "
+            f"the nearest that works is {near[0]}x{near[1]}"
+        )

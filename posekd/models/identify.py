@@ -1,0 +1,80 @@
+"""Why a checkpoint does not fit, in words a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posekd.models.base import PoseModel, model_card
+from posekd.models.zoo import MODELS, build
+
+_SHOWN = 4
+_HEAD = "final_layer."
+
+
+def describe_mismatch(model: PoseModel, state: Mapping[str, Tensor], card: Mapping[str, Any] | None) -> str:
+    """Says what is missing, unexpected or of another shape, and what the file seems to be.
+
+    Args:
+        model: the model that was to be filled.
+        state: the checkpoint.
+        card: the model card beside it, if any.
+    """
+    own = model.state_dict()
+    differ = [
+        f"{k} (file {tuple(state[k].shape)}, model {tuple(own[k].shape)})"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    parts = [
+        few("missing", [k for k in own if k not in state]),
+        few("unexpected", [k for k in state if k not in own]),
+        few("other shape", differ),
+    ]
+    guess = _card_says(model, card) if card else identify(state)
+    return "; ".join(filter(None, parts)) + (f". {guess}" if guess else "")
+
+
+def few(what: str, keys: Collection[str]) -> str:
+    """`3 missing: a, b, c`, with the first few keys; empty for none."""
+    if not keys:
+        return ""
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{len(keys)} {what}: {', '.join(list(keys)[:_SHOWN])}{more}"
+
+
+def _card_says(model: PoseModel, card: Mapping[str, Any]) -> str:
+    """How the card's model differs from `model`."""
+    mine = model_card(model)
+    text = f"Its card says {card.get('name')!r} with {card.get('num_keypoints')} keypoints"
+    theirs = card.get("config", {})
+    differ = [k for k, v in mine["config"].items() if k in theirs and theirs[k] != v]
+    if card.get("family") != mine["family"] or not differ:
+        return text
+    return f"{text} and " + ", ".join(f"{k}={theirs[k]} (here {mine['config'][k]})" for k in differ)
+
+
+def identify(state: Mapping[str, Tensor]) -> str:
+    """The model that a state dict seems to be for, as a sentence; empty if it cannot be told."""
+    if "classifier.weight" in state or "fc.weight" in state:
+        return "It looks like an ImageNet classifier: use init_backbone to start a backbone from it"
+    if "final_layers.0.weight" in state and "deconv_layers.0.0.0.weight" in state:
+        return "It looks like a HigherHRNet (bottom-up) checkpoint"
+    if f"{_HEAD}weight" not in state:
+        return ""
+    backbone = {k: v.shape for k, v in state.items() if not k.startswith(_HEAD)}
+    for name in MODELS:
+        if _backbone_shapes(name) == backbone:
+            return f"It looks like {name!r} with {state[f'{_HEAD}weight'].shape[0]} keypoints"
+    return ""
+
+
+@cache
+def _backbone_shapes(name: str) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = build(name, MODELS[name], num_keypoints=1)
+    return {k: v.shape for k, v in model.state_dict().items() if not k.startswith(_HEAD)}

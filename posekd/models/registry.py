@@ -1,0 +1,130 @@
+"""Models by name: `create_model("elpn_v1", num_keypoints=20, width=24)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from posekd.models.base import ModelConfig, PoseModel
+from posekd.models.weights import load_weights, read_card
+from posekd.models.zoo import MODELS, build, did_you_mean, family_config
+from posekd.structures import InputSpec
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows, sorted."""
+    return sorted(MODELS)
+
+
+def create_model(
+    name: str, num_keypoints: int = 17, weights: str | os.PathLike[str] | None = None, **overrides: Any
+) -> PoseModel:
+    """Builds a model in training mode.
+
+    Args:
+        name: one of `list_models()`.
+        num_keypoints: K, the number of keypoints to predict.
+        weights: a checkpoint to load strictly (see `load_weights`); fresh weights without.
+        overrides: settings of the model's configuration by name, as `width=8, modules=(1, 1, 1)`; `size`
+            is short for the `size` of its `spec`, and `spec` may be a mapping of the fields to change.
+
+    Raises:
+        ValueError: unknown name or setting (the nearest valid one is named), a value that cannot be, or a
+            checkpoint that does not fit.
+        FileNotFoundError: no checkpoint at `weights`.
+    """
+    model = build(name, override(_config(name), overrides, name), num_keypoints)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _config(name: str) -> ModelConfig:
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, MODELS)}")
+    return MODELS[name]
+
+
+def override(config: ModelConfig, overrides: Mapping[str, Any], name: str = "this model") -> Any:
+    """A copy of `config` with some settings changed; lists, as JSON and YAML have them, become tuples.
+
+    Raises:
+        ValueError: unknown setting or a value that cannot be.
+    """
+    known = [f.name for f in fields(config)]  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key not in known and key != "size":
+            raise ValueError(f"{name} has no setting {key!r}{did_you_mean(key, [*known, 'size'])}")
+        if key not in ("spec", "size"):
+            changes[key] = _checked(key, value, getattr(config, key))
+    if "spec" in overrides or "size" in overrides:
+        changes["spec"] = _spec(config.spec, overrides)
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _checked(key: str, value: Any, old: Any) -> Any:
+    """`value` for a setting that is `old` now; only a kind that the setting can have passes."""
+    value = tuple(value) if isinstance(value, list) else value
+    if isinstance(old, (bool, str)) and not isinstance(value, type(old)):
+        raise ValueError(f"{key} must be of type {type(old).__name__}, got {value!r}")
+    if isinstance(old, tuple) != isinstance(value, tuple) and old is not None and value is not None:
+        raise ValueError(f"{key} must be {'a tuple' if isinstance(old, tuple) else 'one number'}, got {value!r}")
+    return value
+
+
+def _spec(spec: InputSpec, overrides: Mapping[str, Any]) -> InputSpec:
+    changes: Any = overrides.get("spec", {})
+    if isinstance(changes, InputSpec):
+        spec, changes = changes, {}
+    known = [f.name for f in fields(InputSpec)]
+    for key in changes:
+        if key not in known:
+            raise ValueError(f"an input spec has no field {key!r}{did_you_mean(key, known)}")
+    changes = {**changes, **({"size": overrides["size"]} if "size" in overrides else {})}
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    new: InputSpec = replace(spec, **changes)
+    if not isinstance(new.size, tuple) or len(new.size) != 2 or not all(isinstance(side, int) for side in new.size):
+        raise ValueError(f"size is (height, width) in whole pixels, got {new.size!r}")
+    return new
+
+
+def create_model_from_card(card: Mapping[str, Any], weights: str | os.PathLike[str] | None = None) -> PoseModel:
+    """Builds the model that a card describes (see `model_card`), whether or not its name is still known.
+
+    Args:
+        card: a model card, or a checkpoint's card with the model card under "model".
+        weights: a checkpoint to load strictly.
+
+    Raises:
+        ValueError: the card lacks an entry, or holds one that is unknown here.
+    """
+    card = card.get("model", card)
+    missing = [key for key in ("name", "family", "num_keypoints", "config") if key not in card]
+    if missing:
+        raise ValueError(f"not a model card: it has no {', '.join(missing)}; it has {', '.join(card) or 'nothing'}")
+    config = override(family_config(card["family"]), card["config"], f"family {card['family']!r}")
+    model = build(card["name"], config, card["num_keypoints"])
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_model(path: str | os.PathLike[str]) -> PoseModel:
+    """Builds and loads a model that `save_weights` wrote, from its card and weights.
+
+    Args:
+        path: the `.safetensors` file; its card stands beside it as `.json`.
+
+    Raises:
+        FileNotFoundError: weights or card are missing.
+        ValueError: either cannot be read, or they do not fit each other.
+    """
+    card = read_card(path)
+    if card is None:
+        raise FileNotFoundError(
+            f"{path} has no card (.json) beside it; create the model by name and pass the file as `weights`"
+        )
+    return create_model_from_card(card, path)

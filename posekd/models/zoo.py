@@ -1,0 +1,64 @@
+"""The named configurations, and which class builds which kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from posekd.models.base import ModelConfig, PoseModel
+from posekd.models.elpn import ELPN_V1, ELPN_V2, TABLE_4, TABLE_5
+from posekd.models.hrnet import HRNET_W32, HRNET_W48, HRNet, HRNetConfig
+from posekd.models.simplebaseline import (
+    SIMPLEBASELINE_R50,
+    SIMPLEBASELINE_R101,
+    SIMPLEBASELINE_R152,
+    SimpleBaseline,
+    SimpleBaselineConfig,
+)
+
+MODELS: dict[str, ModelConfig] = {
+    "hrnet_w32": HRNET_W32,
+    "hrnet_w48": HRNET_W48,
+    "simplebaseline_r50": SIMPLEBASELINE_R50,
+    "simplebaseline_r101": SIMPLEBASELINE_R101,
+    "simplebaseline_r152": SIMPLEBASELINE_R152,
+    "elpn_v1": ELPN_V1,
+    "elpn_v2": ELPN_V2,
+    **TABLE_4,
+    **TABLE_5,
+}
+
+_FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
+    HRNet.family: (HRNetConfig, HRNet),
+    SimpleBaseline.family: (SimpleBaselineConfig, SimpleBaseline),
+}
+
+
+def build(name: str, config: ModelConfig, num_keypoints: int) -> PoseModel:
+    """The network of a configuration, with fresh weights; its class follows from the configuration's."""
+    if isinstance(num_keypoints, bool) or not isinstance(num_keypoints, int) or num_keypoints < 1:
+        raise ValueError(f"num_keypoints must be a positive integer, got {num_keypoints!r}")
+    for config_class, model_class in _FAMILIES.values():
+        if isinstance(config, config_class):
+            return model_class(config, num_keypoints, name)
+    raise TypeError(f"no model is built from a {type(config).__name__}")
+
+
+def family_config(family: str) -> ModelConfig:
+    """The default configuration of a family named in a card.
+
+    Raises:
+        ValueError: no such family.
+    """
+    if family not in _FAMILIES:
+        raise ValueError(f"unknown model family {family!r}{did_you_mean(family, _FAMILIES)}")
+    return _FAMILIES[family][0]()
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The end of an error message: the nearest valid word, then all of them."""
+    words = sorted(words)
+    near = get_close_matches(word, words, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{hint} Valid: {', '.join(words)}"

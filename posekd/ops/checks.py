@@ -1,0 +1,63 @@
+"""Validation shared by the ops: the one place where arguments are checked, with the offending value in the message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(name: str, value: object, dims: str, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
+    """Checks that `value` is a tensor with the dimensions in `dims` (such as `"B K H W"`) and an allowed dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    expected = dims.split()
+    if value.ndim != len(expected):
+        raise ValueError(
+            f"{name} must have {len(expected)} dimensions [{', '.join(expected)}], got shape {tuple(value.shape)}"
+        )
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must be {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+
+
+def check_shape(name: str, value: Tensor, shape: Sequence[int], like: str) -> None:
+    """Checks that `value` has `shape`, which is that of the argument named `like`."""
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)} to match {like}, got {tuple(value.shape)}")
+
+
+def check_device(name: str, value: Tensor, other: Tensor, like: str) -> None:
+    """Checks that `value` is on the device of `other`."""
+    if value.device != other.device:
+        raise ValueError(f"{name} is on {value.device}, but {like} is on {other.device}: move one of them")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Checks that `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Checks that `value` is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_dtype(name: str, value: object, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
+    """Checks that `value` is one of `dtypes`."""
+    if value not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must be {allowed}, got {str(value).removeprefix('torch.')}")
+
+
+def check_size(name: str, value: Sequence[int]) -> None:
+    """Checks that `value` is `(height, width)`, both at least 1."""
+    if len(value) != 2 or value[0] < 1 or value[1] < 1:
+        raise ValueError(f"{name} must be (height, width), both at least 1, got {tuple(value)}")

@@ -1,0 +1,180 @@
+"""Corner pooling (CornerNet, Law and Deng 2018): running maxima along columns or rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posekd.ops import checks, library
+from posekd.ops.reference import corner_pool as definition
+
+DIRECTIONS = ("top", "bottom", "left", "right")  # in the order of csrc/corner_pool/corner_pool.h
+TIES = ("first", "last")
+
+
+def _outputs(x: Tensor, keep_heads: bool) -> tuple[Tensor, Tensor]:
+    N, C, H, W = x.shape
+    heads_shape = (N, C, H, (W + 31) // 32) if keep_heads else (0,)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty(heads_shape, dtype=torch.int32)
+
+
+def _forward_kernel(
+    x: Tensor, other: Tensor | None, direction: int, last_wins: bool, keep_heads: bool
+) -> tuple[Tensor, Tensor]:
+    y, heads = _outputs(x, keep_heads)
+    library.core().corner_pool_forward(
+        x.contiguous(), None if other is None else other.contiguous(), y, heads if keep_heads else None,
+        direction, last_wins, library.threads(),
+    )  # fmt: skip
+    return y, heads
+
+
+def _forward_reference(
+    x: Tensor, other: Tensor | None, direction: int, last_wins: bool, keep_heads: bool
+) -> tuple[Tensor, Tensor]:
+    name, ties = DIRECTIONS[direction], TIES[int(last_wins)]
+    y = definition.corner_pool(x, name, ties).contiguous()
+    _, heads = _outputs(x, keep_heads)
+    if keep_heads:
+        heads = definition.pack_bits(definition.corner_pool_heads(x, name, ties))
+    return (y if other is None else (other + y).contiguous()), heads
+
+
+def _forward_fake(
+    x: Tensor, other: Tensor | None, direction: int, last_wins: bool, keep_heads: bool
+) -> tuple[Tensor, Tensor]:
+    return _outputs(x, keep_heads)
+
+
+def _backward_kernel(dy: Tensor, heads: Tensor, direction: int) -> Tensor:
+    dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
+    library.core().corner_pool_backward(dy.contiguous(), heads.contiguous(), dx, direction, library.threads())
+    return dx
+
+
+def _backward_reference(dy: Tensor, heads: Tensor, direction: int) -> Tensor:
+    bits = definition.unpack_bits(heads, dy.shape[3])
+    return definition.corner_pool_backward(dy, bits, DIRECTIONS[direction]).contiguous()
+
+
+def _backward_fake(dy: Tensor, heads: Tensor, direction: int) -> Tensor:
+    return torch.empty_like(dy, memory_format=torch.contiguous_format)
+
+
+def _supports(x: Tensor, *rest: Any) -> bool:
+    """The device kernels have no float64; an empty batch has nothing to launch for."""
+    on_device = x.device.type == "cuda" or library.emulated()
+    return x.numel() > 0 and not (x.dtype == torch.float64 and on_device)
+
+
+_forward = library.define(
+    "corner_pool(Tensor x, Tensor? other, int direction, bool last_wins, bool keep_heads) -> (Tensor, Tensor)",
+    kernel=_forward_kernel,
+    reference=_forward_reference,
+    fake=_forward_fake,
+    supports=_supports,
+)
+_backward = library.define(
+    "corner_pool_backward(Tensor dy, Tensor heads, int direction) -> Tensor",
+    kernel=_backward_kernel,
+    reference=_backward_reference,
+    fake=_backward_fake,
+    supports=_supports,
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, other, ctx.direction, _, ctx.kept_heads = inputs
+    ctx.has_other = other is not None
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+
+
+def _gradient(ctx: Any, dy: Tensor | None, unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 5
+    dx = None
+    if ctx.needs_input_grad[0]:
+        if not ctx.kept_heads:
+            raise RuntimeError("posekd::corner_pool was called with keep_heads=False: it has no derivative by x")
+        dx = _backward(dy, *ctx.saved_tensors, ctx.direction)
+    return dx, dy if ctx.has_other else None, None, None, None
+
+
+library.differentiable("corner_pool", _gradient, _setup)
+library.no_double_backward("corner_pool_backward")
+
+
+def _pool(x: Tensor, other: Tensor | None, direction: str, ties: str) -> Tensor:
+    # Without a gradient nothing but the result is written.
+    keep_heads = x.requires_grad and torch.is_grad_enabled()
+    y, _ = _forward(x, other, DIRECTIONS.index(direction), ties == "last", keep_heads)
+    return y
+
+
+def _check(x: Tensor, direction: str, ties: str) -> None:
+    checks.check_tensor("x", x, "N C H W")
+    checks.check_choice("direction", direction, DIRECTIONS)
+    checks.check_choice("ties", ties, TIES)
+
+
+def corner_pool(x: Tensor, direction: str, *, ties: str = "first") -> Tensor:
+    """The largest value from each pixel to the border, itself included.
+
+    `"top"`: over the pixel and all below it (the name is that of the corner being looked for), `"bottom"`: all
+    above, `"left"`: all to its right, `"right"`: all to its left. NaN wins, and stays to the end of the scan.
+
+    The gradient goes to the element that gave the maximum. Among equal ones (NaNs are equal, and so are the two
+    zeros), the scan runs from the border to the pixel and
+
+    * `ties="first"`: the first met keeps it, the one nearest to the border, as in CornerNet and CenterNet;
+    * `ties="last"`: the last met takes it, the one nearest to the pixel, as `torch.cummax` and mmcv do.
+
+    The result is exact in every dtype. The gradient is deterministic, its sums are float32 (float64 for float64),
+    and all that is kept for it is one bit an element (rows padded to 32).
+
+    Args:
+        x: `[N, C, H, W]`, float32, float16, bfloat16 or float64, any strides.
+        direction: `"top"`, `"bottom"`, `"left"` or `"right"`.
+        ties: `"first"` or `"last"`.
+
+    Returns:
+        `[N, C, H, W]`, contiguous, in the dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape or value.
+    """
+    _check(x, direction, ties)
+    return _pool(x, None, direction, ties)
+
+
+def corner_pool_add(x: Tensor, other: Tensor, direction: str, *, ties: str = "first") -> Tensor:
+    """`other + corner_pool(x, direction)` in one pass: 12 bytes of float32 traffic an element instead of 20.
+
+    The sums of the cascade: `look + ...` before its 3x3 convolutions, and the addition of the two pools before the
+    last one. Half types are added in float32 and rounded once, as PyTorch does. Tensors of different dtypes are
+    promoted, in two passes.
+
+    Args:
+        x: `[N, C, H, W]`, see `corner_pool`.
+        other: `[N, C, H, W]`, the summand.
+        direction: see `corner_pool`.
+        ties: see `corner_pool`.
+
+    Returns:
+        `[N, C, H, W]`, contiguous.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, value or device.
+    """
+    _check(x, direction, ties)
+    checks.check_tensor("other", other, "N C H W")
+    checks.check_shape("other", other, x.shape, "x")
+    checks.check_device("other", other, x, "x")
+    if other.dtype != x.dtype:
+        return other + _pool(x, None, direction, ties)
+    return _pool(x, other, direction, ties)

@@ -1,0 +1,246 @@
+"""Fused heatmap distillation loss: teacher MSE, teacher KL, label MSE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posekd.ops import checks, library
+from posekd.ops.reference import distill_loss as definition
+from posekd.ops.reference.distill_loss import Inputs, Numbers
+
+KINDS = ("msra", "higherhrnet", "exact")
+
+_TENSORS = (
+    "Tensor student, Tensor? teacher, Tensor? target, Tensor? keypoints, Tensor? weight, Tensor? teacher_weight, "
+    "Tensor? mask"
+)
+_NUMBERS = "float alpha, float beta, float temperature, float sigma, int kind"
+
+
+def _accumulate_dtype(student: Tensor) -> torch.dtype:
+    return torch.float64 if student.dtype == torch.float64 else torch.float32
+
+
+def _contiguous(inputs: Inputs) -> Inputs:
+    """The inputs as the core wants them: contiguous, weights in the accumulation type, mask as bytes."""
+    wide = _accumulate_dtype(inputs.student)
+    dtypes = Inputs(None, None, None, torch.float32, wide, wide, torch.bool)  # type: ignore[arg-type]
+    pairs = zip(inputs, dtypes, strict=True)
+    return Inputs(*(None if x is None else x.to(d or x.dtype).contiguous() for x, d in pairs))  # type: ignore[arg-type]
+
+
+def _sort(args: tuple[Any, ...]) -> tuple[Inputs, Numbers]:
+    """An op's flat arguments as the definition takes them."""
+    *tensors, alpha, beta, temperature, sigma, kind = args
+    return Inputs(*tensors), Numbers(alpha, beta, temperature, sigma, KINDS[kind])
+
+
+def _supports(student: Tensor, teacher: Tensor | None, target: Tensor | None, *rest: Any) -> bool:
+    """The device kernels have no float64; an empty batch has nothing to launch for."""
+    wide = any(x is not None and x.dtype == torch.float64 for x in (student, teacher, target))
+    return student.numel() > 0 and not (wide and (student.device.type == "cuda" or library.emulated()))
+
+
+def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = _accumulate_dtype(student)
+    rows = student.shape[0] * student.shape[1]
+    gradient_shape = student.shape if keep_gradient else (0,)
+    return (
+        student.new_empty((), dtype=wide),
+        student.new_empty((3,), dtype=wide),
+        student.new_empty((rows, 5), dtype=wide),
+        student.new_empty(gradient_shape),
+    )
+
+
+def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
+    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = args
+    inputs = _contiguous(Inputs(*tensors))
+    loss, terms, stats, gradient = _forward_outputs(inputs.student, keep_gradient)
+    library.core().distill_loss_forward(
+        *inputs, alpha, beta, temperature, sigma, kind,
+        loss, terms, stats, gradient if keep_gradient else None, library.counter(loss), library.threads(),
+    )  # fmt: skip
+    return loss, terms, stats, gradient
+
+
+def _forward_reference(*args: Any) -> tuple[Tensor, ...]:
+    *rest, keep_gradient = args
+    inputs, numbers = _sort(tuple(rest))
+    _, _, stats, gradient = _forward_outputs(inputs.student, keep_gradient)
+    loss, terms = definition.distill_loss(inputs, numbers)
+    if keep_gradient:
+        gradient = definition.distill_loss_backward(torch.ones_like(loss), inputs, numbers)
+    return loss, terms, stats.zero_(), gradient
+
+
+def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
+    return _forward_outputs(args[0], args[-1])
+
+
+def _backward_kernel(upstream: Tensor, stats: Tensor, *args: Any) -> Tensor:
+    *tensors, alpha, beta, temperature, sigma, kind = args
+    inputs = _contiguous(Inputs(*tensors))
+    gradient = torch.empty_like(inputs.student, memory_format=torch.contiguous_format)
+    library.core().distill_loss_backward(
+        *inputs, alpha, beta, temperature, sigma, kind,
+        upstream.to(stats.dtype).contiguous(), stats, gradient, library.threads(),
+    )  # fmt: skip
+    return gradient
+
+
+def _backward_reference(upstream: Tensor, stats: Tensor, *args: Any) -> Tensor:
+    return definition.distill_loss_backward(upstream, *_sort(args))
+
+
+def _backward_fake(upstream: Tensor, stats: Tensor, student: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(student, memory_format=torch.contiguous_format)
+
+
+_forward = library.define(
+    f"distill_loss({_TENSORS}, {_NUMBERS}, bool keep_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
+    kernel=_forward_kernel,
+    reference=_forward_reference,
+    fake=_forward_fake,
+    supports=_supports,
+)
+_backward = library.define(
+    f"distill_loss_backward(Tensor upstream, Tensor stats, {_TENSORS}, {_NUMBERS}) -> Tensor",
+    kernel=_backward_kernel,
+    reference=_backward_reference,
+    fake=_backward_fake,
+    supports=lambda upstream, stats, *args: _supports(*args),
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = inputs
+    _, terms, stats, gradient = output
+    ctx.mark_non_differentiable(terms, stats, gradient)
+    ctx.set_materialize_grads(False)  # or autograd fills a map with zeros for the output `gradient`
+    ctx.save_for_backward(stats, *tensors)
+    ctx.numbers = (alpha, beta, temperature, sigma, kind)
+    ctx.unit_gradient = gradient if keep_gradient else None
+
+
+def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * 12
+    if upstream is None:  # nobody used the loss
+        return None, *nothing
+    # The gradient computed along with the loss is given away once: scaled in place, with no other reference to it,
+    # so that autograd need not clone it. A second backward pass (retain_graph) computes it anew.
+    gradient, ctx.unit_gradient = ctx.unit_gradient, None
+    if (
+        gradient is None or torch.is_grad_enabled()
+    ):  # enabled: create_graph=True, where the op must say that it has none
+        gradient = _backward(upstream, *ctx.saved_tensors, *ctx.numbers)
+    elif upstream.item() != 1.0:  # on the CPU, where this costs nothing
+        gradient.mul_(upstream)
+    return gradient, *nothing
+
+
+library.differentiable("distill_loss", _gradient, _setup)
+library.no_double_backward("distill_loss_backward")
+
+
+def _check(inputs: Inputs) -> None:
+    student, teacher, target, keypoints, weight, teacher_weight, mask = inputs
+    checks.check_tensor("student", student, "B K H W")
+    B, K, H, W = student.shape
+    if target is not None and keypoints is not None:
+        raise ValueError("labels were given twice: pass either target (heatmaps) or keypoints, not both")
+    if teacher is None and target is None and keypoints is None:
+        raise ValueError("nothing to learn from: pass teacher, target, keypoints, or a teacher with one of the others")
+    expected: tuple[tuple[str, Tensor | None, str, tuple[int, ...], tuple[torch.dtype, ...]], ...] = (
+        ("teacher", teacher, "B K H W", (B, K, H, W), checks.FLOATS),
+        ("target", target, "B K H W", (B, K, H, W), checks.FLOATS),
+        ("keypoints", keypoints, "B K 3", (B, K, 3), checks.FLOATS),
+        ("weight", weight, "B K", (B, K), checks.FLOATS),
+        ("teacher_weight", teacher_weight, "B K", (B, K), checks.FLOATS),
+        ("mask", mask, "B H W", (B, H, W), (*checks.FLOATS, torch.bool, torch.uint8)),
+    )
+    for name, value, dims, shape, dtypes in expected:
+        if value is not None:
+            checks.check_tensor(name, value, dims, dtypes)
+            checks.check_shape(name, value, shape, "student")
+            checks.check_device(name, value, student, "student")
+
+
+def distill_loss(
+    student: Tensor,
+    teacher: Tensor | None = None,
+    target: Tensor | None = None,
+    *,
+    keypoints: Tensor | None = None,
+    sigma: float = 2.0,
+    kind: str = "msra",
+    weight: Tensor | None = None,
+    teacher_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    alpha: float = 0.15,
+    beta: float = 0.075,
+    temperature: float = 1.0,
+    return_terms: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Fused distillation loss: a teacher's MSE and KL divergence, and the labels' MSE.
+
+    `alpha * mse(student, teacher) + beta * kl(teacher, student) + (1 - alpha - beta) * mse(student, labels)`, the loss
+    of MAPD (ELPN) and, with `beta=0`, of FPD. With
+    `mse(a, b, w) = 1/2 mean over B, K, H, W of mask (w (a - b))^2` and
+    `kl = T^2 mean over B, K of w sum_p q_t (log q_t - log q_s)`, where `q` is the softmax of `x / T` over the
+    unmasked pixels of a map. A term whose teacher or labels are absent is 0; the other weights stay as they are,
+    so plain training is `alpha=0, beta=0`.
+
+    A joint of weight 0, and a masked pixel, is not read: NaN there does no harm. The means still divide by all B*K*H*W
+    (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; the
+    gradient of half inputs is multiplied by the upstream (loss-scaled) gradient before it is rounded.
+
+    Args:
+        student: heatmaps `[B, K, H, W]`, float32, float16, bfloat16 or float64.
+        teacher: heatmaps `[B, K, H, W]`, any float type.
+        target: label heatmaps `[B, K, H, W]`, any float type.
+        keypoints: labels as `[B, K, 3]` (x, y, visibility) in heatmap pixels instead of `target`: rendered inside
+            the kernel by `sigma` and `kind`, never stored; their visibility multiplies `weight`.
+        sigma: standard deviation of rendered labels, in heatmap pixels.
+        kind: "msra", "higherhrnet" or "exact", see `render_heatmaps`.
+        weight: `[B, K]`, of the labels (default 1).
+        teacher_weight: `[B, K]`, of the teacher's two terms (default: the labels' weight).
+        mask: `[B, H, W]`, bool, or numbers of which 0 means masked.
+        alpha: weight of the teacher's MSE.
+        beta: weight of the KL divergence.
+        temperature: T of the softmax.
+        return_terms: also return the three terms before weighting.
+
+    Returns:
+        The loss, a float32 scalar (float64 for a float64 student); with `return_terms`, the loss and a detached
+        `[3]` tensor: teacher MSE, KL, label MSE.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape or device; the message names it and its value.
+    """
+    inputs = Inputs(student, teacher, target, keypoints, weight, teacher_weight, mask)
+    _check(inputs)
+    checks.check_choice("kind", kind, KINDS)
+    checks.check_positive("sigma", sigma)
+    checks.check_positive("temperature", temperature)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    # On the CPU the gradient costs little while a row is in cache, so it is computed along with the loss. On a GPU
+    # recomputing moves no more bytes; half types need the upstream gradient first.
+    keep_gradient = (
+        student.device.type == "cpu"
+        and student.dtype in (torch.float32, torch.float64)
+        and student.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not library.emulated()
+    )
+    loss, terms, _, _ = _forward(
+        *inputs,
+        float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
+    )  # fmt: skip
+    return (loss, terms.detach()) if return_terms else loss

@@ -1,0 +1,184 @@
+"""How an op reaches torch: registration, and the compiled core behind it.
+
+Every op is declared once with `define`, and gets
+
+* `kernel`: its implementation on the compiled core, for CPU and (in a CUDA build) CUDA tensors;
+* `reference`: its definition in plain PyTorch, for every other device, and for CUDA without CUDA kernels;
+* `fake`: shapes and dtypes, for `torch.compile` and `torch.export`;
+* `backward` and `setup`, where a derivative exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("posekd", "DEF")
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _load_core() -> tuple[ModuleType | None, str]:
+    if os.environ.get("POSEKD_REFERENCE_ONLY"):
+        return None, "POSEKD_REFERENCE_ONLY is set"
+    try:
+        from posekd import _C
+    except ImportError as error:
+        sources = Path(__file__).parents[2]
+        if (sources / "pyproject.toml").exists():
+            return None, f"posekd was imported from its sources in {sources}; start Python in another folder"
+        return None, str(error)
+    return _C, ""
+
+
+_core, _core_problem = _load_core()
+_override: ModuleType | None = None
+
+if _core is None:
+    warnings.warn(
+        f"posekd's compiled core did not load ({_core_problem}); ops run on their plain PyTorch definitions, which "
+        "are correct but slow. Reinstall posekd (`pip install .` in a checkout) to build it.",
+        stacklevel=2,
+    )
+
+
+@contextmanager
+def use_core(module: ModuleType) -> Iterator[None]:
+    """Sends CPU tensors to another build of the core: how the tests run the CUDA sources in emulation."""
+    global _override
+    previous, _override = _override, module
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def emulated() -> bool:
+    """Whether the CUDA emulation is in place of the core (it has no float64)."""
+    return _override is not None
+
+
+def core() -> Any:
+    """The compiled core in use."""
+    return _override if _override is not None else _core
+
+
+def threads() -> int:
+    """How many threads a CPU kernel may use: torch's setting, which is 1 in DataLoader workers."""
+    return torch.get_num_threads()
+
+
+@functools.cache
+def cuda_kernels() -> tuple[bool, str]:
+    """Whether CUDA kernels can run here, and why not."""
+    if _core is None:
+        return False, f"the compiled core did not load: {_core_problem}"
+    if _core.build_info()["cuda"] is None:
+        return False, "posekd was built without CUDA kernels (POSEKD_CUDA=OFF, or no nvcc at build time)"
+    if torch.version.cuda is None:
+        return False, "this torch is a CPU build"
+    if not torch.cuda.is_available():
+        return False, "no usable NVIDIA driver or device"
+    return True, ""
+
+
+def use_cuda_kernels() -> bool:
+    """Whether ops on CUDA tensors run our kernels; warns once, with the reason, when they do not."""
+    usable, why = cuda_kernels()
+    if not usable:
+        _warn_no_cuda_kernels(why)
+    return usable
+
+
+@functools.cache
+def _warn_no_cuda_kernels(why: str) -> None:
+    warnings.warn(f"posekd's CUDA kernels cannot run: {why}. CUDA tensors use plain PyTorch.", stacklevel=3)
+
+
+def define(
+    schema: str,
+    *,
+    kernel: Callable[..., Any],
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    supports: Callable[..., bool] = lambda *args: True,
+) -> Callable[..., Any]:
+    """Declares an op and its implementations; returns the callable `torch.ops.posekd.<name>`.
+
+    Args:
+        schema: as for `torch.library.Library.define`.
+        kernel: allocates contiguous outputs and calls `core()`.
+        reference: the same signature in plain PyTorch.
+        fake: the same signature, returning empty outputs.
+        supports: whether the kernel takes these arguments; otherwise the reference runs (float64 on CUDA, say).
+    """
+    name = LIBRARY.define(schema).split("::")[-1].split(".")[0].split("(")[0]
+
+    def on_cpu(*args: Any) -> Any:
+        return kernel(*args) if core() is not None and supports(*args) else reference(*args)
+
+    def on_cuda(*args: Any) -> Any:
+        return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
+
+    LIBRARY.impl(name, on_cpu, "CPU")
+    LIBRARY.impl(name, on_cuda, "CUDA")
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"posekd::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.posekd, name).default
+
+
+def differentiable(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    """Registers the derivative of op `name` with autograd."""
+    torch.library.register_autograd(f"posekd::{name}", backward, setup_context=setup, lib=LIBRARY)
+
+
+def no_double_backward(name: str) -> None:
+    """Makes a second derivative through the backward op `name` a clear error."""
+
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise RuntimeError(
+            f"posekd::{name} is itself a derivative, and has none: double backward is not supported. "
+            f"Use the plain PyTorch definition in posekd.ops.reference for second derivatives."
+        )
+
+    differentiable(name, backward, lambda ctx, inputs, output: None)
+
+
+_counters: dict[tuple[int, int], Tensor] = {}
+
+
+def counter(like: Tensor) -> Tensor | None:
+    """A zero on the device of `like`, which kernels leave zero: one a stream, so that streams do not share it."""
+    if like.device.type != "cuda":
+        return torch.zeros(1, dtype=torch.int32)
+    key = (like.get_device(), torch.cuda.current_stream(like.device).cuda_stream)
+    if key not in _counters:
+        _counters[key] = torch.zeros(1, dtype=torch.int32, device=like.device)
+    return _counters[key]
+
+
+def build_info() -> dict[str, Any]:
+    """How the core was built and what it chose here.
+
+    Returns:
+        `core` (whether the compiled core loaded), and, when it did: `compiler`, `cuda` (toolkit version or None),
+        `cuda_architectures`, `vector_levels` (compiled), `vector_level` (chosen for this processor), `parallel`
+        ("openmp": torch's own threads; "threads": ours). `cuda_usable` and `cuda_problem` say whether CUDA
+        tensors reach our kernels, and why not.
+    """
+    info: dict[str, Any] = {"core": _core is not None}
+    if _core is None:
+        info["problem"] = _core_problem
+    else:
+        info |= _core.build_info()
+    info["cuda_usable"], info["cuda_problem"] = cuda_kernels()
+    return info

@@ -1,0 +1,102 @@
+"""Gaussian heatmaps from keypoints."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from posekd.ops import checks, library
+from posekd.ops.reference import render_heatmaps as definition
+
+KINDS = ("msra", "higherhrnet", "exact")
+
+
+def _outputs(keypoints: Tensor, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    batch, _, joints, _ = keypoints.shape
+    maps = keypoints.new_empty((batch, joints, height, width), dtype=dtype)
+    return maps, keypoints.new_empty((batch, joints), dtype=torch.float32)
+
+
+def _kernel(
+    keypoints: Tensor, height: int, width: int, sigma: float, kind: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    maps, weight = _outputs(keypoints, height, width, dtype)
+    library.core().render_heatmaps(keypoints.float().contiguous(), maps, weight, sigma, kind, library.threads())
+    return maps, weight
+
+
+def _reference(
+    keypoints: Tensor, height: int, width: int, sigma: float, kind: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return definition.render_heatmaps(keypoints.float(), (height, width), sigma, KINDS[kind], dtype)
+
+
+def _supports(keypoints: Tensor, height: int, width: int, sigma: float, kind: int, dtype: torch.dtype) -> bool:
+    """The device kernels have no float64; an empty batch has nothing to launch for."""
+    on_device = keypoints.device.type == "cuda" or library.emulated()
+    empty = keypoints.shape[0] * keypoints.shape[2] == 0
+    return not empty and not (dtype == torch.float64 and on_device)
+
+
+_render = library.define(
+    "render_heatmaps(Tensor keypoints, int height, int width, float sigma, int kind, ScalarType dtype)"
+    " -> (Tensor, Tensor)",
+    kernel=_kernel,
+    reference=_reference,
+    fake=lambda keypoints, height, width, sigma, kind, dtype: _outputs(keypoints, height, width, dtype),
+    supports=_supports,
+)
+
+
+def render_heatmaps(
+    keypoints: Tensor,
+    size: tuple[int, int],
+    sigma: float = 2.0,
+    kind: str = "msra",
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Draws one Gaussian a joint, peak 1, where the batch lives.
+
+    The kinds differ in where the centre is and how far the Gaussian reaches; each is the rule of public code,
+    for every sigma:
+
+    * `"msra"`: HRNet (`JointsDataset.generate_target`). Centre `int(x + 0.5)`, window of 3 sigma. The weight
+      is `min(visibility, 1)`, and 0 when the window lies outside the map; a joint is drawn if its weight is
+      above 0.5. Where 3 sigma is not an integer HRNet's window is lopsided, its peak up to one pixel off.
+    * `"higherhrnet"`: HigherHRNet (`HeatmapGenerator`). Centre `int(x)`, window of 3 sigma + 1. A joint
+      counts (weight 1) if its visibility is above 0 and its centre inside the map. Where 3 sigma is not an
+      integer the window's corner is rounded half to even, and the peak lies between pixels.
+    * `"exact"`: DARK's unbiased encoding. Continuous centre, no window, weights as for `"msra"`.
+
+    A joint with a NaN or infinite coordinate, or a NaN visibility, is not drawn and has weight 0. There is no
+    derivative. Positions are taken as float32.
+
+    Args:
+        keypoints: float `[B, K, 3]` (x, y, visibility), or `[B, P, K, 3]` for P people in one map, who are
+            merged by the maximum. Heatmap pixels, integers at pixel centres.
+        size: `(height, width)` of the maps.
+        sigma: standard deviation in heatmap pixels.
+        kind: `"msra"`, `"higherhrnet"` or `"exact"`.
+        dtype: of the maps.
+
+    Returns:
+        heatmaps `[B, K, H, W]` in `dtype`, and weights `[B, K]` in float32 (the maximum over people).
+
+    Raises:
+        TypeError: keypoints that are not a float tensor, or a `dtype` that is not a float type.
+        ValueError: a wrong shape, size, sigma or kind.
+    """
+    checks.check_tensor("keypoints", keypoints, "B P K 3" if _people_given(keypoints) else "B K 3")
+    if keypoints.shape[-1] != 3:
+        raise ValueError(f"keypoints must end in 3 numbers (x, y, visibility), got shape {tuple(keypoints.shape)}")
+    checks.check_size("size", size)
+    checks.check_positive("sigma", sigma)
+    checks.check_choice("kind", kind, KINDS)
+    checks.check_dtype("dtype", dtype)
+    people = keypoints if keypoints.ndim == 4 else keypoints[:, None]
+    return _render(people.detach(), int(size[0]), int(size[1]), float(sigma), KINDS.index(kind), dtype)
+
+
+def _people_given(keypoints: object) -> bool:
+    return isinstance(keypoints, Tensor) and keypoints.ndim == 4

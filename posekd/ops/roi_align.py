@@ -1,0 +1,207 @@
+"""ROIAlign: crops of feature maps, bilinear samples averaged over bins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posekd.ops import checks, library
+from posekd.ops.reference import roi_align as definition
+
+MAX_SAMPLING_RATIO = 1024
+_NUMBERS = "int height, int width, float spatial_scale, int sampling_ratio, bool aligned"
+
+
+def coordinates(maps: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes as the kernels want them: never in half precision."""
+    return boxes.to(torch.float64 if maps.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def check_image_index(boxes: Tensor, images: int) -> None:
+    """Refuses boxes on images that are not there. On the CPU only: on a GPU it would have to wait for the device."""
+    if boxes.device.type != "cpu" or library.emulated() or boxes.shape[0] == 0:
+        return
+    finite = boxes.isfinite().all(1)
+    wrong = finite & ~((boxes[:, 0] > -1) & (boxes[:, 0] < images))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"boxes[{row}] is on image {boxes[row, 0].item():g}, but there are {images} images (0 to {images - 1})"
+        )
+
+
+def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> bool:
+    """Whether the tables of a box and the rows in work fit a block's shared memory (as in roi_align_device.cuh)."""
+    N, _, H, W = (int(n) for n in size)
+    words = 6 * (height + width) + 3 * (H + W) + 16 + 16 * (W + width) + max(8192, W)
+    available = 99 * 1024
+    if boxes.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(boxes.device)
+        available = getattr(properties, "shared_memory_per_block_optin", 48 * 1024)
+    return 4 * words <= available and N <= 65535
+
+
+def supports(size: Sequence[int], dtype: torch.dtype, boxes: Tensor, height: int, width: int) -> bool:
+    """Whether the kernels take maps of `size`: not float64 on a GPU; nothing empty, for which there is no launch."""
+    if boxes.shape[0] == 0 or 0 in tuple(size):
+        return False
+    on_device = boxes.device.type == "cuda" or library.emulated()
+    return not on_device or (dtype != torch.float64 and fits_device(size, boxes, height, width))
+
+
+def _forward_kernel(
+    maps: Tensor, boxes: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool
+) -> Tensor:
+    check_image_index(boxes, maps.shape[0])
+    crops = maps.new_empty((boxes.shape[0], maps.shape[1], height, width))
+    library.core().roi_align_forward(
+        maps.contiguous(), coordinates(maps, boxes), crops, scale, ratio, aligned, library.threads()
+    )
+    return crops
+
+
+def _forward_reference(
+    maps: Tensor, boxes: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool
+) -> Tensor:
+    check_image_index(boxes, maps.shape[0])
+    return definition.roi_align(maps, coordinates(maps, boxes), (height, width), scale, ratio, aligned)
+
+
+def _forward_fake(maps: Tensor, boxes: Tensor, height: int, width: int, *rest: Any) -> Tensor:
+    return maps.new_empty((boxes.shape[0], maps.shape[1], height, width))
+
+
+def _backward_kernel(
+    upstream: Tensor, boxes: Tensor, size: Sequence[int], scale: float, ratio: int, aligned: bool
+) -> Tensor:
+    gradient = upstream.new_empty(tuple(size))
+    library.core().roi_align_backward(
+        gradient,
+        coordinates(upstream, boxes),
+        upstream.contiguous(),
+        scale,
+        ratio,
+        aligned,
+        library.threads(),
+    )
+    return gradient
+
+
+def _backward_reference(
+    upstream: Tensor, boxes: Tensor, size: Sequence[int], scale: float, ratio: int, aligned: bool
+) -> Tensor:
+    N, C, H, W = size
+    return definition.roi_align_backward(upstream, coordinates(upstream, boxes), (N, C, H, W), scale, ratio, aligned)
+
+
+_forward = library.define(
+    f"roi_align(Tensor input, Tensor boxes, {_NUMBERS}) -> Tensor",
+    kernel=_forward_kernel,
+    reference=_forward_reference,
+    fake=_forward_fake,
+    supports=lambda maps, boxes, height, width, *rest: supports(maps.shape, maps.dtype, boxes, height, width),
+)
+_backward = library.define(
+    "roi_align_backward(Tensor upstream, Tensor boxes, SymInt[] size, float spatial_scale, int sampling_ratio, "
+    "bool aligned) -> Tensor",
+    kernel=_backward_kernel,
+    reference=_backward_reference,
+    fake=lambda upstream, boxes, size, *rest: upstream.new_empty(tuple(size)),
+    supports=lambda upstream, boxes, size, *rest: supports(
+        size, upstream.dtype, boxes, upstream.shape[2], upstream.shape[3]
+    ),
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    maps, boxes, _, _, *numbers = inputs
+    ctx.save_for_backward(boxes)
+    ctx.size = maps.shape
+    ctx.numbers = numbers
+
+
+def _gradient(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    (boxes,) = ctx.saved_tensors
+    return _backward(upstream, boxes, ctx.size, *ctx.numbers), *(None,) * 6
+
+
+library.differentiable("roi_align", _gradient, _setup)
+library.no_double_backward("roi_align_backward")
+
+
+def as_table(boxes: Tensor | Sequence[Tensor], maps: Tensor, name: str = "input") -> Tensor:
+    """Checks boxes for `maps`, the argument `name`, and turns a list of `[R_i, 4]` into `[R, 5]`, image index first."""
+    if isinstance(boxes, Tensor):
+        checks.check_tensor("boxes", boxes, "R 5")
+        if boxes.shape[1] != 5:
+            raise ValueError(
+                f"boxes must be [R, 5] (image, x1, y1, x2, y2) or a list of [R_i, 4], got {tuple(boxes.shape)}"
+            )
+        checks.check_device("boxes", boxes, maps, name)
+        return boxes.detach()
+    if len(boxes) != maps.shape[0]:
+        raise ValueError(f"boxes is a list of {len(boxes)}, but {name} holds {maps.shape[0]} images: one each")
+    rows = [maps.new_zeros((0, 5), dtype=torch.float32)]
+    for i, own in enumerate(boxes):
+        checks.check_tensor(f"boxes[{i}]", own, "R 4")
+        checks.check_shape(f"boxes[{i}]", own, (own.shape[0], 4), "(x1, y1, x2, y2) rows")
+        checks.check_device(f"boxes[{i}]", own, maps, name)
+        wide = own.detach().to(torch.promote_types(own.dtype, torch.float32))
+        rows.append(torch.cat([wide.new_full((own.shape[0], 1), i), wide], 1))
+    return torch.cat(rows)
+
+
+def check_sampling(spatial_scale: float, sampling_ratio: int) -> None:
+    """Checks the two numbers that say where samples lie."""
+    checks.check_positive("spatial_scale", spatial_scale)
+    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
+        raise TypeError(f"sampling_ratio must be an int, got {type(sampling_ratio).__name__}")
+    if sampling_ratio > MAX_SAMPLING_RATIO:
+        raise ValueError(f"sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {sampling_ratio}")
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """Crops boxes out of feature maps, each resized to `output_size` (ROIAlign of Mask R-CNN, average pooling).
+
+    Equal to `torchvision.ops.roi_align`, whose default is `aligned=False`: a bin's value is the mean of
+    `sampling_ratio`^2 bilinear samples (`ceil(bin size)` an axis if it is 0 or negative); a sample more than one pixel
+    outside the map counts as 0; a box is at least 1 pixel wide only if not `aligned`. An inverted box gives a mirrored
+    crop (zeros with adaptive sampling, also where torchvision's CPU kernel fails). A box with a coordinate that is not
+    finite gives zeros.
+
+    The gradient goes to `input` alone. It is deterministic, on CUDA too: no atomics. Coordinates and sums are float32
+    for half inputs (float64 for float64). A bin takes at most 2^20 samples an axis.
+
+    Args:
+        input: `[N, C, H, W]`, float32, float16, bfloat16 or float64.
+        boxes: `[R, 5]` (image index, x1, y1, x2, y2), or a list of N tensors `[R_i, 4]`; input-image pixels, that is
+            `1 / spatial_scale` to a map pixel. On CUDA a box on an image that is not there gives zeros.
+        output_size: height and width of a crop, or one number for both.
+        spatial_scale: map pixels to a box pixel.
+        sampling_ratio: samples a bin along each axis; 0: as many as the bin has pixels, rounded up.
+        aligned: pixel centres at half-integers, so that a box of whole pixels copies them.
+
+    Returns:
+        `[R, C, height, width]` in input's dtype, contiguous.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: a wrong shape, size, scale or device; on the CPU, a box on an image that is not there.
+    """
+    checks.check_tensor("input", input, "N C H W")
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    checks.check_size("output_size", size)
+    check_sampling(spatial_scale, sampling_ratio)
+    table = as_table(boxes, input)
+    height, width = size
+    return _forward(input, table, int(height), int(width), float(spatial_scale), int(sampling_ratio), bool(aligned))

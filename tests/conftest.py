@@ -1,0 +1,22 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores; tests that need two threads ask for them
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "ops")]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real sample data; tests that need it skip without."""
+    folder = os.environ.get("POSEKD_TEST_DATA")
+    if not folder:
+        pytest.skip("POSEKD_TEST_DATA is not set: no real sample data here")
+    path = Path(folder)
+    assert path.is_dir(), f"POSEKD_TEST_DATA={folder} is not a folder"
+    return path

@@ -1,0 +1,71 @@
+"""`posekd quickstart`, made tiny: what it compares, what it writes. (The full one is command 1 of the README.)"""
+
+import json
+
+import numpy as np
+import pytest
+
+from posekd.cli import main
+from posekd.engine.drawing import LEFT, draw_poses, save_sheet
+from posekd.engine.progress import read_log
+from posekd.engine.recipe import read_recipe
+from posekd.metrics import NUMBERS
+from posekd.models import load_model
+from posekd.skeleton import COCO
+
+TINY = ["--train_data.images", "10", "--val_data.images", "5", "--train.epochs", "2", "--loader.batch_size", "8"]
+TINY += ["--train.log_every", "1"]
+
+
+def test_the_students_recipe_names_the_teacher_that_the_other_recipe_trains():
+    student, teacher = read_recipe("mapd/quickstart"), read_recipe("supervised/quickstart")
+    assert (student.teacher.name, student.teacher.overrides) == (teacher.student.name, teacher.student.overrides)
+    assert student.train_data == teacher.train_data
+    assert student.val_data == teacher.val_data
+    assert student.train_data.split != student.val_data.split
+
+
+@pytest.mark.slow
+def test_quickstart_trains_compares_and_writes(tmp_path, capsys):
+    assert main(["quickstart", "--out", str(tmp_path), "--seed", "3", *TINY]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name in ("teacher", "distilled", "undistilled"):
+        assert set(results[name]) == {*NUMBERS, "parameters", "seconds"}
+        model = load_model(tmp_path / name / "last.safetensors")
+        assert sum(p.numel() for p in model.parameters()) == results[name]["parameters"]
+        last = [r for r in read_log(tmp_path / name / "log.jsonl") if r["kind"] == "validation"][-1]
+        assert {key: last[key] for key in NUMBERS} == {key: results[name][key] for key in NUMBERS}
+    assert results["teacher"]["parameters"] > results["distilled"]["parameters"]
+    assert results["distilled"]["parameters"] == results["undistilled"]["parameters"]
+    assert results["gain"] == results["distilled"]["AP"] - results["undistilled"]["AP"]
+    assert results["seed"] == 3
+    for picture in ("curves.png", "poses.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert "Distillation raised" in out or "Distillation lowered" in out or "Distillation left" in out
+
+    def first_losses(name):
+        return next(r for r in read_log(tmp_path / name / "log.jsonl") if r["kind"] == "train" and r["step"] == 1)
+
+    # same initial weights, same first batch: MAPD's label term is the supervised loss times 1 - alpha - beta
+    assert first_losses("distilled")["labels"] == pytest.approx(0.775 * first_losses("undistilled")["labels"])
+
+
+def test_poses_are_drawn_where_they_are_and_hidden_joints_are_not():
+    image = np.full((40, 60, 3), 127, np.uint8)
+    person = np.zeros((17, 3))
+    person[5], person[7] = (10, 20, 2), (30, 20, 2)  # left shoulder, left elbow
+    person[9] = (50, 20, 0.1)  # left wrist, below the threshold
+    drawn = draw_poses(image, person, COCO, zoom=4)
+    assert drawn.shape == (160, 240, 3)
+    assert (image == 127).all()
+    row = 4 * 20 + 2  # about the centre of pixel row 20
+    assert tuple(drawn[row, 4 * 10 + 2]) == (255, 255, 255)
+    assert tuple(drawn[row, 4 * 20]) == LEFT
+    assert (drawn[:, 4 * 36 :] == 127).all()
+
+
+def test_a_sheet_is_a_picture(tmp_path):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    save_sheet({"one": [picture, picture], "two": [picture]}, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")

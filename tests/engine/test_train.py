@@ -1,0 +1,177 @@
+"""`train(recipe)` on real batches of a few synthetic people: resume through the files, and what is refused."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from posekd.engine import build, loop
+from posekd.engine.progress import read_log
+from posekd.engine.recipe import ModelSettings, Recipe, recipe_from_dict
+from posekd.engine.train import train
+from posekd.models import create_model, load_model, save_weights
+
+TINY_NET = {"size": [64, 64], "width": 8, "modules": [1], "blocks": 1, "stem_width": 8, "stage1_width": 4}
+TINY_NET["stage1_blocks"] = 1
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    torch.manual_seed(7)
+    save_weights(create_model("hrnet_w32", **TINY_NET), path)
+    return str(path)
+
+
+def tiny(folder, weights, /, **changes) -> Recipe:
+    values = {
+        "student": {"name": "elpn_v1", "overrides": TINY_NET},
+        "teacher": {"name": "hrnet_w32", "overrides": TINY_NET, "weights": weights},
+        "method": {"name": "mapd"},
+        "train_data": {"name": "synthetic", "images": 12},
+        "val_data": {"name": "synthetic", "images": 4, "split": "val"},
+        "loader": {"batch_size": 8, "workers": 0},
+        "train": {"epochs": 2, "log_every": 1, "validate_every": 1, "channels_last": True, "ema_decay": 0.9},
+        "eval": {"flip": False},
+        "out": str(folder),
+    }
+    for key, value in changes.items():
+        group, _, name = key.partition("__")
+        values[group] = {**values[group], name: value} if name else value
+    return recipe_from_dict(copy.deepcopy(values))
+
+
+def losses(folder):
+    return [(r["step"], r["loss"]) for r in read_log(folder / "log.jsonl") if r["kind"] == "train"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_auto_continues_bit_for_bit(tmp_path, teacher, monkeypatch, workers):
+    """Killed in the second epoch; two micro-batches a step; validation and checkpoints between."""
+    changes = {"loader__workers": workers, "train__accumulate": 2, "train__checkpoint_steps": 1}
+    train(tiny(tmp_path / "whole", teacher, **changes))
+
+    class KilledError(Exception):
+        pass
+
+    whole = losses(tmp_path / "whole")
+    steps = 0
+    original = loop.train_step
+
+    def die(learner, batches):
+        nonlocal steps
+        if steps == len(whole) - 1:
+            raise KilledError
+        steps += 1
+        return original(learner, batches)
+
+    monkeypatch.setattr(loop, "train_step", die)
+    with pytest.raises(KilledError):
+        train(tiny(tmp_path / "parts", teacher, **changes))
+    monkeypatch.setattr(loop, "train_step", original)
+    train(tiny(tmp_path / "parts", teacher, **changes), resume="auto")
+    assert losses(tmp_path / "parts") == whole
+    for name in ("last", "best"):
+        one, other = (load_model(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
+        for key, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[key]), key
+
+
+def test_a_run_leaves_a_recipe_that_repeats_it_and_cards_that_rebuild_the_student(tmp_path, teacher):
+    from posekd.engine.recipe import read_recipe
+    from posekd.models.weights import read_card
+
+    recipe = tiny(tmp_path, teacher, train__epochs=1)
+    scores = train(recipe)
+    assert read_recipe(str(tmp_path / "recipe.yaml")) == recipe
+    card = read_card(tmp_path / "last.safetensors")
+    assert card["metrics"] == scores
+    assert card["recipe"]["method"]["name"] == "mapd"
+    assert card["skeleton"]["name"] == "coco"
+    assert load_model(tmp_path / "last.safetensors").spec.size == (64, 64)
+
+
+def test_methods_start_from_the_same_student_and_see_the_same_batches(tmp_path, teacher):
+    one = build.build_job(tiny(tmp_path, teacher))
+    other = build.build_job(tiny(tmp_path, teacher, method={"name": "supervised"}))
+    assert other.learner.method.teacher is None, "the supervised method never asks a teacher"
+    for key, tensor in one.learner.method.state_dict().items():
+        assert torch.equal(tensor, other.learner.method.state_dict()[key])
+    first = [next(job.loader.epoch(0)) for job in (one, other)]
+    assert torch.equal(first[0].sample_ids, first[1].sample_ids)
+    assert torch.equal(first[0].rotations, first[1].rotations)
+
+
+def test_a_finished_run_resumes_to_nothing_more(tmp_path, teacher):
+    scores = train(tiny(tmp_path, teacher, train__epochs=1))
+    before = losses(tmp_path)
+    assert train(tiny(tmp_path, teacher, train__epochs=1), resume="auto") == scores
+    assert losses(tmp_path) == before
+
+
+def test_a_second_run_in_a_used_folder_is_refused(tmp_path, teacher):
+    train(tiny(tmp_path, teacher, train__epochs=1))
+    with pytest.raises(FileExistsError, match="already holds a run: go on with --resume auto"):
+        train(tiny(tmp_path, teacher, train__epochs=1))
+
+
+def test_a_changed_recipe_is_said_and_a_shorter_one_refused(tmp_path, teacher):
+    train(tiny(tmp_path, teacher))
+    with (
+        pytest.warns(UserWarning, match=r"changed recipe: train.epochs 2 -> 1"),
+        pytest.raises(ValueError, match="this recipe ends at step"),
+    ):
+        train(tiny(tmp_path, teacher, train__epochs=1), resume="auto")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path, teacher):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*nowhere"):
+        train(tiny(tmp_path, teacher), resume=str(tmp_path / "nowhere.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": {"name": "hrnet_w32"}}, "hrnet_w32 has no weights: an untrained teacher"),
+        ({"teacher": None}, "mapd distils from a teacher"),
+        ({"train__device": "cuda:99"}, "torch sees no GPU"),
+        ({"train__device": "gpu"}, "'gpu' is not a device"),
+        ({"student": {"name": "elpn_v9"}}, "unknown model 'elpn_v9'"),
+        ({"loader__batch_size": 4096}, "lower batch_size"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(tmp_path, teacher, monkeypatch, changes, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        build.build_job(tiny(tmp_path / "run", teacher, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_start_and_full_weights_reach_the_student(tmp_path, teacher):
+    settings = ModelSettings("hrnet_w32", overrides=TINY_NET)
+    full = build.build_model(dataclasses.replace(settings, weights=teacher), 17)
+    part = build.build_model(dataclasses.replace(settings, backbone=teacher), 17)
+    assert torch.equal(full.conv1.weight, part.conv1.weight)
+    assert not torch.equal(full.final_layer.weight, part.final_layer.weight), "the head starts afresh"
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [("none", set()), ("student", {"student"}), ("teacher", {"teacher"}), ("both", {"student", "teacher"})],
+)
+def test_the_compile_flag_chooses_the_networks(tmp_path, teacher, monkeypatch, which, expected):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    method = build.build_job(tiny(tmp_path, teacher, train__compile=which)).learner.method
+    networks = {"student": method.student, "teacher": method.teacher.model}
+    assert compiled == [network for name, network in networks.items() if name in expected]
