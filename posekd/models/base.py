@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from posekd.structures import InputSpec
 
@@ -42,6 +42,10 @@ class PoseModel(nn.Module):
     def spec(self) -> InputSpec:
         """The input that the network wants: size, normalisation, channel order."""
         return self.config.spec
+
+    def own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint under this network's names: a family that others published under names of theirs renames."""
+        return dict(state)
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:

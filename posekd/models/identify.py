@@ -64,6 +64,8 @@ def identify(state: Mapping[str, Tensor]) -> str:
         return "It looks like an ImageNet classifier: use init_backbone to start a backbone from it"
     if "final_layers.0.weight" in state and "deconv_layers.0.0.0.weight" in state:
         return "It looks like a HigherHRNet (bottom-up) checkpoint"
+    if "score.0.weight" in state and "layer1.0.bn1.weight" in state:
+        return _describe_hourglass(state)
     if f"{_HEAD}weight" not in state:
         return ""
     backbone = {k: v.shape for k, v in state.items() if not k.startswith(_HEAD)}
@@ -71,6 +73,15 @@ def identify(state: Mapping[str, Tensor]) -> str:
         if _backbone_shapes(name) == backbone:
             return f"It looks like {name!r} with {state[f'{_HEAD}weight'].shape[0]} keypoints"
     return ""
+
+
+def _describe_hourglass(state: Mapping[str, Tensor]) -> str:
+    """Which stacked Hourglass a state dict is for."""
+    stages = sum(key.startswith("score.") and key.endswith(".weight") for key in state)
+    keypoints, width = state["score.0.weight"].shape[:2]
+    # where both stems agree, either reads it
+    stem = "fpd" if state["layer2.0.conv3.weight"].shape[0] == width else "paper"
+    return f"It looks like 'hourglass' with stages={stages}, width={width}, stem='{stem}' and {keypoints} keypoints"
 
 
 @cache

@@ -9,7 +9,8 @@ up-sampling, biases or attention products. They differ where convolutions are tr
 | `hrnet_tool` | the same | weight elements x OUTPUT pixels, stride^2 too many (HRNet's summary tool) |
 | `out_x_w0` | the same | output elements x elements of `weight[0]` (SmallerHRNet's student rows) |
 
-HRNet, SimpleBaseline and ELPN print `hrnet_tool` / 2^30 and call it G; HigherHRNet prints it / 10^9.
+HRNet, SimpleBaseline and ELPN print `hrnet_tool` / 2^30 and call it G; HigherHRNet prints it / 10^9; FPD and PyraNet
+print 2 x `macs` / 10^9, a multiplication and an addition each.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ def profile_rows(profile: Profile) -> list[tuple[str, str, str, str]]:
             '"GFLOPs" of HRNet, SimpleBaseline, ELPN',
         ),
         ("compute, HRNet tool", f"{p.hrnet_tool / 1e9:.4f}", "GMAC (10^9)", '"GFLOPs" of HigherHRNet'),
+        ("compute, 2 x MACs", f"{2 * p.macs / 1e9:.4f}", "GFLOP (10^9)", '"FLOPs" of FPD, PyraNet'),
         ("compute, out x w0", f"{p.out_x_w0 / 1e9:.4f}", "GMAC (10^9)", '"GFLOPs" of SmallerHRNet students'),
     ]
 

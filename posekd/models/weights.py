@@ -28,9 +28,9 @@ PathLike = str | os.PathLike[str]
 
 # Where training checkpoints keep the weights: HRNet's trainer, HRNet's best model, many others.
 _WRAPPERS = ("state_dict", "best_state_dict", "model")
-# Left on every key by DataParallel, by HigherHRNet's half-precision Sequential(cast, net, cast), and by
-# torch.compile.
-_PREFIXES = ("module.", "1.", "_orig_mod.")
+# Left on every key by DataParallel, by HigherHRNet's half-precision Sequential(cast, net, cast), by torch.compile, and
+# by princeton-vl's trainer.
+_PREFIXES = ("module.", "1.", "_orig_mod.", "model.")
 # Classification heads of the ImageNet checkpoints of HRNet and ResNet.
 _CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.", "fc.")
 _COUNTER = ".num_batches_tracked"
@@ -180,7 +180,7 @@ def load_weights(model: PoseModel, path: PathLike) -> dict[str, Any]:
         ValueError: the file cannot be read, or does not fit; the message names some of the keys, and the
             model that the file seems to be for.
     """
-    state = read_state_dict(path)
+    state = model.own_names(read_state_dict(path))
     card = read_card(path) or {} if Path(path).suffix == ".safetensors" else {}
     own = model.state_dict()
     counters = {k: v for k, v in own.items() if k.removesuffix(_COUNTER) + ".running_mean" in state}

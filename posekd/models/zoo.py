@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from posekd.models import hourglass, pyranet
 from posekd.models.base import ModelConfig, PoseModel
 from posekd.models.elpn import ELPN_V1, ELPN_V2, TABLE_4, TABLE_5
 from posekd.models.hrnet import HRNET_W32, HRNET_W48, HRNet, HRNetConfig
@@ -27,11 +28,15 @@ MODELS: dict[str, ModelConfig] = {
     "elpn_v2": ELPN_V2,
     **TABLE_4,
     **TABLE_5,
+    **hourglass.NAMED,
+    **pyranet.NAMED,
 }
 
 _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     HRNet.family: (HRNetConfig, HRNet),
     SimpleBaseline.family: (SimpleBaselineConfig, SimpleBaseline),
+    hourglass.Hourglass.family: (hourglass.HourglassConfig, hourglass.Hourglass),
+    pyranet.PyraNet.family: (pyranet.PyraNetConfig, pyranet.PyraNet),
 }
 
 

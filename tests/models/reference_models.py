@@ -131,3 +131,73 @@ def _transposed(x: Tensor, weight: Tensor) -> Tensor:
     spread = torch.zeros(B, C, 2 * H - 1, 2 * W - 1, dtype=x.dtype)
     spread[..., ::2, ::2] = x
     return F.conv2d(spread, weight.flip(-1, -2).transpose(0, 1), padding=2)
+
+
+def preact(s: State, bn_key: str, conv_key: str, x: Tensor) -> Tensor:
+    return conv(s, conv_key, relu(bn(s, bn_key, x)))
+
+
+def preact_bottleneck(s: State, key: str, x: Tensor) -> Tensor:
+    out = x
+    for i in (1, 2, 3):
+        out = preact(s, f"{key}.bn{i}", f"{key}.conv{i}", out)
+    return out + (conv(s, f"{key}.downsample.0", x) if f"{key}.downsample.0.weight" in s else x)
+
+
+def one_hourglass(s: State, key: str, level: int, x: Tensor, block) -> Tensor:
+    """The recursive form of the paper's figure 3; level 0 is the innermost."""
+    below = block(s, f"{key}.hg.{level}.1", F.max_pool2d(x, 2))
+    below = one_hourglass(s, key, level - 1, below, block) if level else block(s, f"{key}.hg.0.3", below)
+    below = block(s, f"{key}.hg.{level}.2", below)
+    return block(s, f"{key}.hg.{level}.0", x) + below.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def stacked(s: State, x: Tensor, block, stem_block, after) -> list[Tensor]:
+    x = relu(bn(s, "bn1", conv(s, "conv1", x, 2)))
+    x = F.max_pool2d(stem_block(s, "layer1", x), 2)
+    x = stem_block(s, "layer3", stem_block(s, "layer2", x))
+    maps = []
+    while f"score.{len(maps)}.weight" in s:
+        i = len(maps)
+        y = after(s, f"res.{i}", one_hourglass(s, f"hg.{i}", 3, x, block))
+        y = relu(bn(s, f"fc.{i}.1", conv(s, f"fc.{i}.0", y)))
+        maps.append(conv(s, f"score.{i}", y))
+        if f"fc_.{i}.weight" in s:
+            x = x + conv(s, f"fc_.{i}", y) + conv(s, f"score_.{i}", maps[-1])
+    return maps
+
+
+def hourglass(s: State, x: Tensor) -> list[Tensor]:
+    def block(s: State, key: str, x: Tensor) -> Tensor:
+        return preact_bottleneck(s, f"{key}.0", x)
+
+    return stacked(s, x, block, block, block)
+
+
+def fixed_fractional_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.fractional_max_pool2d(x, 2, size, _random_samples=torch.zeros(*x.shape[:2], 2, dtype=x.dtype))
+
+
+def pyramid_residual(s: State, key: str, x: Tensor) -> Tensor:
+    def norm_conv(key: str, x: Tensor) -> Tensor:
+        return preact(s, f"{key}.0", f"{key}.2", x) if f"{key}.2.weight" in s else conv(s, f"{key}.0", x)
+
+    y = norm_conv(f"{key}.branch.1", norm_conv(f"{key}.branch.0", x))
+    if f"{key}.pyramid.1.weight" in s:
+        z = relu(bn(s, f"{key}.pyramid.1", norm_conv(f"{key}.pyramid.0", x)))
+        C = sum(k.startswith(f"{key}.pyramid.3.convs.") and k.endswith("weight") for k in s)
+        scaled = []
+        for i in range(C):
+            size = tuple(int(side * 2 ** (-(i + 1) / C)) for side in z.shape[-2:])
+            level = conv(s, f"{key}.pyramid.3.convs.{i}", fixed_fractional_pool(z, size))
+            scaled.append(F.interpolate(level, z.shape[-2:], mode="bilinear", align_corners=True))
+        y = y + norm_conv(f"{key}.pyramid.4", sum(scaled))
+    shortcut = norm_conv(f"{key}.shortcut", x) if f"{key}.shortcut.2.weight" in s else x
+    return shortcut + norm_conv(f"{key}.merge", y)
+
+
+def pyranet(s: State, x: Tensor) -> list[Tensor]:
+    def after(s: State, key: str, x: Tensor) -> Tensor:
+        return relu(bn(s, f"{key}.0", x))
+
+    return stacked(s, x, pyramid_residual, pyramid_residual, after)

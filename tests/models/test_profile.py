@@ -9,6 +9,7 @@ from torch import nn
 from posekd.cli import profile as cli
 from posekd.models import create_model, format_profile, profile_model
 from posekd.models.hrnet import HRNetConfig, HRNetTrunk
+from posekd.models.profile import profile_rows
 
 # name, height and width, keypoints, parameters, HRNet tool's count, exact MACs, GFLOPs printed in the
 # official README (count / 2^30; None where it prints none). Counts measured with the official code.
@@ -34,6 +35,41 @@ def test_published_rows(name, size, keypoints, params, tool, macs, readme):
     assert (p.params, p.hrnet_tool, p.macs) == (params, tool, macs)
     if readme is not None:  # the README rounds some figures and truncates others
         assert p.hrnet_gi == pytest.approx(readme, abs=0.1)
+
+
+# FPD's Tables 2 and 5 (256x256, 16 keypoints): stages, width, parameters, and GFLOPs = 2 x MACs; as counted on the
+# original network, and as printed. Then the released network, which is a different one (posekd/models/hourglass.py says
+# how), and PyraNet, as its paper prints it. The counts of PyraNet's 4x128 are in no paper.
+HOURGLASSES = [
+    ("hourglass", 8, 256, 25_434_112, 54.88, "26M / 55G"),
+    ("hourglass", 4, 256, 12_858_304, 29.41, "13M / 30G"),
+    ("hourglass", 2, 256, 6_570_400, 16.67, "7M / 17G"),
+    ("hourglass", 1, 256, 3_426_448, 10.30, "3M / 10G"),
+    ("hourglass", 4, 128, 3_332_032, 9.34, "3M / 9G"),
+    ("hourglass", 4, 64, 949_888, 4.42, "0.95M / 4.5G"),
+    ("hourglass", 4, 32, 339_616, 3.11, "0.34M / 3.1G"),
+    ("hourglass_fpd_8x256", 8, 256, 25_594_624, 56.19, None),
+    ("hourglass_fpd_4x128", 4, 128, 3_287_936, 7.81, None),
+    ("hourglass_fpd_4x128", 4, 64, 838_624, 2.02, None),
+    ("hourglass_fpd_4x128", 4, 32, 218_000, 0.54, None),
+    ("pyranet", 8, 256, 28_131_832, 45.66, "28M / 46G"),
+    ("pyranet_4x128", 4, 128, 3_700_018, 8.40, None),
+]
+
+
+@pytest.mark.parametrize(("name", "stages", "width", "params", "gflops", "printed"), HOURGLASSES)
+def test_hourglasses_of_fpd_and_pyranet(name, stages, width, params, gflops, printed):
+    with torch.device("meta"):
+        model = create_model(name, 16, stages=stages, width=width)
+    p = profile_model(model)
+    assert p.size == (256, 256)
+    assert (p.params, round(2 * p.macs / 1e9, 2)) == (params, gflops)
+    shown = next(value for what, value, *_ in profile_rows(p) if what == "compute, 2 x MACs")
+    assert float(shown) == pytest.approx(gflops, abs=0.006)
+    if printed is not None:  # the paper rounds loosely, and by no one rule
+        mega, giga = (float(number.rstrip("MG")) for number in printed.split(" / "))
+        assert params / 1e6 == pytest.approx(mega, abs=0.6)
+        assert gflops == pytest.approx(giga, rel=0.04)
 
 
 # SIMPLE's backbone: every scale of the trunk, at 512x512.

@@ -46,7 +46,9 @@ def test_names():
     assert list_models() == sorted(list_models())
     wanted = {"hrnet_w32", "hrnet_w48", "elpn_v1", "elpn_v2"} | {f"simplebaseline_r{d}" for d in (50, 101, 152)}
     tables = {"hrnet_w8", "hrnet_w16", "hrnet_w64"} | {f"hrnet_w32_eu{u}" for u in (111, 113, 121, 122, 131)}
-    assert set(list_models()) == wanted | tables
+    hourglasses = {"hourglass", "hourglass_8x256", "hourglass_4x128", "hourglass_fpd_8x256", "hourglass_fpd_4x128"}
+    hourglasses |= {"hourglass_princeton_8x256", "hourglass_princeton_2x256", "pyranet", "pyranet_4x128"}
+    assert set(list_models()) == wanted | tables | hourglasses
 
 
 def test_a_model_carries_its_facts():
@@ -99,7 +101,9 @@ def test_number_of_keypoints_must_be_positive(num_keypoints):
         create_model("elpn_v1", num_keypoints)
 
 
-@pytest.mark.parametrize("name", ["elpn_v1", "hrnet_w32_eu122", "simplebaseline_r152"])
+@pytest.mark.parametrize(
+    "name", ["elpn_v1", "hrnet_w32_eu122", "simplebaseline_r152", "hourglass_princeton_2x256", "pyranet"]
+)
 def test_a_card_survives_json_and_builds_the_same_model(name):
     with torch.device("meta"):
         model = create_model(name, 7)

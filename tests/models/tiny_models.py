@@ -14,12 +14,15 @@ TINY_HRNET = {
     "stem_width": 8,
     "stage1_width": 4,
 }
+TINY_HOURGLASS = {"stages": 2, "width": 16}
 TINY_RESNET = {"width": 8, "blocks": (1, 1, 1, 1), "deconv_width": 8}
+
+TINY = {"simplebaseline": TINY_RESNET, "hourglass": TINY_HOURGLASS, "pyranet": TINY_HOURGLASS}
 
 
 def tiny_model(name: str, num_keypoints: int = 5, **overrides) -> PoseModel:
     """A tiny model of a family in evaluation mode, every weight and statistic random."""
-    base = TINY_RESNET if name.startswith("simplebaseline") else TINY_HRNET
+    base = next((tiny for start, tiny in TINY.items() if name.startswith(start)), TINY_HRNET)
     torch.manual_seed(0)
     model = create_model(name, num_keypoints, **{"size": (64, 64), **base, **overrides}).eval()
     randomise(model)
