@@ -26,6 +26,8 @@ class PoseModel(nn.Module):
 
     Attributes:
         family: class attribute, the name of the architecture in cards.
+        bottom_up: class attribute, whether it sees whole images and gives heatmaps and tags of everybody, rather than
+            the heatmaps of the one person in a crop.
         head_prefixes: class attribute, starts of the state-dict keys that an ImageNet checkpoint cannot have.
         config: the settings it was built from.
         num_keypoints: K, the number of keypoints it predicts.
@@ -33,6 +35,7 @@ class PoseModel(nn.Module):
     """
 
     family: ClassVar[str]
+    bottom_up: ClassVar[bool] = False
     head_prefixes: ClassVar[tuple[str, ...]] = ()
     config: Any  # a ModelConfig; each family narrows it
     num_keypoints: int

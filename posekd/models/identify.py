@@ -13,7 +13,7 @@ from posekd.models.base import PoseModel, model_card
 from posekd.models.zoo import MODELS, build
 
 _SHOWN = 4
-_HEAD = "final_layer."
+_HEADS = ("final_layer.weight", "final_layers.1.weight")  # one row a keypoint
 
 
 def describe_mismatch(model: PoseModel, state: Mapping[str, Tensor], card: Mapping[str, Any] | None) -> str:
@@ -62,16 +62,15 @@ def identify(state: Mapping[str, Tensor]) -> str:
     """The model that a state dict seems to be for, as a sentence; empty if it cannot be told."""
     if "classifier.weight" in state or "fc.weight" in state:
         return "It looks like an ImageNet classifier: use init_backbone to start a backbone from it"
-    if "final_layers.0.weight" in state and "deconv_layers.0.0.0.weight" in state:
-        return "It looks like a HigherHRNet (bottom-up) checkpoint"
     if "score.0.weight" in state and "layer1.0.bn1.weight" in state:
         return _describe_hourglass(state)
-    if f"{_HEAD}weight" not in state:
+    head = next((head for head in _HEADS if head in state), None)
+    if head is None or not state[head].ndim:
         return ""
-    backbone = {k: v.shape for k, v in state.items() if not k.startswith(_HEAD)}
+    shapes, keypoints = {k: v.shape for k, v in state.items()}, state[head].shape[0]
     for name in MODELS:
-        if _backbone_shapes(name) == backbone:
-            return f"It looks like {name!r} with {state[f'{_HEAD}weight'].shape[0]} keypoints"
+        if _shapes(name, keypoints) == shapes:
+            return f"It looks like {name!r} with {keypoints} keypoints"
     return ""
 
 
@@ -85,7 +84,7 @@ def _describe_hourglass(state: Mapping[str, Tensor]) -> str:
 
 
 @cache
-def _backbone_shapes(name: str) -> dict[str, torch.Size]:
+def _shapes(name: str, num_keypoints: int) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        model = build(name, MODELS[name], num_keypoints=1)
-    return {k: v.shape for k, v in model.state_dict().items() if not k.startswith(_HEAD)}
+        model = build(name, MODELS[name], num_keypoints)
+    return {k: v.shape for k, v in model.state_dict().items()}

@@ -9,6 +9,16 @@ from typing import Any
 from posekd.models import hourglass, pyranet
 from posekd.models.base import ModelConfig, PoseModel
 from posekd.models.elpn import ELPN_V1, ELPN_V2, TABLE_4, TABLE_5
+from posekd.models.higherhrnet import (
+    HIGHERHRNET_W32,
+    HIGHERHRNET_W48,
+    SMALLERHRNET_1_5M,
+    SMALLERHRNET_2_3M,
+    SMALLERHRNET_2_84M,
+    SMALLERHRNET_2_96M,
+    HigherHRNet,
+    HigherHRNetConfig,
+)
 from posekd.models.hrnet import HRNET_W32, HRNET_W48, HRNet, HRNetConfig
 from posekd.models.simplebaseline import (
     SIMPLEBASELINE_R50,
@@ -21,6 +31,12 @@ from posekd.models.simplebaseline import (
 MODELS: dict[str, ModelConfig] = {
     "hrnet_w32": HRNET_W32,
     "hrnet_w48": HRNET_W48,
+    "higherhrnet_w32": HIGHERHRNET_W32,
+    "higherhrnet_w48": HIGHERHRNET_W48,
+    "smallerhrnet_1_5m": SMALLERHRNET_1_5M,
+    "smallerhrnet_2_3m": SMALLERHRNET_2_3M,
+    "smallerhrnet_2_84m": SMALLERHRNET_2_84M,
+    "smallerhrnet_2_96m": SMALLERHRNET_2_96M,
     "simplebaseline_r50": SIMPLEBASELINE_R50,
     "simplebaseline_r101": SIMPLEBASELINE_R101,
     "simplebaseline_r152": SIMPLEBASELINE_R152,
@@ -34,6 +50,7 @@ MODELS: dict[str, ModelConfig] = {
 
 _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     HRNet.family: (HRNetConfig, HRNet),
+    HigherHRNet.family: (HigherHRNetConfig, HigherHRNet),
     SimpleBaseline.family: (SimpleBaselineConfig, SimpleBaseline),
     hourglass.Hourglass.family: (hourglass.HourglassConfig, hourglass.Hourglass),
     pyranet.PyraNet.family: (pyranet.PyraNetConfig, pyranet.PyraNet),
@@ -45,9 +62,15 @@ def build(name: str, config: ModelConfig, num_keypoints: int) -> PoseModel:
     if isinstance(num_keypoints, bool) or not isinstance(num_keypoints, int) or num_keypoints < 1:
         raise ValueError(f"num_keypoints must be a positive integer, got {num_keypoints!r}")
     for config_class, model_class in _FAMILIES.values():
-        if isinstance(config, config_class):
+        if type(config) is config_class:  # a family's configuration may extend another's
             return model_class(config, num_keypoints, name)
     raise TypeError(f"no model is built from a {type(config).__name__}")
+
+
+def is_bottom_up(name: str) -> bool:
+    """Whether the model of this name, or of this family, sees whole images; False for a name that nobody knows."""
+    config = type(MODELS[name]) if name in MODELS else _FAMILIES.get(name, (None,))[0]
+    return any(kind is config and model.bottom_up for kind, model in _FAMILIES.values())
 
 
 def family_config(family: str) -> ModelConfig:

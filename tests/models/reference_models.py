@@ -113,6 +113,16 @@ def hrnet(s: State, x: Tensor) -> Tensor:
     return conv(s, "final_layer", x)
 
 
+def higherhrnet(s: State, x: Tensor) -> list[Tensor]:
+    x = hrnet_features(s, x)[0]
+    coarse = conv(s, "final_layers.0", x)
+    x = _transposed(torch.cat((x, coarse), 1), s["deconv_layers.0.0.0.weight"])
+    x = relu(bn(s, "deconv_layers.0.0.1", x))
+    for block in range(1, _count(s, "deconv_layers.0.")):
+        x = basic(s, f"deconv_layers.0.{block}.0", x)
+    return [coarse, conv(s, "final_layers.1", x)]
+
+
 def simplebaseline(s: State, x: Tensor) -> Tensor:
     x = relu(bn(s, "bn1", conv(s, "conv1", x, 2)))
     x = F.max_pool2d(x, 3, 2, 1)

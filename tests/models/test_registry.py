@@ -45,6 +45,7 @@ def test_state_dict_is_the_official_one(name, entries, head_width):
 def test_names():
     assert list_models() == sorted(list_models())
     wanted = {"hrnet_w32", "hrnet_w48", "elpn_v1", "elpn_v2"} | {f"simplebaseline_r{d}" for d in (50, 101, 152)}
+    wanted |= {"higherhrnet_w32", "higherhrnet_w48"} | {f"smallerhrnet_{m}m" for m in ("1_5", "2_3", "2_84", "2_96")}
     tables = {"hrnet_w8", "hrnet_w16", "hrnet_w64"} | {f"hrnet_w32_eu{u}" for u in (111, 113, 121, 122, 131)}
     hourglasses = {"hourglass", "hourglass_8x256", "hourglass_4x128", "hourglass_fpd_8x256", "hourglass_fpd_4x128"}
     hourglasses |= {"hourglass_princeton_8x256", "hourglass_princeton_2x256", "pyranet", "pyranet_4x128"}
