@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from posekd.distill.base import FrozenTeacher, Method
+from posekd.distill.fpd import Fpd, FpdSettings
 from posekd.distill.mapd import Mapd, MapdSettings
 from posekd.distill.supervised import Supervised, SupervisedSettings
 
 METHODS: dict[str, tuple[Callable[..., Method], type]] = {
+    "fpd": (Fpd, FpdSettings),
     "mapd": (Mapd, MapdSettings),
     "supervised": (Supervised, SupervisedSettings),
 }
 """Name in a recipe -> (what builds it from student, teacher and settings, the dataclass of its settings)."""
 
-__all__ = ["METHODS", "FrozenTeacher", "Mapd", "MapdSettings", "Method", "Supervised", "SupervisedSettings"]
+__all__ = [
+    "METHODS",
+    "Fpd",
+    "FpdSettings",
+    "FrozenTeacher",
+    "Mapd",
+    "MapdSettings",
+    "Method",
+    "Supervised",
+    "SupervisedSettings",
+]

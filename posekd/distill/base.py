@@ -8,7 +8,7 @@ the papers disagree on what alpha multiplies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ class FrozenTeacher:
     statistics drift.
 
     Args:
-        model: a network with `spec: InputSpec` that returns heatmaps `[B, K, H / 4, W / 4]`.
+        model: a network with `spec: InputSpec` that returns heatmaps `[B, K, H / 4, W / 4]`, or a list with those of
+            each of its stages.
         dtype: parameter and compute dtype; `None` keeps the parameters and follows autocast.
     """
 
@@ -51,9 +52,8 @@ class FrozenTeacher:
         """What the teacher wants to see."""
         return input_spec(self.model)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, source: InputSpec, size: tuple[int, int]) -> Tensor:
-        """Heatmaps of a batch that was made for the student.
+        """Heatmaps of a batch that was made for the student, those of the last stage if there are several.
 
         Args:
             images: `[B, 3, H, W]`, normalised as `source` says.
@@ -63,13 +63,16 @@ class FrozenTeacher:
         Returns:
             `[B, K, *size]`.
         """
+        return resample(stages_of(self.outputs(images, source))[-1], size)
+
+    @torch.no_grad()
+    def outputs(self, images: Tensor, source: InputSpec) -> Any:
+        """All that the network returns for a batch that was made for the student; arguments as in a call."""
         images = convert_images(images, source, self.spec)
         if self.dtype is None:
-            heatmaps = self.model(images)
-        else:
-            with torch.autocast(images.device.type, enabled=False):
-                heatmaps = self.model(images.to(self.dtype))
-        return resample(heatmaps, size)
+            return self.model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.model(images.to(self.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follows the method's `.to()`, but keeps its own dtype."""
@@ -107,6 +110,11 @@ class Method(nn.Module):
         if self.teacher is not None:
             self.teacher._apply(fn)
         return self
+
+
+def stages_of(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The heatmaps of each stage: a network of one stage may return its only tensor bare."""
+    return [output] if isinstance(output, Tensor) else list(output)
 
 
 def heatmap_keypoints(keypoints: Tensor, images: Tensor, heatmaps: Tensor) -> Tensor:

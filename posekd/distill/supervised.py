@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 
-from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints
+from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, stages_of
 from posekd.ops import distill_loss
 from posekd.structures import PoseBatch
 
@@ -28,6 +29,8 @@ class SupervisedSettings:
 class Supervised(Method):
     """HRNet's joint MSE: half the mean over B, K, H, W of `(w_k (s - g))^2`, `w_k` 0 for unlabelled joints.
 
+    A network of several stages is supervised at each (Newell et al. 2016): the loss is the sum over its stages.
+
     Args:
         student: the network that is trained.
         teacher: accepted, so that all methods are built alike, and never asked.
@@ -45,13 +48,11 @@ class Supervised(Method):
 
     def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
         """`{"labels": loss}`."""
-        heatmaps = self.student(batch.images)
-        keypoints = heatmap_keypoints(batch.keypoints, batch.images, heatmaps)
-        settings = self.settings
-        loss = distill_loss(
-            heatmaps, keypoints=keypoints, sigma=settings.sigma, kind=settings.kind, alpha=0.0, beta=0.0
-        )
-        return {"labels": cast(Tensor, loss)}
+        stages = stages_of(self.student(batch.images))
+        keypoints = heatmap_keypoints(batch.keypoints, batch.images, stages[0])
+        sigma, kind = self.settings.sigma, self.settings.kind
+        losses = [distill_loss(s, keypoints=keypoints, sigma=sigma, kind=kind, alpha=0.0, beta=0.0) for s in stages]
+        return {"labels": torch.stack(cast(list[Tensor], losses)).sum()}
 
     def weights(self) -> dict[str, float]:
         """`{"labels": 1.0}`."""

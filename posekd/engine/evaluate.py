@@ -287,9 +287,11 @@ def _heatmaps(model: nn.Module, images: Tensor, num_keypoints: int, precision: s
     dtype = AUTOCAST.get(precision)
     with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
         output = model(images)
+    if isinstance(output, (list, tuple)) and output:
+        output = output[-1]  # of several stages the last has seen the most
     if not isinstance(output, Tensor) or output.ndim != 4:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"a top-down network gives one tensor of heatmaps [B, K, h, w], this one gives {found}")
+        raise ValueError(f"a top-down network gives heatmaps [B, K, h, w], one a stage or one; this one gives {found}")
     if output.shape[1] != num_keypoints:
         raise ValueError(f"the network has {output.shape[1]} heatmaps, the dataset {num_keypoints} keypoints")
     return output.float()

@@ -16,19 +16,21 @@ class OptimSettings:
     """The optimiser.
 
     Attributes:
-        name: `adam`, `adamw` or `sgd`.
+        name: `adam`, `adamw`, `sgd` or `rmsprop`.
         lr: peak learning rate.
-        weight_decay: L2 penalty (`adam`, `sgd`) or decoupled decay (`adamw`).
+        weight_decay: L2 penalty (`adam`, `sgd`, `rmsprop`) or decoupled decay (`adamw`).
         betas: of Adam.
         momentum: of SGD.
+        smoothing: of RMSProp's average of squared gradients.
         clip_norm: largest norm of the whole gradient; `null` does not clip.
     """
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
+    smoothing: float = 0.99
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +79,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) 
     lr, decay = settings.lr, settings.weight_decay
     if settings.name == "sgd":
         return torch.optim.SGD(trainable, lr=lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
+    if settings.name == "rmsprop":  # torch has no fused one
+        return torch.optim.RMSprop(trainable, lr=lr, alpha=settings.smoothing, weight_decay=decay)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(trainable, lr=lr, betas=settings.betas, weight_decay=decay, fused=fused)
 

@@ -226,12 +226,20 @@ def test_a_broken_network_is_named():
         predict(Fixed(nan), data, FLIP, PLAIN)
     with pytest.raises(ValueError, match="the network has 17 heatmaps, the dataset 5 keypoints"):
         predict(Fixed(torch.zeros(2, 17, 16, 12)), data, FLIP, PLAIN)
-    with pytest.raises(ValueError, match=r"gives one tensor of heatmaps \[B, K, h, w\], this one gives list"):
-        predict(Fixed([torch.zeros(2, 5, 16, 12)]), data, FLIP, PLAIN)
+    with pytest.raises(ValueError, match=r"gives heatmaps \[B, K, h, w\], one a stage or one; this one gives dict"):
+        predict(Fixed({"heatmaps": torch.zeros(2, 5, 16, 12)}), data, FLIP, PLAIN)
     with pytest.raises(ValueError, match="heatmaps of 16x16 do not cover crops of 64x48 evenly"):
         predict(Fixed(torch.zeros(2, 5, 16, 16)), data, FLIP, PLAIN)
     with pytest.raises(ValueError, match="Fixed has no `spec`"):
         evaluate(Fixed(None), Painted())
+
+
+def test_of_several_stages_the_last_counts():
+    data = [batch(torch.zeros(2, 5, 3))]
+    first, last = torch.rand(2, 2, 5, 16, 12, generator=torch.Generator().manual_seed(0))
+    found = predict(Fixed([first, last]), data, FLIP, PLAIN)
+    assert np.array_equal(found.keypoints, predict(Fixed(last), data, FLIP, PLAIN).keypoints)
+    assert not np.array_equal(found.keypoints, predict(Fixed(first), data, FLIP, PLAIN).keypoints)
 
 
 @pytest.mark.parametrize(

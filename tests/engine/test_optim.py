@@ -30,7 +30,9 @@ def test_cosine_falls_from_one_to_zero():
     assert rate_factor(schedule, 99, 1, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD"), ("rmsprop", "RMSprop")]
+)
 def test_optimisers_by_name_skip_frozen_parameters(name, kind):
     layer = torch.nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
