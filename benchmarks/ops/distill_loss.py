@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,12 +44,16 @@ def plain_with_keypoints(student: Tensor, teacher: Tensor, keypoints: Tensor) ->
     return plain(student, teacher, drawn(keypoints, student.shape[2], student.shape[3]))
 
 
-def trained(student: Tensor, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """Forward and backward, with a fresh gradient each time."""
+def trained(student: Tensor, loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Forward and backward, with a fresh gradient each time.
+
+    Each contestant has a leaf of its own (the same memory), so that each frees its own last gradient.
+    """
+    leaf = student.detach().requires_grad_()
 
     def step() -> None:
-        student.grad = None
-        loss().backward()
+        leaf.grad = None
+        loss(leaf).backward()
 
     return step
 
@@ -65,19 +68,18 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         )
         keypoints = torch.rand(B, K, 3, generator=generator) * torch.tensor([W, H, 0]) + torch.tensor([0, 0, 2])
         keypoints = keypoints.to(options.device)
-        student.requires_grad_()
         size = student.numel() * student.element_size()
         title = f"{list(shape)} {str(options.dtype).removeprefix('torch.')}"
-        compiled = [] if options.no_compile else [("torch.compile", torch.compile)]
-        forms = [("eager", lambda f: f), *compiled]
+        forms = {"eager": lambda f: f} | ({} if options.no_compile else {"torch.compile": torch.compile})
         for labels, values, function, maps in (
             ("heatmap target", {"target": target}, plain, 3),
             ("keypoints", {"keypoints": keypoints}, plain_with_keypoints, 2),
         ):
             (label,) = values.values()
-            ours = lambda s=student, t=teacher, v=values: distill_loss(s, t, alpha=ALPHA, beta=BETA, **v)  # noqa: E731
+            ours = lambda s, t=teacher, v=values: distill_loss(s, t, alpha=ALPHA, beta=BETA, **v)  # noqa: E731
+            written = {name: form(function) for name, form in forms.items()}
             baselines = {
-                name: trained(student, partial(form(function), student, teacher, label)) for name, form in forms
+                name: trained(student, lambda s, f=f, t=teacher, v=label: f(s, t, v)) for name, f in written.items()
             }
             yield Case(f"{title}, {labels}, forward + backward", trained(student, ours), baselines, (maps + 1) * size)
 

@@ -30,6 +30,18 @@ struct Factors {
   T teacher, label, kl;
 };
 
+// The next row's lines, asked for while this row is computed: the passes over a row that is in cache would leave the
+// memory idle, and the hardware's prefetcher does not look past the end of a row.
+struct Ahead {
+  const char* lines[3] = {};  // of s, t, g; null: nothing to fetch
+  int64_t bytes[3] = {};      // a vector of pixels
+
+  POSEKD_INLINE void fetch(int64_t vector) const {
+    for (int map = 0; map < 3; ++map)
+      if (lines[map]) __builtin_prefetch(lines[map] + vector * bytes[map], 0, 2);
+  }
+};
+
 template <class T>
 struct Sums {
   T teacher = 0, label = 0, kl = 0, lse_s = 0, lse_t = 0;
@@ -38,7 +50,7 @@ struct Sums {
 template <class T>
 class RowReader {
  public:
-  // Buffers: s, t, g, gradient, exp s, exp t.
+  // Buffers: s, t, g, gradient (its squares' part first), exp s, exp t.
   explicit RowReader(const DistillLoss& args)
       : args_(args), pixels_(args.pixels()), stride_((pixels_ + 15) / 16 * 16), scratch_(6 * stride_) {}
 
@@ -73,6 +85,20 @@ class RowReader {
       if (result.t) result.t = compact(result.t, keep, 1);
       if (result.g) result.g = compact(result.g, keep, 2);
       result.pixels = count;
+    }
+    return result;
+  }
+
+  // What to fetch while row `row` is computed.
+  Ahead ahead(int64_t row) const {
+    Ahead result;
+    if (row + 1 >= args_.rows()) return result;
+    const TensorView* maps[3] = {&args_.student, &args_.teacher, &args_.target};
+    for (int map = 0; map < 3; ++map) {
+      if (!*maps[map]) continue;
+      const int64_t size = item_size(maps[map]->dtype);
+      result.lines[map] = maps[map]->as<char>() + (row + 1) * pixels_ * size;
+      result.bytes[map] = Vec<T>::kLanes * size;
     }
     return result;
   }
@@ -140,95 +166,128 @@ class RowReader {
   ScratchOf<T> scratch_;
 };
 
-// Sums of squares and maxima: the one pass that reads memory; everything after it reads the cache.
-template <class T, bool kTeacher, bool kLabels>
-POSEKD_INLINE void squares(const Row<T>& row, Sums<T>& sums, T& max_s, T& max_t) {
-  constexpr int L = Vec<T>::kLanes;
-  const vec<T> lowest = broadcast<T>(-std::numeric_limits<T>::infinity());
-  vec<T> teacher = {}, label = {}, ms = lowest, mt = lowest;
-  int64_t i = 0;
-  for (; i + L <= row.pixels; i += L) {
-    const vec<T> s = load(row.s + i);
-    if constexpr (kTeacher) {
-      const vec<T> t = load(row.t + i), d = s - t;
-      teacher += d * d;
-      ms = select(s > ms, s, ms);
-      mt = select(t > mt, t, mt);
-    }
-    if constexpr (kLabels) {
-      const vec<T> d = s - load(row.g + i);
-      label += d * d;
-    }
-  }
-  sums.teacher = sum_lanes<T>(teacher);
-  sums.label = sum_lanes<T>(label);
-  max_s = max_lanes<T>(ms);
-  max_t = max_lanes<T>(mt);
-  for (; i < row.pixels; ++i) {
-    const T s = row.s[i];
-    if constexpr (kTeacher) {
-      const T t = row.t[i];
-      sums.teacher += (s - t) * (s - t);
-      max_s = s > max_s ? s : max_s;
-      max_t = t > max_t ? t : max_t;
-    }
-    if constexpr (kLabels) sums.label += (s - row.g[i]) * (s - row.g[i]);
-  }
-}
-
-// KL(q_t, q_s) = sum q_t (t - s)/T - lse_t + lse_s. Keeps the exponentials in es, et when they are given.
 template <class T>
-POSEKD_INLINE void divergence(const Row<T>& row, T inverse_temperature, T max_s, T max_t, T* es, T* et, Sums<T>& sums,
-                              T& inverse_zs, T& inverse_zt) {
-  constexpr int L = Vec<T>::kLanes;
-  vec<T> zs = {}, zt = {}, a = {};
-  int64_t i = 0;
-  for (; i < row.pixels; i += L) {
-    vec<T> s, t;
-    if (i + L <= row.pixels) {
-      s = load(row.s + i);
-      t = load(row.t + i);
-    } else {  // the tail, padded with pixels of no weight
-      s = t = broadcast<T>(-std::numeric_limits<T>::infinity());
-      for (int j = 0; i + j < row.pixels; ++j) s[j] = row.s[i + j], t[j] = row.t[i + j];
-    }
-    const vec<T> x = (s - max_s) * inverse_temperature, y = (t - max_t) * inverse_temperature;
-    const vec<T> ex = vec_exp(x), ey = vec_exp(y);
-    zs += ex;
-    zt += ey;
-    const vec<T> zero = {}, term = ey * (y - x);
-    a += select(t == broadcast<T>(-std::numeric_limits<T>::infinity()), zero, term);  // 0 log 0 = 0
-    if (es) {
-      store(es + i, ex);
-      store(et + i, ey);
-    }
-  }
-  const T sum_s = sum_lanes<T>(zs), sum_t = sum_lanes<T>(zt);
-  inverse_zs = T(1) / sum_s;
-  inverse_zt = T(1) / sum_t;
-  sums.lse_s = max_s * inverse_temperature + std::log(sum_s);
-  sums.lse_t = max_t * inverse_temperature + std::log(sum_t);
-  sums.kl = sum_lanes<T>(a) * inverse_zt - std::log(sum_t) + std::log(sum_s);
+POSEKD_INLINE T maximum(const T* x, int64_t pixels) {
+  T best = -std::numeric_limits<T>::infinity();
+  for (int64_t i = 0; i < pixels; ++i) best = x[i] > best ? x[i] : best;
+  return best;
 }
 
+// A vector of pixels; past the end of the row `fill`.
+template <class T>
+POSEKD_INLINE vec<T> load_padded(const T* x, int64_t i, int64_t pixels, T fill) {
+  if (i + Vec<T>::kLanes <= pixels) return load(x + i);
+  vec<T> value = broadcast(fill);
+  for (int lane = 0; i + lane < pixels; ++lane) value[lane] = x[i + lane];
+  return value;
+}
+
+// What a row's softmaxes are taken relative to, and their norms.
+template <class T>
+struct Softmax {
+  T shift_s = 0, shift_t = 0;  // subtracted before the exponentials
+  T inverse_zs = 0, inverse_zt = 0;
+};
+
+// What a row's gradient is made of, kept in cache between the two passes: squares[i] + kl (es[i]/zs - et[i]/zt).
+template <class T>
+struct Parts {
+  T* squares = nullptr;  // null: no gradient is asked for
+  T* es = nullptr;
+  T* et = nullptr;
+};
+
+// The pass that reads memory: all sums of a row, and the parts of its gradient.
+// KL(q_t, q_s) = sum q_t (t - s)/T - lse_t + lse_s. Returns the largest of (s - shift_s)/T and (t - shift_t)/T.
 template <class T, bool kTeacher, bool kLabels>
-POSEKD_INLINE void gradient_row(const Row<T>& row, const Factors<T>& f, const T* es, const T* et, T inverse_zs,
-                                T inverse_zt, T upstream, bool streaming, T* out) {
+POSEKD_INLINE T sum_row(const Row<T>& row, T inverse_temperature, const Factors<T>& f, const Parts<T>& parts,
+                        const Ahead& ahead, Softmax<T>& softmax, Sums<T>& sums) {
   constexpr int L = Vec<T>::kLanes;
-  const T ks = f.kl * inverse_zs, kt = f.kl * inverse_zt;
+  const T infinity = std::numeric_limits<T>::infinity();
+  const vec<T> zero = {}, lowest = broadcast(-infinity);
+  vec<T> teacher = {}, label = {}, zs = {}, zt = {}, kl = {}, top = lowest;
+  for (int64_t i = 0; i < row.pixels; i += L) {
+    ahead.fetch(i / L);
+    const bool whole = i + L <= row.pixels;
+    const vec<T> s = load_padded(row.s, i, row.pixels, T(0));
+    vec<T> squares = {};
+    if constexpr (kLabels) {
+      const vec<T> d = s - load_padded(row.g, i, row.pixels, T(0));
+      label += d * d;
+      squares = d * f.label;
+    }
+    if constexpr (kTeacher) {
+      const vec<T> t = load_padded(row.t, i, row.pixels, T(0)), d = s - t;
+      teacher += d * d;
+      squares += d * f.teacher;
+      vec<T> x = (s - softmax.shift_s) * inverse_temperature, y = (t - softmax.shift_t) * inverse_temperature;
+      if (!whole)  // pixels of no weight
+        for (int lane = static_cast<int>(row.pixels - i); lane < L; ++lane) x[lane] = y[lane] = -infinity;
+      top = larger(larger(x, y), top);
+      const vec<T> ex = vec_exp(x), ey = vec_exp(y);
+      zs += ex;
+      zt += ey;
+      kl += select(y == lowest, zero, ey * (y - x));  // 0 log 0 = 0
+      if (parts.squares) {
+        store(parts.es + i, ex);
+        store(parts.et + i, ey);
+      }
+    }
+    if (parts.squares) store(parts.squares + i, squares);
+  }
+  if constexpr (kLabels) sums.label = sum_lanes<T>(label);
+  if constexpr (kTeacher) {
+    const T sum_s = sum_lanes<T>(zs), sum_t = sum_lanes<T>(zt);
+    softmax.inverse_zs = T(1) / sum_s;
+    softmax.inverse_zt = T(1) / sum_t;
+    sums.teacher = sum_lanes<T>(teacher);
+    sums.lse_s = softmax.shift_s * inverse_temperature + std::log(sum_s);
+    sums.lse_t = softmax.shift_t * inverse_temperature + std::log(sum_t);
+    sums.kl = sum_lanes<T>(kl) * softmax.inverse_zt - std::log(sum_t) + std::log(sum_s);
+  }
+  return max_lanes<T>(top);
+}
+
+// The sums, in one pass where the row allows it. A softmax subtracts the maximum, which takes a pass to find; any value
+// near it serves as well. So the maximum of the first pixels is tried: then no sum is below 1, and only if a pixel lies
+// far above (or is not finite) the pass is repeated with the true maxima.
+template <class T, bool kTeacher, bool kLabels>
+POSEKD_INLINE Softmax<T> sums_of(const Row<T>& row, T inverse_temperature, const Factors<T>& f, const Parts<T>& parts,
+                                 const Ahead& ahead, Sums<T>& sums) {
+  constexpr T kFar = 60;  // e^60 times a million pixels is within float32
+  Softmax<T> softmax;
+  if constexpr (kTeacher) {
+    const int64_t first = row.pixels < Vec<T>::kLanes ? row.pixels : Vec<T>::kLanes;
+    softmax.shift_s = maximum(row.s, first);
+    softmax.shift_t = maximum(row.t, first);
+  }
+  const T top = sum_row<T, kTeacher, kLabels>(row, inverse_temperature, f, parts, ahead, softmax, sums);
+  if constexpr (kTeacher) {
+    if (!(top < kFar)) {
+      softmax.shift_s = maximum(row.s, row.pixels);
+      softmax.shift_t = maximum(row.t, row.pixels);
+      sum_row<T, kTeacher, kLabels>(row, inverse_temperature, f, parts, ahead, softmax, sums);
+    }
+  }
+  return softmax;
+}
+
+// The second pass, over parts that are in cache.
+template <class T, bool kTeacher>
+POSEKD_INLINE void gradient_row(const Parts<T>& parts, T kl, const Softmax<T>& softmax, T upstream, bool streaming,
+                                int64_t pixels, T* out) {
+  constexpr int L = Vec<T>::kLanes;
+  const T ks = kl * softmax.inverse_zs, kt = kl * softmax.inverse_zt;
   const bool past_cache = streaming && reinterpret_cast<uintptr_t>(out) % sizeof(vec<T>) == 0;
   int64_t i = 0;
-  for (; i + L <= row.pixels; i += L) {
-    const vec<T> s = load(row.s + i);
-    vec<T> value = {};
-    if constexpr (kTeacher) value = (s - load(row.t + i)) * f.teacher + (load(es + i) * ks - load(et + i) * kt);
-    if constexpr (kLabels) value += (s - load(row.g + i)) * f.label;
+  for (; i + L <= pixels; i += L) {
+    vec<T> value = load(parts.squares + i);
+    if constexpr (kTeacher) value += load(parts.es + i) * ks - load(parts.et + i) * kt;
     past_cache ? stream(out + i, value * upstream) : store(out + i, value * upstream);
   }
-  for (; i < row.pixels; ++i) {
-    T value = 0;
-    if constexpr (kTeacher) value = (row.s[i] - row.t[i]) * f.teacher + (es[i] * ks - et[i] * kt);
-    if constexpr (kLabels) value += (row.s[i] - row.g[i]) * f.label;
+  for (; i < pixels; ++i) {
+    T value = parts.squares[i];
+    if constexpr (kTeacher) value += parts.es[i] * ks - parts.et[i] * kt;
     out[i] = value * upstream;
   }
 }
@@ -247,18 +306,16 @@ Factors<T> factors(const DistillLoss& args, const Row<T>& row) {
 template <class T, bool kTeacher, bool kLabels>
 Sums<T> process_row(const DistillLoss& args, const RowReader<T>& reader, const Row<T>& row, int64_t index, T upstream) {
   Sums<T> sums;
-  T max_s = 0, max_t = 0, inverse_zs = 0, inverse_zt = 0;
-  T *es = nullptr, *et = nullptr;
-  if (args.gradient) es = reader.buffer(4), et = reader.buffer(5);
-  if (row.pixels > 0) {
-    squares<T, kTeacher, kLabels>(row, sums, max_s, max_t);
-    if constexpr (kTeacher)
-      divergence(row, static_cast<T>(1 / args.temperature), max_s, max_t, es, et, sums, inverse_zs, inverse_zt);
-  }
+  Softmax<T> softmax;
+  Parts<T> parts;
+  if (args.gradient) parts = {reader.buffer(3), reader.buffer(4), reader.buffer(5)};
+  const Factors<T> f = factors(args, row);
+  if (row.pixels > 0)
+    softmax =
+        sums_of<T, kTeacher, kLabels>(row, static_cast<T>(1 / args.temperature), f, parts, reader.ahead(index), sums);
   if (args.gradient) {
     T* out = reader.gradient_target(index);
-    gradient_row<T, kTeacher, kLabels>(row, factors(args, row), es, et, inverse_zs, inverse_zt, upstream,
-                                       reader.streams(out), out);
+    gradient_row<T, kTeacher>(parts, f.kl, softmax, upstream, reader.streams(out), row.pixels, out);
     reader.write(index, out);
   }
   return sums;
@@ -273,10 +330,17 @@ Sums<T> process(const DistillLoss& args, const RowReader<T>& reader, const Row<T
   return {};
 }
 
+// Rows a thread takes at once: enough that the row fetched ahead is mostly its own, few enough that threads end
+// together.
+int64_t grain(const DistillLoss& args, int threads) {
+  const int64_t share = args.rows() / (4 * static_cast<int64_t>(threads < 1 ? 1 : threads));
+  return share < 1 ? 1 : share > 32 ? 32 : share;
+}
+
 template <class T>
 void forward(const DistillLoss& args, int threads) {
   T* stats = args.stats.as<T>();
-  parallel_for(args.rows(), 4, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(args.rows(), grain(args, threads), threads, [&](int64_t begin, int64_t end) {
     const RowReader<T> reader(args);
     for (int64_t index = begin; index < end; ++index) {
       const Row<T> row = reader.read(index);
@@ -306,7 +370,7 @@ void forward(const DistillLoss& args, int threads) {
 template <class T>
 void backward(const DistillLoss& args, int threads) {
   const T upstream = *args.upstream.as<T>();
-  parallel_for(args.rows(), 4, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(args.rows(), grain(args, threads), threads, [&](int64_t begin, int64_t end) {
     const RowReader<T> reader(args);
     for (int64_t index = begin; index < end; ++index) process(args, reader, reader.read(index), index, upstream);
     stream_fence();
