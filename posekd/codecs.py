@@ -124,6 +124,24 @@ def transform_keypoints(keypoints: Tensor, matrices: Tensor) -> Tensor:
     return torch.cat((moved.float(), keypoints[..., 2:].float()), -1)
 
 
+def mirror_matrices(matrices: Tensor, flips: Tensor, width: int) -> Tensor:
+    """Mirrors the output: where flipped, pixel x of the result is what pixel `width - 1 - x` was.
+
+    `crop_matrices` mirrors about the crop's centre W/2 (HRNet mirrors the image, and crops then); this mirrors the
+    crop's pixels (HigherHRNet mirrors the crops, each resolution by itself).
+
+    Args:
+        matrices: `[B, 2, 3]`, output pixel to input pixel.
+        flips: bool `[B]`.
+        width: of the output in pixels.
+    """
+    _check_matrices(matrices)
+    m = matrices.to(torch.float64)
+    column, corner = m[..., :1], m[..., 2:]
+    mirrored = torch.cat((-column, m[..., 1:2], corner + column * (width - 1)), -1)
+    return torch.where(flips[:, None, None], mirrored, m).float()
+
+
 def translate_matrices(matrices: Tensor, offsets: Tensor) -> Tensor:
     """Moves the images of matrices: the result maps to coordinates larger by `offsets` `[..., 2]` (x, y)."""
     _check_matrices(matrices)
@@ -159,17 +177,18 @@ def swap_flipped(keypoints: Tensor, flips: Tensor, permutation: Sequence[int] | 
     """Exchanges left and right joints of mirrored persons: a mirrored left wrist is a right wrist.
 
     Args:
-        keypoints: `[B, K, 3]`, already at their mirrored place.
+        keypoints: `[B, ..., K, 3]`, already at their mirrored place.
         flips: bool `[B]`.
         permutation: K indices, as in `Skeleton.flip`.
 
     Returns:
-        `[B, K, 3]`.
+        `[B, ..., K, 3]`.
     """
     if len(permutation) != keypoints.shape[-2]:
         raise ValueError(f"flip permutation of {len(permutation)} joints for {keypoints.shape[-2]} keypoints")
     order = torch.as_tensor(permutation, device=keypoints.device)
-    return torch.where(flips[:, None, None], keypoints[:, order], keypoints)
+    mirrored = flips.view(-1, *(1,) * (keypoints.ndim - 1))
+    return torch.where(mirrored, keypoints.index_select(-2, order), keypoints)
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -92,6 +92,24 @@ MPII = Skeleton(
     upper_body=(7, 8, 9, 10, 11, 12, 13, 14, 15),
 )  # fmt: skip
 
+CROWDPOSE = Skeleton(
+    name="crowdpose",
+    keypoints=(
+        "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
+        "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "head", "neck",
+    ),
+    edges=(
+        (12, 13), (13, 0), (13, 1), (0, 2), (2, 4), (1, 3), (3, 5), (0, 6), (1, 7), (6, 7), (6, 8), (8, 10), (7, 9),
+        (9, 11),
+    ),
+    flip=(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 12, 13),
+    # Jeff-sjtu/CrowdPose, crowdposetools/cocoeval.py
+    sigmas=(
+        0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079,
+    ),
+    upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
+)  # fmt: skip
+
 _SIDES = (("left", "right"), ("l", "r"))
 
 
@@ -123,8 +141,8 @@ def skeleton_from_category(
     Args:
         category: an entry of a COCO file's `categories`, with `keypoints` and, optionally, 1-based `skeleton`.
         flip_pairs: pairs of names that a mirror exchanges; inferred from left/right names when not given.
-        sigmas: K OKS constants. When not given: COCO's where the keypoints are COCO's 17, else
-            `DEFAULT_SIGMA` for each, with a warning, because AP depends on them.
+        sigmas: K OKS constants. When not given: the official ones where the keypoints are COCO's 17 or CrowdPose's
+            14, else `DEFAULT_SIGMA` for each, with a warning, because AP depends on them.
 
     Raises:
         ValueError: no keypoints, an unknown name in `flip_pairs`, or a wrong number of sigmas.
@@ -133,8 +151,9 @@ def skeleton_from_category(
     label = str(category.get("name", "?"))
     if not names:
         raise ValueError(f"category {label!r} has no 'keypoints' list: this is not a keypoint annotation file")
-    if names == COCO.keypoints and flip_pairs is None and sigmas is None:
-        return COCO
+    known = next((skeleton for skeleton in (COCO, CROWDPOSE) if skeleton.keypoints == names), None)
+    if known is not None and flip_pairs is None and sigmas is None:
+        return known
     if flip_pairs is None:
         flip = infer_flip(names)
     else:
@@ -146,8 +165,8 @@ def skeleton_from_category(
             order[names.index(a)], order[names.index(b)] = names.index(b), names.index(a)
         flip = tuple(order)
     if sigmas is None:
-        if names == COCO.keypoints:
-            sigmas = COCO.sigmas
+        if known is not None:
+            sigmas = known.sigmas
         else:
             warnings.warn(
                 f"category {label!r} has {len(names)} keypoints and no OKS sigmas were given: using "

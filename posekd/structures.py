@@ -106,3 +106,52 @@ class PoseBatch:
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
+
+
+@dataclass
+class PackedImageBatch(PackedBatch):
+    """What a loader worker sends for bottom-up networks: B whole images, all their people with them.
+
+    As `PackedBatch`, one row an image instead of a person: `keypoints` is `[B, P, K, 3]`, padded with visibility 0 to
+    the most people of an image (at least 1), `boxes` and `sample_ids` are those of the images, `scales` the crop's
+    sides in image pixels. Ignored regions travel as pictures of their own, 255 inside, cut to their bounding rectangles.
+
+    Attributes:
+        image_sizes: int64 `[B, 2]`, height and width of the whole images.
+        mask_pixels: uint8 `[bytes]`, the packed rectangles.
+        mask_offsets: int64 `[M]`, first byte of each rectangle.
+        mask_shapes: int64 `[M, 3]`, height, width and 1.
+        mask_origins: float32 `[M, 2]`, (x, y) of each rectangle's corner in its image.
+        mask_index: int64 `[M]`, image of each; at most one an image.
+    """
+
+    image_sizes: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+    mask_pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    mask_offsets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    mask_shapes: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
+    mask_origins: Tensor = field(default_factory=lambda: torch.empty(0, 2))
+    mask_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+@dataclass
+class ImageBatch:
+    """B whole images on the device, ready for a bottom-up network.
+
+    Attributes:
+        images: `[B, 3, H, W]`, normalised by the student's `InputSpec`.
+        keypoints: for each output resolution, float32 `[B, P, K, 3]` (x, y, visibility) in its pixels.
+        masks: for each output resolution, bool `[B, h, w]`: false in ignored regions and outside the image.
+        matrices: float32 `[B, 2, 3]`, input pixel to original-image pixel.
+        image_ids: int64 `[B]`.
+        sample_ids: int64 `[B]`, the image ids again: what an error message names.
+    """
+
+    images: Tensor
+    keypoints: list[Tensor]
+    masks: list[Tensor]
+    matrices: Tensor
+    image_ids: Tensor
+    sample_ids: Tensor
+
+    def __len__(self) -> int:
+        return self.images.shape[0]

@@ -121,6 +121,45 @@ def image_matrices(packed: PackedBatch, size: tuple[int, int]) -> Tensor:
     return codecs.crop_matrices(packed.centers, scales, packed.rotations, packed.flips, size)
 
 
+def warp(
+    packed: PackedBatch,
+    matrices: Tensor,
+    spec: InputSpec,
+    size: tuple[int, int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Cuts normalised crops out of packed images, in the network's colour order.
+
+    Args:
+        packed: regions of images, and which crop is cut from which.
+        matrices: `[B, 2, 3]`, crop pixel to original-image pixel.
+        spec: normalisation and colour order; its size is not read.
+        size: `(height, width)` of the crops.
+        dtype: of the crops.
+        memory_format: of the crops.
+
+    Returns:
+        `[B, 3, *size]`.
+    """
+    from posekd import ops  # here, because workers import this file and have no use for the compiled core
+
+    # The pixels are red, green, blue; the spec speaks the network's order.
+    mean, std = (spec.mean[::-1], spec.std[::-1]) if spec.bgr else (spec.mean, spec.std)
+    images = ops.crop_warp(
+        ops.PackedImages(packed.pixels, packed.offsets, packed.shapes),
+        codecs.translate_matrices(matrices, -packed.origins[packed.image_index]),
+        size,
+        image_index=packed.image_index,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+        memory_format=memory_format,
+    )
+    return images.flip(1) if spec.bgr else images
+
+
 def prepare(
     packed: PackedBatch,
     spec: InputSpec,
@@ -142,23 +181,8 @@ def prepare(
         B normalised crops with joints in crop pixels. Joints of mirrored persons are exchanged; visibility is
         kept, and an unlabelled joint is (0, 0, 0).
     """
-    from posekd import ops  # here, because workers import this file and have no use for the compiled core
-
     matrices = image_matrices(packed, spec.size)
-    # The pixels are red, green, blue; the spec speaks the network's order.
-    mean, std = (spec.mean[::-1], spec.std[::-1]) if spec.bgr else (spec.mean, spec.std)
-    images = ops.crop_warp(
-        ops.PackedImages(packed.pixels, packed.offsets, packed.shapes),
-        codecs.translate_matrices(matrices, -packed.origins[packed.image_index]),
-        spec.size,
-        image_index=packed.image_index,
-        mean=mean,
-        std=std,
-        dtype=dtype,
-        memory_format=memory_format,
-    )
-    if spec.bgr:
-        images = images.flip(1)
+    images = warp(packed, matrices, spec, spec.size, dtype=dtype, memory_format=memory_format)
     keypoints = codecs.transform_keypoints(packed.keypoints, codecs.invert_matrices(matrices))
     keypoints = codecs.swap_flipped(keypoints, packed.flips, flip_permutation)
     return PoseBatch(

@@ -24,8 +24,11 @@ from posekd.data.coco_json import (
     unique_images,
 )
 from posekd.data.images import read_rgb
-from posekd.data.records import PoseRecords
+from posekd.data.records import PoseRecords, Regions
+from posekd.data.regions import ignored_regions
 from posekd.skeleton import Skeleton, skeleton_from_category
+
+KeepImages = Literal["labelled", "annotated", "all"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class CocoSettings:
         sigmas: K OKS constants; COCO's for its 17 points, else a default that warns, if None.
         image_ids: take only these images.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
+        keep_images: which images count: those with a "labelled" person, those that are "annotated" at all (crowds and
+            people without joints among them), or "all". None is what the network needs: top-down the labelled
+            ones, bottom-up the annotated ones for training and all for evaluation.
     """
 
     images: str
@@ -54,6 +60,7 @@ class CocoSettings:
     sigmas: list[float] | None = None
     image_ids: list[int] | None = None
     on_missing_image: Literal["refuse", "skip"] = "refuse"
+    keep_images: KeepImages | None = None
 
 
 class CocoKeypoints:
@@ -75,19 +82,24 @@ class CocoKeypoints:
         images = _chosen_images(labels, settings)
         category = pick_category(labels, settings.category, label_file)
         skeleton = skeleton_from_category(category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas)
+        keep = settings.keep_images or "labelled"
         if settings.detections is None:
-            persons = _labelled_persons(labels, images, category["id"], skeleton, label_file)
+            persons = _labelled_persons(labels, images, category["id"], skeleton, label_file, keep)
         else:
             persons = _detected_persons(settings, images, category["id"], skeleton)
+        own = [a for a in labels.get("annotations", ()) if a.get("category_id") == category["id"]]
         needed = {person.image_id for person in persons}
+        if keep != "labelled":
+            needed = set(images) if keep == "all" else needed | {a.get("image_id") for a in own}
         absent = self._missing_files([images[i] for i in images if i in needed])
         self._absent = frozenset(absent)
         persons = [person for person in persons if person.image_id not in self._absent]
-        if not persons:
-            raise ValueError(_nothing_left(settings, labels, len(absent)))
         images = {i: images[i] for i in images if i in needed and i not in self._absent}
+        if not images:
+            raise ValueError(_nothing_left(settings, labels, len(absent)))
         self._files = np.array([entry["file_name"] for entry in images.values()])
-        self.records = _to_records(persons, images, skeleton)
+        ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file))
+        self.records = _to_records(persons, images, skeleton, ignored)
 
     def load_image(self, row: int) -> np.ndarray:
         """Decodes image `row` and checks it against the stated size: uint8 RGB `[H, W, 3]`."""
@@ -184,7 +196,10 @@ def _labelled_persons(
     category_id: int,
     skeleton: Skeleton,
     file: Path,
+    keep: KeepImages,
 ) -> list[_Person]:
+    if "annotations" not in labels and keep == "all":
+        return []
     if "annotations" not in labels:
         raise ValueError(f"{file} has no 'annotations' (a split without labels?): give `detections` for the boxes")
     known = images.keys() | unique_images(labels, file).keys()
@@ -202,7 +217,11 @@ def _labelled_persons(
         box = finite_numbers(annotation.get("bbox"), 4, f"{who}: bbox")
         area = annotation.get("area", box[2] * box[3])
         clean = clip_box(box, images[image_id]["width"], images[image_id]["height"])
-        if keypoints is None or clean is None or not area > 0:
+        if keypoints is None:
+            continue
+        if keep != "labelled":  # nobody is cropped, so nobody needs a good box
+            clean = clean or (box[0], box[1], box[2], box[3])
+        elif clean is None or not area > 0:
             continue
         persons.append(_Person(image_id, int(annotation.get("id", i)), clean, 1.0, keypoints))
     return persons
@@ -236,7 +255,9 @@ def _detected_persons(
     return persons
 
 
-def _to_records(persons: list[_Person], images: Mapping[int, Mapping[str, Any]], skeleton: Skeleton) -> PoseRecords:
+def _to_records(
+    persons: list[_Person], images: Mapping[int, Mapping[str, Any]], skeleton: Skeleton, ignored: Regions
+) -> PoseRecords:
     rows = {image_id: row for row, image_id in enumerate(images)}
     persons = sorted(persons, key=lambda person: rows[person.image_id])  # stable: file order within an image
     K = skeleton.num_keypoints
@@ -246,10 +267,13 @@ def _to_records(persons: list[_Person], images: Mapping[int, Mapping[str, Any]],
         image_ids=np.array(list(images), np.int64),
         image_sizes=np.array([(e["height"], e["width"]) for e in images.values()], np.int64).reshape(-1, 2),
         image_rows=np.array([rows[p.image_id] for p in persons], np.int64),
-        keypoints=np.stack([unlabelled if p.keypoints is None else p.keypoints for p in persons]),
+        keypoints=np.array([unlabelled if p.keypoints is None else p.keypoints for p in persons], np.float32).reshape(
+            -1, K, 3
+        ),
         boxes=np.array([p.box for p in persons], np.float32).reshape(-1, 4),
         box_scores=np.array([p.score for p in persons], np.float32),
         sample_ids=np.array([p.sample_id for p in persons], np.int64),
+        ignored=ignored,
     )
 
 

@@ -28,7 +28,7 @@ class LoaderSettings:
     """How batches are made.
 
     Attributes:
-        batch_size: persons a batch, on each process.
+        batch_size: persons a batch (images, for a bottom-up network), on each process.
         workers: decoding processes; 0 decodes in the calling process.
         prefetch: batches that each worker keeps ready.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
@@ -48,11 +48,56 @@ class LoaderSettings:
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
 
 
-class PersonDataset(Dataset[PackedBatch]):
-    """Map-style dataset of persons, fetched a batch at a time.
+class PackedDataset(Dataset[PackedBatch]):
+    """Map-style dataset, fetched a batch at a time: `__getitems__` takes `(epoch, row)` keys and gives one batch.
 
-    `__getitems__` takes `(epoch, row)` keys and gives a `PackedBatch`: each image once, and of it only the
-    rectangle that the crops of this batch sample. An augmentation draw depends on (seed, epoch, row) alone.
+    Args:
+        source: where the images come from.
+        image_rows: int64 `[N]`, the image of each row of this dataset.
+        on_bad_image: "refuse" or "skip".
+    """
+
+    def __init__(self, source: PoseSource, image_rows: np.ndarray, on_bad_image: Literal["refuse", "skip"]) -> None:
+        self.source, self.image_rows, self.on_bad_image = source, image_rows, on_bad_image
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
+
+    def __getitem__(self, key: Key) -> PackedBatch:
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[Key]) -> PackedBatch:
+        """The rows of `keys`; those whose image cannot be read are missing if `on_bad_image` is "skip".
+
+        Raises:
+            BadImageError: an image cannot be read and `on_bad_image` is "refuse".
+        """
+        images: dict[int, np.ndarray] = {}
+        kept: list[Key] = []
+        skipped = []
+        for key in keys:
+            image_row = int(self.image_rows[key[1]])
+            try:
+                if image_row not in images:
+                    images[image_row] = self.source.load_image(image_row)
+                kept.append(key)
+            except BadImageError:
+                if self.on_bad_image == "refuse":
+                    raise
+                skipped.append(key[1])
+        batch = self.pack(kept, images)
+        batch.skipped = torch.tensor(skipped, dtype=torch.int64)
+        return batch
+
+    def pack(self, keys: Sequence[Key], images: dict[int, np.ndarray]) -> PackedBatch:
+        """The batch of some keys, given the images of their rows, each once."""
+        raise NotImplementedError
+
+
+class PersonDataset(PackedDataset):
+    """Persons, each with a crop of its image: each image once, and of it only what the crops of the batch sample.
+
+    An augmentation draw depends on (seed, epoch, row) alone.
 
     Args:
         source: the dataset.
@@ -73,38 +118,10 @@ class PersonDataset(Dataset[PackedBatch]):
         on_bad_image: Literal["refuse", "skip"] = "refuse",
         padding: float = codecs.PADDING,
     ) -> None:
-        self.source, self.size, self.augmentation = source, size, augmentation
-        self.seed, self.on_bad_image = seed, on_bad_image
+        super().__init__(source, source.records.image_rows, on_bad_image)
+        self.size, self.augmentation, self.seed = size, augmentation, seed
         centers, scales = codecs.box_to_center_scale(torch.from_numpy(source.records.boxes), size, padding)
         self._centers, self._scales = centers.numpy(), scales.numpy()
-
-    def __len__(self) -> int:
-        return len(self.source.records)
-
-    def __getitem__(self, key: Key) -> PackedBatch:
-        return self.__getitems__([key])
-
-    def __getitems__(self, keys: Sequence[Key]) -> PackedBatch:
-        """The persons of `keys`; those whose image cannot be read are missing if `on_bad_image` is "skip".
-
-        Raises:
-            BadImageError: an image cannot be read and `on_bad_image` is "refuse".
-        """
-        records = self.source.records
-        images: dict[int, np.ndarray] = {}
-        kept: list[Key] = []
-        skipped = []
-        for key in keys:
-            image_row = int(records.image_rows[key[1]])
-            try:
-                if image_row not in images:
-                    images[image_row] = self.source.load_image(image_row)
-                kept.append(key)
-            except BadImageError:
-                if self.on_bad_image == "refuse":
-                    raise
-                skipped.append(key[1])
-        return self._pack(kept, images, skipped)
 
     def draw(self, key: Key) -> Draw:
         """The augmentation of one sample."""
@@ -117,7 +134,8 @@ class PersonDataset(Dataset[PackedBatch]):
         keypoints = records.keypoints[row]
         return draw(self.augmentation, rng, center, scale, keypoints, self.size, records.skeleton.upper_body)
 
-    def _pack(self, keys: Sequence[Key], images: dict[int, np.ndarray], skipped: list[int]) -> PackedBatch:
+    def pack(self, keys: Sequence[Key], images: dict[int, np.ndarray]) -> PackedBatch:
+        """The persons of `keys`, and what their crops sample."""
         records = self.source.records
         rows = np.array([row for _, row in keys], np.int64)
         draws = [self.draw(key) for key in keys]
@@ -138,7 +156,6 @@ class PersonDataset(Dataset[PackedBatch]):
             box_scores=torch.from_numpy(records.box_scores[rows]),
             image_ids=torch.from_numpy(records.image_ids[records.image_rows[rows]]),
             sample_ids=torch.from_numpy(records.sample_ids[rows]),
-            skipped=torch.tensor(skipped, dtype=torch.int64),
         )
         corners = _crop_corners(batch, self.size)
         pack_regions(batch, list(images.values()), corners)
@@ -192,7 +209,7 @@ class PoseLoader:
         size: `(height, width)` of the crops.
         settings: batch size, workers, habits.
         training: shuffle, augment and drop the incomplete last batch; otherwise every person once, in order.
-        augmentation: used in training; None for none.
+        augmentation: an `Augmentation`, used in training; None for none.
         seed: of shuffling and augmentation.
         rank: this process.
         world: number of processes.
@@ -201,6 +218,8 @@ class PoseLoader:
         skipped: persons left out so far because their image could not be read.
     """
 
+    lost = "Its persons are"  # begins what a warning says of the rows of an unreadable image
+
     def __init__(
         self,
         source: PoseSource,
@@ -208,7 +227,7 @@ class PoseLoader:
         settings: LoaderSettings | None = None,
         *,
         training: bool,
-        augmentation: Augmentation | None = None,
+        augmentation: Any = None,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -219,25 +238,27 @@ class PoseLoader:
             if settings.workers > 0:
                 source.fill(skip_bad=settings.on_bad_image == "skip")
         self.settings, self.skipped = settings, 0
-        self.dataset = PersonDataset(
+        self.dataset = self._open(source, size, augmentation if training else None, seed)
+        self.plan = self._plan(training, seed, rank, world)
+        self._loader = _data_loader(self.dataset, self.plan, settings)
+        self._reported: set[int] = set()
+
+    def _open(
+        self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int
+    ) -> PackedDataset:
+        settings = self.settings
+        return PersonDataset(
             source,
             size,
-            augmentation=augmentation if training else None,
+            augmentation=augmentation,
             seed=seed,
             on_bad_image=settings.on_bad_image,
             padding=settings.padding,
         )
-        self.plan = BatchPlan(
-            len(self.dataset),
-            settings.batch_size,
-            shuffle=training,
-            drop_last=training,
-            seed=seed,
-            rank=rank,
-            world=world,
-        )
-        self._loader = _data_loader(self.dataset, self.plan, settings)
-        self._reported: set[int] = set()
+
+    def _plan(self, training: bool, seed: int, rank: int, world: int) -> BatchPlan:
+        count, batch_size = len(self.dataset), self.settings.batch_size
+        return BatchPlan(count, batch_size, shuffle=training, drop_last=training, seed=seed, rank=rank, world=world)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -269,12 +290,11 @@ class PoseLoader:
 
     def _report(self, batch: PackedBatch) -> None:
         """Warns once a file about the persons that a batch lost."""
-        records = self.dataset.source.records
         self.skipped += len(batch.skipped)
-        for row in records.image_rows[batch.skipped.numpy()].tolist():
+        for row in self.dataset.image_rows[batch.skipped.numpy()].tolist():
             if row not in self._reported:
                 self._reported.add(row)
-                warnings.warn(f"{self._reason(row)}. Its persons are skipped ({self.skipped} so far).", stacklevel=3)
+                warnings.warn(f"{self._reason(row)}. {self.lost} skipped ({self.skipped} so far).", stacklevel=3)
         if len(batch.skipped) and not len(batch):
             warnings.warn("a whole batch was left out: none of its images could be read", stacklevel=3)
 
@@ -287,7 +307,7 @@ class PoseLoader:
         return f"{self.dataset.source.image_name(row)}: could not be read a moment ago"
 
 
-def _data_loader(dataset: PersonDataset, plan: BatchPlan, settings: LoaderSettings) -> DataLoader[Any]:
+def _data_loader(dataset: PackedDataset, plan: BatchPlan, settings: LoaderSettings) -> DataLoader[Any]:
     common: dict[str, Any] = {
         "batch_sampler": plan,
         "collate_fn": _as_is,

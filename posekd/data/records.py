@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,26 @@ from posekd.skeleton import Skeleton
 
 class BadImageError(RuntimeError):
     """An image that is missing, unreadable, truncated, or not the size that its labels state."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of images that no loss may look at: crowds, and people without labelled joints.
+
+    Plain arrays, as in `PoseRecords`; regions of one image stand next to each other.
+
+    Attributes:
+        image_rows: int64 `[R]`, row of each region's image.
+        ends: int64 `[R]`, where each region ends in `runs`.
+        runs: uint8, the regions as COCO's compressed run lengths, one after another.
+    """
+
+    image_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    ends: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    runs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,7 @@ class PoseRecords:
         boxes: float32 `[N, 4]` (x, y, width, height).
         box_scores: float32 `[N]`, detector confidence (1 for labelled boxes).
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
+        ignored: regions that bottom-up training must not look at.
     """
 
     skeleton: Skeleton
@@ -39,6 +60,7 @@ class PoseRecords:
     boxes: np.ndarray
     box_scores: np.ndarray
     sample_ids: np.ndarray
+    ignored: Regions = field(default_factory=Regions)
 
     def __len__(self) -> int:
         return len(self.image_rows)

@@ -13,6 +13,7 @@ import numpy as np
 
 from posekd.data.coco import CocoSettings
 from posekd.data.records import PoseRecords
+from posekd.data.regions import ignored_regions
 from posekd.data.synthetic_body import NUM_JOINTS, draw_figures
 from posekd.data.synthetic_labels import annotate
 from posekd.data.synthetic_paint import MAX_PEOPLE, draw_wardrobe, paint_figures
@@ -104,7 +105,9 @@ class SyntheticPeople:
         labelled = [a for a in self._annotations if a["num_keypoints"]]
         if not labelled:
             raise ValueError(f"none of the {settings.images} pictures shows a person; draw more images")
-        self.records = _to_records(labelled, settings)
+        entries = {index + 1: _image_entry(settings, index, "jpg") for index in range(settings.images)}
+        ignored = ignored_regions(self._annotations, entries, f"synthetic {settings.split}")
+        self.records = replace(_to_records(labelled, settings), ignored=ignored)
 
     def load_image(self, row: int) -> np.ndarray:
         """Picture `row`: uint8 RGB `[H, W, 3]`; do not write to it."""
