@@ -114,7 +114,7 @@ class PackedImageBatch(PackedBatch):
 
     As `PackedBatch`, one row an image instead of a person: `keypoints` is `[B, P, K, 3]`, padded with visibility 0 to
     the most people of an image (at least 1), `boxes` and `sample_ids` are those of the images, `scales` the crop's
-    sides in image pixels. Ignored regions travel as pictures of their own, 255 inside, cut to their bounding rectangles.
+    sides in image pixels. Ignored regions travel as pictures of their own, 255 inside, cut to their rectangles.
 
     Attributes:
         image_sizes: int64 `[B, 2]`, height and width of the whole images.

@@ -243,9 +243,7 @@ class PoseLoader:
         self._loader = _data_loader(self.dataset, self.plan, settings)
         self._reported: set[int] = set()
 
-    def _open(
-        self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int
-    ) -> PackedDataset:
+    def _open(self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int) -> PackedDataset:
         settings = self.settings
         return PersonDataset(
             source,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,6 @@ def decode_mask(regions: Regions, row: int, size: tuple[int, int]) -> np.ndarray
     if first == last:
         return None
     bounds = np.concatenate(([regions.ends[first - 1] if first else 0], regions.ends[first:last]))
-    pieces = (regions.runs[a:b].tobytes() for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    pieces = (regions.runs[a:b].tobytes() for a, b in pairwise(bounds))
     merged = rle.merge([{"size": list(size), "counts": piece} for piece in pieces])
     return rle.decode(merged) * np.uint8(255)
