@@ -110,6 +110,23 @@ CROWDPOSE = Skeleton(
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
 )  # fmt: skip
 
+LSP = Skeleton(
+    name="lsp",
+    keypoints=(
+        "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist",
+        "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head_top",
+    ),
+    edges=(
+        (0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (6, 7), (7, 8), (8, 12), (12, 9), (9, 10), (10, 11), (12, 13),
+        (8, 2), (9, 3),
+    ),
+    flip=(5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 12, 13),
+    sigmas=(
+        0.089, 0.087, 0.107, 0.107, 0.087, 0.089, 0.062, 0.072, 0.079, 0.079, 0.072, 0.062, 0.079, 0.026,
+    ),
+    upper_body=(6, 7, 8, 9, 10, 11, 12, 13),
+)  # fmt: skip
+
 _SIDES = (("left", "right"), ("l", "r"))
 
 

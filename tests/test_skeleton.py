@@ -7,7 +7,7 @@ import warnings
 import pytest
 from pycocotools.cocoeval import Params
 
-from posekd.skeleton import COCO, DEFAULT_SIGMA, MPII, Skeleton, infer_flip, skeleton_from_category
+from posekd.skeleton import COCO, DEFAULT_SIGMA, LSP, MPII, Skeleton, infer_flip, skeleton_from_category
 
 
 def test_coco_is_the_official_set():
@@ -23,7 +23,7 @@ def test_mpii_pairs_are_hrnets():
     assert {(a, b) for a, b in enumerate(MPII.flip) if a < b} == {(0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)}
 
 
-@pytest.mark.parametrize("skeleton", [COCO, MPII], ids=lambda s: s.name)
+@pytest.mark.parametrize("skeleton", [COCO, MPII, LSP], ids=lambda s: s.name)
 def test_the_names_alone_give_the_flip(skeleton):
     assert infer_flip(skeleton.keypoints) == skeleton.flip
 

@@ -4,16 +4,22 @@ from posekd.metrics.coco import NUMBERS, CocoResult, PersonScore, evaluate_coco
 from posekd.metrics.coco_files import NoLabelsError
 from posekd.metrics.keypoint_table import KeypointScore
 from posekd.metrics.oks import keypoint_similarity, oks, oks_nms, rescore
+from posekd.metrics.pck import PckResult, head_sizes, pck, pckh, torso_lengths
 
 __all__ = [
     "NUMBERS",
     "CocoResult",
     "KeypointScore",
     "NoLabelsError",
+    "PckResult",
     "PersonScore",
     "evaluate_coco",
+    "head_sizes",
     "keypoint_similarity",
     "oks",
     "oks_nms",
+    "pck",
+    "pckh",
     "rescore",
+    "torso_lengths",
 ]
