@@ -29,8 +29,10 @@ def main(argv: Sequence[str]) -> int:
         print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
         return 0
 
+    from posekd.engine.loop import main_score
     from posekd.engine.train import train
 
     scores = train(recipe, resume=options.resume)
-    print(f"done: {recipe.out}" + (f", AP {scores['AP']:.3f} after the last step" if scores else ""))
+    name, score = main_score(scores) if scores else ("", 0.0)
+    print(f"done: {recipe.out}" + (f", {name} {score:.3f} after the last step" if scores else ""))
     return 0

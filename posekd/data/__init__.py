@@ -3,17 +3,24 @@
 from posekd.data.augment import Augmentation, prepare
 from posekd.data.coco import CocoKeypoints, CocoSettings
 from posekd.data.loading import LoaderSettings, PersonDataset, PoseLoader
-from posekd.data.records import BadImageError, PoseRecords, PoseSource
+from posekd.data.lsp import LspSettings, open_lsp
+from posekd.data.mpii import MpiiSettings, open_mpii
+from posekd.data.records import BadImageError, CocoSource, PoseRecords, PoseSource
 
 __all__ = [
     "Augmentation",
     "BadImageError",
     "CocoKeypoints",
     "CocoSettings",
+    "CocoSource",
     "LoaderSettings",
+    "LspSettings",
+    "MpiiSettings",
     "PersonDataset",
     "PoseLoader",
     "PoseRecords",
     "PoseSource",
+    "open_lsp",
+    "open_mpii",
     "prepare",
 ]

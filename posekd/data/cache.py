@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 
@@ -51,10 +50,6 @@ class CachedImages:
     def image_name(self, row: int) -> str:
         """The source's name of image `row`."""
         return self._source.image_name(row)
-
-    def coco_ground_truth(self) -> dict[str, Any]:
-        """The source's labels."""
-        return self._source.coco_ground_truth()
 
 
 def _physical_memory() -> int | None:

@@ -20,10 +20,11 @@ from posekd.data.coco_json import (
     check_keypoints,
     finite_numbers,
     load_json,
+    load_labels,
     pick_category,
     unique_images,
 )
-from posekd.data.images import read_rgb
+from posekd.data.images import missing_files, read_rgb
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.skeleton import Skeleton, skeleton_from_category
@@ -76,7 +77,7 @@ class CocoKeypoints:
         self.settings = settings
         self._folder = Path(settings.images)
         label_file = Path(settings.annotations)
-        labels = load_json(label_file, "annotations")
+        labels = load_labels(label_file)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
@@ -91,8 +92,9 @@ class CocoKeypoints:
         needed = {person.image_id for person in persons}
         if keep != "labelled":
             needed = set(images) if keep == "all" else needed | {a.get("image_id") for a in own}
-        absent = self._missing_files([images[i] for i in images if i in needed])
-        self._absent = frozenset(absent)
+        listed = {i: os.path.join(self._folder, images[i]["file_name"]) for i in images if i in needed}
+        absent = missing_files(list(listed.values()), settings.annotations, settings.on_missing_image)
+        self._absent = frozenset(i for i, path in listed.items() if path in absent)
         persons = [person for person in persons if person.image_id not in self._absent]
         images = {i: images[i] for i in images if i in needed and i not in self._absent}
         if not images:
@@ -116,7 +118,7 @@ class CocoKeypoints:
         Read anew at each call: training must not carry a gigabyte of polygons into every worker.
         """
         file = Path(self.settings.annotations)
-        labels = load_json(file, "annotations")
+        labels = load_labels(file)
         category = dict(pick_category(labels, self.settings.category, file))
         category.setdefault("keypoints", list(self.records.skeleton.keypoints))
         images = _chosen_images(labels, self.settings)
@@ -128,27 +130,6 @@ class CocoKeypoints:
             if a.get("category_id") == category["id"] and a.get("image_id") in ids
         ]
         return {"images": kept, "annotations": annotations, "categories": [category]}
-
-    def _missing_files(self, images: list[dict[str, Any]]) -> list[int]:
-        """Ids of images whose file is not there; lists each folder once rather than asking file by file."""
-        listed: dict[str, set[str]] = {}
-        missing = []
-        for entry in images:
-            parent, name = os.path.split(os.path.join(self._folder, entry["file_name"]))
-            if parent not in listed:
-                listed[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()
-            if name not in listed[parent]:
-                missing.append(entry)
-        if missing:
-            first = missing[0]
-            report = (
-                f"{len(missing)} of {len(images)} images named by {self.settings.annotations} are not in "
-                f"{self._folder}; the first is {first['file_name']!r} (image id {first['id']})"
-            )
-            if self.settings.on_missing_image == "refuse":
-                raise FileNotFoundError(f"{report}. Set `on_missing_image: skip` to go on without them.")
-            warnings.warn(f"{report}: going on without them.", stacklevel=3)
-        return [entry["id"] for entry in missing]
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,28 @@ def load_json(file: Path, setting: str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or (`setting` "annotations") not a COCO dictionary.
+        ValueError: it is not JSON.
     """
     try:
-        content = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{file} does not exist (setting `{setting}`)") from None
     except (IsADirectoryError, PermissionError) as error:
         raise ValueError(f"{file} cannot be read (setting `{setting}`): {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{file} is not JSON (setting `{setting}`): {error}") from error
-    if setting == "annotations":
-        for key in ("images", "categories"):
-            if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                raise ValueError(f"{file} is not a COCO annotation file: it has no list {key!r}")
+
+
+def load_labels(file: Path) -> dict[str, Any]:
+    """Parses a COCO annotation file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_json`, or it has no images or categories.
+    """
+    content = load_json(file, "annotations")
+    for key in ("images", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"{file} is not a COCO annotation file: it has no list {key!r}")
     return content
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -54,6 +57,70 @@ def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None) 
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of an image file in its stored orientation, from its header where that is a JPEG's or PNG's.
+
+    Raises:
+        BadImageError: the file is missing or not an image.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(1 << 16)
+            size = _stated_size(data)
+            if size is None and data[:2] == b"\xff\xd8":  # a large EXIF block or colour profile comes first
+                size = _stated_size(data + file.read())
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror})") from error
+    if size is None:
+        height, width = read_rgb(path).shape[:2]
+        return height, width
+    return size
+
+
+def _stated_size(data: bytes) -> tuple[int, int] | None:
+    """What the header says: PNG's first chunk, or a JPEG's frame (SOF) segment; None if it is not in `data`."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        at = _next_marker(data, at)
+    return None
+
+
+def missing_files(paths: Sequence[str], source: str, policy: Literal["refuse", "skip"]) -> set[str]:
+    """Those of `paths` that are not there; lists each folder once rather than asking file by file.
+
+    Args:
+        paths: image files.
+        source: the file that names them, for the message.
+        policy: what missing files mean: an error, or a warning.
+
+    Raises:
+        FileNotFoundError: a file is missing and the policy is "refuse".
+    """
+    listed: dict[str, set[str]] = {}
+    missing: dict[str, None] = {}
+    for path in paths:
+        parent, name = os.path.split(path)
+        if parent not in listed:
+            listed[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()
+        if name not in listed[parent]:
+            missing[path] = None
+    if missing:
+        parent, name = os.path.split(next(iter(missing)))
+        report = (
+            f"{len(missing)} of {len(set(paths))} images named by {source} are not there; the first is {name!r} "
+            f"in {parent}"
+        )
+        if policy == "refuse":
+            raise FileNotFoundError(f"{report}. Set `on_missing_image: skip` to go on without them.")
+        warnings.warn(f"{report}: going on without them.", stacklevel=3)
+    return set(missing)
+
+
 def is_complete(data: bytes) -> bool:
     """Whether a JPEG or PNG stream holds its end marker.
 
@@ -75,8 +142,10 @@ def _start_of_scan(data: bytes) -> int:
         marker = data[at + 1]
         if marker == 0xDA:
             return at
-        if marker == 0xFF:  # fill byte
-            at += 1
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at = _next_marker(data, at)
     return len(data)
+
+
+def _next_marker(data: bytes, at: int) -> int:
+    """Offset of the JPEG marker after the one at `at`, which may be a fill byte."""
+    return at + 1 if data[at + 1] == 0xFF else at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")

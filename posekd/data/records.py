@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class PoseRecords:
         box_scores: float32 `[N]`, detector confidence (1 for labelled boxes).
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
         ignored: regions that bottom-up training must not look at.
+        metric: what the dataset is scored by: COCO's AP, PCK by head size (MPII) or by torso (LSP).
+        reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None under `coco`.
     """
 
     skeleton: Skeleton
@@ -61,6 +63,8 @@ class PoseRecords:
     box_scores: np.ndarray
     sample_ids: np.ndarray
     ignored: Regions = field(default_factory=Regions)
+    metric: Literal["coco", "pckh", "pck"] = "coco"
+    reference_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -74,7 +78,7 @@ class PoseRecords:
 class PoseSource(Protocol):
     """The one interface of all datasets.
 
-    `CocoKeypoints` reads files, `SyntheticPeople` draws; loader and evaluation cannot tell them apart.
+    `CocoKeypoints` reads files, `SyntheticPeople` draws; the loader cannot tell them apart.
     """
 
     records: PoseRecords
@@ -88,6 +92,10 @@ class PoseSource(Protocol):
 
     def image_name(self, row: int) -> str:
         """What to call image `row` in a message."""
+
+
+class CocoSource(PoseSource, Protocol):
+    """A dataset that COCO's AP scores (`records.metric` is `coco`)."""
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """The labels as a COCO dictionary (`images`, `annotations`, `categories`), for the evaluator."""

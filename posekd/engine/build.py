@@ -123,16 +123,17 @@ def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loo
 def make_validate(
     recipe: Recipe, source: PoseSource, on_report: Callable[[EvalReport], None] | None = None
 ) -> Validate:
-    """The function from a network to its ten COCO numbers on `source`; `on_report` gets the whole evaluation."""
+    """The function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
     settings = replace(recipe.eval, channels_last=recipe.train.channels_last)
 
     def run(model: nn.Module) -> dict[str, float]:
         report = evaluate(model, source, settings, loader=recipe.loader)
         if on_report is not None:
             on_report(report)
-        if report.coco is None:
-            raise ValueError("val_data has no labels, so nothing can be validated on it")
-        return report.coco.numbers()
+        numbers = report.numbers()
+        if numbers is None:
+            raise ValueError(f"nothing can be validated on val_data: {report.note}")
+        return numbers
 
     return run
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from posekd.data import CocoKeypoints, CocoSettings, PoseSource
+from posekd.data import CocoKeypoints, CocoSettings, LspSettings, MpiiSettings, PoseSource, open_lsp, open_mpii
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 
 DATASETS: dict[str, tuple[type, Callable[[Any], PoseSource]]] = {
     "coco": (CocoSettings, CocoKeypoints),
+    "mpii": (MpiiSettings, open_mpii),
+    "lsp": (LspSettings, open_lsp),
     "synthetic": (SyntheticSettings, SyntheticPeople),
 }
 """Name -> (the dataclass of its settings, what opens it)."""

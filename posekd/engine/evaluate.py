@@ -1,4 +1,4 @@
-"""Evaluation of top-down networks: forward, flip test, decoding, rescoring, OKS-NMS, COCO's numbers.
+"""Evaluation of top-down networks: forward, flip test, decoding, and the dataset's metric: COCO's AP or PCK.
 
 The rules are those of deep-high-resolution-net (`lib/core/function.py`, `lib/dataset/coco.py`), which the
 published tables of HRNet, SimpleBaseline, FPD, ELPN and MAPD follow.
@@ -10,17 +10,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from posekd import codecs, ops
-from posekd.data import LoaderSettings, PoseLoader, PoseSource, prepare
-from posekd.metrics import CocoResult, NoLabelsError, evaluate_coco, oks_nms, rescore
+from posekd.data import CocoSource, LoaderSettings, PoseLoader, PoseSource, prepare
+from posekd.engine.evaluate_pck import predictions, score_pck, write_mat
+from posekd.metrics import CocoResult, NoLabelsError, PckResult, evaluate_coco, oks_nms, rescore
 from posekd.structures import InputSpec, PoseBatch
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,11 +87,13 @@ class EvalReport:
     """An evaluation.
 
     Attributes:
-        coco: the ten numbers and more; None where the data have no labels.
-        results: the poses in COCO's results format.
+        coco: the ten numbers and more; None where the data have no labels, or are scored by PCK.
+        results: the poses in COCO's results format, or as `evaluate_pck.predictions` gives them.
         persons: crops that went through the network.
         seconds: for all of it: loading, network, decoding, scoring.
         note: a sentence where the numbers need one, else empty.
+        pck: PCKh@0.5 (MPII) or PCK@0.2 (LSP); None where the data have no labels, or are scored by AP.
+        torso: of MPII also PCK@0.5 by the torso, ELPN's Equation 5.
     """
 
     coco: CocoResult | None
@@ -98,6 +101,17 @@ class EvalReport:
     persons: int
     seconds: float
     note: str = ""
+    pck: PckResult | None = None
+    torso: PckResult | None = None
+
+    def numbers(self) -> dict[str, float] | None:
+        """The scores by name, the main one first (AP in 0..1; PCK in percent); None where nothing was scored."""
+        if self.coco is not None:
+            return self.coco.numbers()
+        if self.pck is None:
+            return None
+        torso = {f"torso {self.torso.name}": self.torso.mean} if self.torso is not None else {}
+        return {**self.pck.numbers(), **torso}
 
 
 def evaluate(
@@ -118,7 +132,8 @@ def evaluate(
         settings: how to evaluate.
         loader: how batches are made.
         spec: the network's input; `model.spec` by default.
-        results_file: where to write the results in COCO's format, also for data without labels.
+        results_file: where to write the results, also for data without labels: in COCO's format; for PCK a list of
+            predictions, or (`.mat`) the variables that MPII's and LSP's scripts read.
         on_batch: called with (crops done, crops in all) after each batch.
 
     Raises:
@@ -132,20 +147,44 @@ def evaluate(
     batches = PoseLoader(source, spec.size, loader, training=False)
     crops = _crops(batches, spec, skeleton.flip, _device_of(model), settings)
     poses = predict(model, _counted(crops, len(source.records), on_batch), skeleton.flip, settings)
-    truth = source.coco_ground_truth()
+    judge = _judge_by_coco if source.records.metric == "coco" else _judge_by_pck
+    report = judge(poses, source, settings, results_file)
+    notes = [f"{batches.skipped} persons were skipped: unreadable images" if batches.skipped else "", report.note]
+    note = "; ".join(n for n in notes if n)
+    return replace(report, seconds=time.perf_counter() - start, note=note)
+
+
+def _judge_by_coco(
+    poses: Poses, source: PoseSource, settings: EvalSettings, results_file: str | os.PathLike[str] | None
+) -> EvalReport:
+    truth, sigmas = cast(CocoSource, source).coco_ground_truth(), source.records.skeleton.sigmas
     category_id = truth["categories"][0]["id"] if truth.get("categories") else 1
-    results = coco_results(poses, skeleton.sigmas, settings, category_id)
+    results = coco_results(poses, sigmas, settings, category_id)
     if results_file is not None:
         write_results(results, results_file)
-    notes = [f"{batches.skipped} persons were skipped: unreadable images"] if batches.skipped else []
-    coco = None
     try:
-        coco = evaluate_coco(truth, results, skeleton.sigmas)
-        notes.append(coco.note)
+        coco = evaluate_coco(truth, results, sigmas)
     except NoLabelsError:
-        notes.append("no labels: results written, not scored" if results_file else "no labels: not scored")
-    note = "; ".join(n for n in notes if n)
-    return EvalReport(coco, results, len(poses), time.perf_counter() - start, note)
+        return EvalReport(None, results, len(poses), 0.0, _not_scored("no labels", results_file))
+    return EvalReport(coco, results, len(poses), 0.0, coco.note)
+
+
+def _judge_by_pck(
+    poses: Poses, source: PoseSource, settings: EvalSettings, results_file: str | os.PathLike[str] | None
+) -> EvalReport:
+    results = predictions(poses.keypoints, poses.sample_ids, source)
+    if results_file is not None and Path(results_file).suffix == ".mat":
+        write_mat(results, source, Path(results_file))
+    elif results_file is not None:
+        write_results(results, results_file)
+    score, torso, note = score_pck(poses.keypoints, poses.sample_ids, source.records)
+    if score is None:
+        note = _not_scored(note, results_file)
+    return EvalReport(None, results, len(poses), 0.0, note, score, torso)
+
+
+def _not_scored(why: str, results_file: str | os.PathLike[str] | None) -> str:
+    return f"{why}: results written, not scored" if results_file is not None else f"{why}: not scored"
 
 
 def predict(

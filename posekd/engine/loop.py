@@ -85,7 +85,8 @@ class Job:
         learner: what changes.
         loader: training batches, `accumulate` of them for each step.
         prepare: from packed bytes to a batch on the device.
-        validate: from a network to its scores, `AP` among them; called with a network in eval mode.
+        validate: from a network to its scores, the main one (by which the best is kept) first; called with a network
+            in eval mode.
         save_weights: writes a network and a card with the given facts to a path.
         folder: of the run.
         settings: see `LoopSettings`.
@@ -93,7 +94,7 @@ class Job:
         lr: its peak.
         facts: saved with every checkpoint (the recipe).
         label: for the progress display.
-        best: the best validation AP so far.
+        best: the best main score of a validation so far.
         scores: of the last validation.
     """
 
@@ -203,12 +204,18 @@ def _validate_if_due(job: Job, log: RunLog, ticker: Ticker) -> None:
     with torch.random.fork_rng(devices=_cuda_devices(job.learner.device)):
         job.scores = job.validate(network)
     seconds = time.perf_counter() - start
-    log.write("validation", step, epoch=epoch, seconds=seconds, **job.scores)
-    ticker.say(f"{job.label}: epoch {epoch}  AP {job.scores['AP']:.3f}  ({seconds:.0f} s)")
-    if job.scores["AP"] > job.best:
-        job.best = job.scores["AP"]
+    name, score = main_score(job.scores)
+    log.write("validation", step, epoch=epoch, seconds=seconds, main=name, **job.scores)
+    ticker.say(f"{job.label}: epoch {epoch}  {name} {score:.3f}  ({seconds:.0f} s)")
+    if score > job.best:
+        job.best = score
         job.save_weights(network, job.folder / "best.safetensors", {"metrics": job.scores, "epoch": epoch})
     plot_curves({job.label: read_log(log.path)}, job.folder / "curves.png")
+
+
+def main_score(scores: dict[str, float]) -> tuple[str, float]:
+    """Name and value of the score that says which network is the best: the first."""
+    return next(iter(scores.items()))
 
 
 def _save_if_due(job: Job, stop: StopSignal) -> None:

@@ -18,8 +18,8 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
         recipe.yaml          the resolved recipe
         log.jsonl            one record per `log_every` steps and per validation
         tensorboard/         the same as scalars
-        curves.png           loss and AP
-        best.safetensors     the student of the best AP, and its card best.json
+        curves.png           loss and main score (AP, PCKh@0.5, PCK@0.2)
+        best.safetensors     the student of the best main score, and its card best.json
         last.safetensors     the student of the last step
         checkpoints/         the state of the last steps, to resume from
 
@@ -29,7 +29,7 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
             the path of one; `None` starts a new run.
 
     Returns:
-        The ten numbers of the last validation, if there was one.
+        The scores of the last validation, if there was one.
 
     Raises:
         FileExistsError: a new run in a folder that already holds one.

@@ -1,10 +1,11 @@
 """Evaluators whose numbers agree with the official ones."""
 
+from posekd.lengths import head_sizes, torso_lengths
 from posekd.metrics.coco import NUMBERS, CocoResult, PersonScore, evaluate_coco
 from posekd.metrics.coco_files import NoLabelsError
 from posekd.metrics.keypoint_table import KeypointScore
 from posekd.metrics.oks import keypoint_similarity, oks, oks_nms, rescore
-from posekd.metrics.pck import PckResult, head_sizes, pck, pckh, torso_lengths
+from posekd.metrics.pck import PckResult, pck, pckh
 
 __all__ = [
     "NUMBERS",

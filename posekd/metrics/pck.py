@@ -8,7 +8,7 @@ count, the mean pools all counted joints, the area is that under the trapezoids 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from posekd.skeleton import LSP, MPII, Skeleton
 
 Floats = NDArray[np.float64]
 
-HEAD_SCALE = 0.6  # MPII's head size is this times the diagonal of the head box
 PCKH_THRESHOLD, PCK_THRESHOLD = 0.5, 0.2
 STEP = 0.01  # of the curves
 
@@ -92,37 +91,6 @@ class PckResult:
         }
 
 
-def head_sizes(boxes: Any) -> Floats:
-    """MPII's head sizes: 0.6 times the diagonal of the head box.
-
-    Args:
-        boxes: `[N, 4]` (x1, y1, x2, y2), NaN for people without one.
-
-    Returns:
-        float64 `[N]`, NaN for people without a box.
-    """
-    corners = _array(boxes, "boxes")
-    if corners.ndim != 2 or corners.shape[1] != 4:
-        raise ValueError(f"head boxes must be [N, 4] (x1, y1, x2, y2), got shape {corners.shape}")
-    return HEAD_SCALE * np.hypot(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
-
-
-def torso_lengths(keypoints: Any, skeleton: Skeleton) -> Floats:
-    """Distance from left shoulder to right hip, LSP's reference length (and that of ELPN's Equation 5).
-
-    Args:
-        keypoints: `[N, K, 3]` (x, y, visibility).
-        skeleton: the K keypoints; it must have the two joints.
-
-    Returns:
-        float64 `[N]`, NaN where one of the two is not labelled.
-    """
-    points = _array(keypoints, "keypoints")
-    ends = [skeleton.keypoints.index(name) for name in ("left_shoulder", "right_hip")]
-    (a, b), labelled = points[:, ends, :2].swapaxes(0, 1), (points[:, ends, 2] > 0).all(axis=1)
-    return np.where(labelled, np.hypot(*(a - b).T), np.nan)
-
-
 def pckh(pred: Any, gt: Any, visible: Any, head_size: Any) -> PckResult:
     """PCKh at 0.5: joints within half a head size of their labels.
 
@@ -187,7 +155,7 @@ def _score(
     error = np.where(seen, np.linalg.norm(found - truth, axis=-1) / scale[:, None], np.inf)
     counts = seen.sum(axis=0)
     per_joint = _share(error, threshold, counts)
-    thresholds = np.arange(round(curve_end / STEP) + 1) * STEP
+    thresholds: Floats = np.arange(round(curve_end / STEP) + 1, dtype=np.float64) * STEP
     ordered = np.sort(error[:, counted][seen[:, counted]])
     if not len(ordered):
         raise ValueError("no joint that counts is labelled: there is nothing to score")
@@ -247,7 +215,9 @@ def _checked(
     for name, points in (("pred", found), ("gt", truth)):
         bad = (seen & ~np.isfinite(points).all(axis=-1)).any(axis=1)
         if bad.any():
-            raise ValueError(f"{name} holds a NaN or infinite number at a labelled joint, first for person {_first(bad)}")
+            raise ValueError(
+                f"{name} holds a NaN or infinite number at a labelled joint, first for person {_first(bad)}"
+            )
     unusable = seen.any(axis=1) & ~((length > 0) & np.isfinite(length))
     if unusable.any():
         row = _first(unusable)
@@ -258,5 +228,5 @@ def _checked(
     return found, truth, seen, length
 
 
-def _first(rows: Sequence[bool] | NDArray[np.bool_]) -> int:
+def _first(rows: Any) -> int:
     return int(np.flatnonzero(rows)[0])

@@ -258,7 +258,6 @@ class TestCache:
         cached = CachedImages(source)
         np.testing.assert_array_equal(cached.load_image(1), source.load_image(1))
         assert cached.image_name(1) == source.image_name(1)
-        assert cached.coco_ground_truth() == source.coco_ground_truth()
 
     def test_more_than_half_of_the_memory_is_refused(self):
         source = Noise([[10, 10, 20, 20]], [0])

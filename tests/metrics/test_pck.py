@@ -128,10 +128,10 @@ class TestLengths:
         ({"visible": np.full((2, 3), np.nan)}, "visible holds a NaN, first for person 0"),
         ({"visible": np.zeros((2, 3))}, "nothing to score"),
         ({"head_size": 4.0}, r"head_size must have shape \(2,\)"),
-        ({"head_size": [5.0, 0.0]}, "head_size must be positive, but 1 of 2 people have another, first person 1 with 0"),
+        ({"head_size": [5.0, 0.0]}, "head_size must be positive, but 1 of 2 people have another, first person 1"),
         ({"head_size": [np.nan, 5.0]}, "first person 0 with nan: leave such people out"),
         ({"pred": np.full((2, 3, 2), np.nan)}, "pred holds a NaN or infinite number at a labelled joint"),
-        ({"gt": np.full((2, 3, 2), np.inf)}, "gt holds a NaN or infinite number at a labelled joint, first for person 0"),
+        ({"gt": np.full((2, 3, 2), np.inf)}, "gt holds a NaN or infinite number at a labelled joint, first for"),
         ({"pred": [["a"]]}, "pred must be numbers"),
     ],
 )  # fmt: skip

@@ -1,0 +1,47 @@
+"""People in image files: records beside the paths of their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from posekd.data.images import image_size, read_rgb
+from posekd.data.records import BadImageError, PoseRecords
+
+
+@dataclass
+class PeopleInFiles:
+    """A `PoseSource` of image files.
+
+    Attributes:
+        records: the people.
+        files: path of each of the records' images.
+        to_mat: makes the variables of the dataset's prediction file (`.mat`) from sample ids `[P]` and keypoints
+            `[P, K, 2]` in pixels that count from 0.
+    """
+
+    records: PoseRecords
+    files: list[str]
+    to_mat: Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+
+    def load_image(self, row: int) -> np.ndarray:
+        """Decodes image `row`: uint8 RGB `[H, W, 3]`."""
+        return read_rgb(self.files[row])
+
+    def image_name(self, row: int) -> str:
+        """Path of image `row`."""
+        return self.files[row]
+
+
+def image_sizes(files: Sequence[str]) -> np.ndarray:
+    """Height and width of image files, int64 `[M, 2]`; 0, 0 for those that cannot be read (the loader says so)."""
+    sizes = []
+    for file in files:
+        try:
+            sizes.append(image_size(file))
+        except BadImageError:
+            sizes.append((0, 0))
+    return np.array(sizes, np.int64).reshape(-1, 2)

@@ -1,0 +1,178 @@
+"""Scoring of poses by PCK (MPII, LSP), and prediction files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posekd.data import LspSettings, MpiiSettings, PoseRecords, PoseSource
+from posekd.data.coco_json import load_json
+from posekd.data.lsp import lsp_records, read_lsp
+from posekd.data.matlab import load_mat, save_mat
+from posekd.data.mpii import mpii_records, read_mpii
+from posekd.data.people import PeopleInFiles
+from posekd.lengths import torso_lengths
+from posekd.metrics import PckResult, pck, pckh
+
+LENGTHS = {"pckh": "head box", "pck": "torso (left shoulder and right hip)"}
+TORSO_THRESHOLD = 0.5  # ELPN, Equation 5
+
+
+def read_pck_labels(settings: Any) -> PoseRecords:
+    """The labels of an MPII or LSP dataset without its images, to score predictions against.
+
+    Raises:
+        ValueError: settings of another dataset, or label files that are not what they should be.
+    """
+    if isinstance(settings, MpiiSettings):
+        return mpii_records(read_mpii(settings), settings.first_pixel)
+    if isinstance(settings, LspSettings):
+        return lsp_records(read_lsp(settings))
+    raise ValueError(f"{type(settings).__name__} is not scored by PCK")
+
+
+def score_pck(
+    keypoints: np.ndarray, sample_ids: np.ndarray, records: PoseRecords
+) -> tuple[PckResult | None, PckResult | None, str]:
+    """Scores poses by the records' metric.
+
+    Args:
+        keypoints: `[P, K, 2 or more]` (x, y, ...) in pixels of the images, counting from 0.
+        sample_ids: `[P]`, whose poses they are.
+        records: the people.
+
+    Returns:
+        PCKh@0.5 or PCK@0.2; for MPII also PCK@0.5 of the torso (ELPN's Equation 5); and a sentence where the numbers
+        need one. None where nobody can be scored.
+    """
+    rows = _rows_of(sample_ids, records)
+    assert records.reference_lengths is not None
+    points, lengths = records.keypoints[rows].astype(np.float64), records.reference_lengths[rows]
+    labelled = (points[..., 2] > 0).any(axis=1)
+    scored = labelled & np.isfinite(lengths)
+    if not labelled.any():
+        return None, None, "no labels"
+    unscored = int((labelled & ~scored).sum())
+    note = (
+        f"{unscored} of {int(labelled.sum())} people have no {LENGTHS[records.metric]}: not scored" if unscored else ""
+    )
+    if not scored.any():
+        hint = "; give `head_boxes`, HRNet's gt_valid.mat" if records.metric == "pckh" else ""
+        return None, None, f"nobody has a {LENGTHS[records.metric]}, so there is nothing to divide by{hint}"
+    found = np.asarray(keypoints, np.float64)[..., :2]
+    if records.metric == "pck":
+        return pck(found[scored], points[scored, :, :2], points[scored, :, 2], lengths[scored]), None, note
+    torsos = torso_lengths(points, records.skeleton)
+    whole = np.isfinite(torsos)
+    by_torso = None
+    if whole.any():
+        by_torso = pck(found[whole], points[whole, :, :2], points[whole, :, 2], torsos[whole], TORSO_THRESHOLD)
+    return pckh(found[scored], points[scored, :, :2], points[scored, :, 2], lengths[scored]), by_torso, note
+
+
+def predictions(keypoints: np.ndarray, sample_ids: np.ndarray, source: PoseSource) -> list[dict[str, Any]]:
+    """Poses as plain values, in the order of the label file.
+
+    Args:
+        keypoints: `[P, K, 3]` (x, y, score) in pixels of the images, counting from 0.
+        sample_ids: `[P]`.
+        source: the dataset.
+
+    Returns:
+        `{image, image_id, sample_id, keypoints: 3K numbers, score}`; coordinates to a thousandth of a pixel.
+    """
+    records = source.records
+    rows = _rows_of(sample_ids, records)
+    values = keypoints.astype(np.float64)
+    values[..., :2] = values[..., :2].round(3)
+    return [
+        {
+            "image": os.path.basename(source.image_name(int(records.image_rows[rows[p]]))),
+            "image_id": int(records.image_ids[records.image_rows[rows[p]]]),
+            "sample_id": int(sample_ids[p]),
+            "keypoints": values[p].reshape(-1).tolist(),
+            "score": float(values[p, :, 2].mean()),
+        }
+        for p in np.argsort(sample_ids, kind="stable")
+    ]
+
+
+def write_mat(poses: Sequence[Mapping[str, Any]], source: PoseSource, path: Path) -> None:
+    """Writes predictions as a `.mat` file with the variables that the dataset's evaluation scripts read.
+
+    Args:
+        poses: what `predictions` gives.
+        source: the dataset.
+        path: the file.
+
+    Raises:
+        ImportError: scipy is not installed.
+        ValueError: the dataset has no such file.
+    """
+    if not isinstance(source, PeopleInFiles):
+        raise ValueError(f"{path}: this dataset's predictions are written as .json, not as .mat")
+    K = source.records.skeleton.num_keypoints
+    ids = np.array([pose["sample_id"] for pose in poses], np.int64)
+    points = np.array([pose["keypoints"] for pose in poses], np.float64).reshape(-1, K, 3)
+    save_mat(path, source.to_mat(ids, points[..., :2]))
+
+
+def read_predictions(path: Path, records: PoseRecords) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a file of predictions: what `posekd eval` writes, or a `.mat` of HRNet's or Tompson's.
+
+    Args:
+        path: `.json`, a list of `{sample_id, keypoints}`, counting pixels from 0; or `.mat` with `preds` `[N, K, 2]` or
+            `pos_pred_src` `[K, 2, N]` for all people in the order of the label file (MPII's count from 1).
+        records: the people.
+
+    Returns:
+        Keypoints `[P, K, 2]` counting from 0, and sample ids `[P]`. People whose row in a `.mat` is NaN are left out.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: with a sentence.
+    """
+    N, K = len(records), records.skeleton.num_keypoints
+    if path.suffix != ".mat":
+        entries = load_json(path, "score_only")
+        if not isinstance(entries, list) or not all(
+            isinstance(e, dict) and {"sample_id", "keypoints"} <= e.keys() for e in entries
+        ):
+            raise ValueError(f"{path} must be a list of predictions with sample_id and keypoints")
+        wrong = next((e for e in entries if len(e["keypoints"]) != 3 * K), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{path}: the prediction for {wrong['sample_id']} has {len(wrong['keypoints'])} keypoint values; "
+                f"{K} keypoints need 3 each"
+            )
+        points = np.array([e["keypoints"] for e in entries], np.float64).reshape(-1, K, 3)
+        return points[..., :2], np.array([e["sample_id"] for e in entries], np.int64)
+    content = load_mat(path, "score_only")
+    if "preds" in content:
+        name, found = "preds", np.asarray(content["preds"], np.float64)
+    elif "pos_pred_src" in content:
+        name, found = "pos_pred_src", np.asarray(content["pos_pred_src"], np.float64).transpose(2, 0, 1)
+    else:
+        raise ValueError(f"{path} has neither 'preds' nor 'pos_pred_src'; it has {sorted(content)}")
+    found = found.reshape(1, *found.shape) if found.ndim == 2 else found  # of one person
+    if found.shape[:2] != (N, K) or found.shape[2] < 2:
+        raise ValueError(f"{path}: {name} must hold (x, y) of {N} people x {K} keypoints, it has shape {found.shape}")
+    first_pixel = 1 if records.metric == "pckh" else 0
+    given = np.isfinite(found[..., :2]).all(axis=(1, 2))
+    return found[given, :, :2] - first_pixel, np.sort(records.sample_ids)[given]
+
+
+def _rows_of(sample_ids: np.ndarray, records: PoseRecords) -> np.ndarray:
+    """The record of each sample id.
+
+    Raises:
+        ValueError: an id that the records do not have.
+    """
+    rows = {int(i): row for row, i in enumerate(records.sample_ids)}
+    unknown = [int(i) for i in sample_ids if int(i) not in rows]
+    if unknown:
+        raise ValueError(f"predictions for {len(unknown)} people that the labels do not list: {unknown[:5]}")
+    return np.array([rows[int(i)] for i in sample_ids], np.int64)
