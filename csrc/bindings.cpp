@@ -7,6 +7,7 @@
 #include "center_pool/center_pool.h"
 #include "core/cpu_dispatch.h"
 #include "core/dlpack_caster.h"
+#include "core/large_outputs.h"
 #include "core/parallel.h"
 #include "corner_pool/corner_pool.h"
 #include "crop_warp/crop_warp.h"
@@ -281,6 +282,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info);
   module.def("describe", &describe);
   module.def("set_vector_level", &posekd::set_vector_level);
+  module.def("set_stream_from", &posekd::set_stream_from);
   bind_distill_loss(module);
   bind_corner_pool(module);
   bind_center_pool(module);

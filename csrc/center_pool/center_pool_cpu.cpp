@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "center_pool/center_pool.h"
-#include "core/huge_pages.h"
+#include "core/large_outputs.h"
 #include "core/parallel.h"
 #include "core/pooling_math.h"
 #include "core/scratch.h"
@@ -15,23 +15,13 @@ namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
 
-constexpr int64_t kCacheBytes = 8 << 20;  // outputs beyond it are stored past the cache
-constexpr int64_t kHugeBytes = 4 << 20;   // fresh outputs from here on ask for huge pages
-constexpr int64_t kSerialItems = 32768;   // elements that are not worth a second thread
+constexpr int64_t kSerialItems = 32768;  // elements that are not worth a second thread
 
 template <class A>
 using index_t = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;  // an index as wide as a lane
 
-// Whether a map may be written past the cache: large, and every row aligned to a vector.
 bool past_cache(const TensorView& map, int64_t vector_bytes) {
-  const int64_t row_bytes = map.shape[3] * item_size(map.dtype);
-  return map.numel() * item_size(map.dtype) > kCacheBytes && row_bytes % vector_bytes == 0 &&
-         reinterpret_cast<uintptr_t>(map.data) % static_cast<uintptr_t>(vector_bytes) == 0;
-}
-
-void prepare_output(const TensorView& map) {
-  const int64_t bytes = map.present ? map.numel() * item_size(map.dtype) : 0;
-  if (bytes >= kHugeBytes) advise_huge_pages(map.data, static_cast<size_t>(bytes));
+  return streams(map, map.shape[3] * item_size(map.dtype), vector_bytes);
 }
 
 template <class A>
@@ -236,13 +226,13 @@ void backward(const CenterPoolGradient& args, int threads) {
 }  // namespace
 
 void center_pool_forward(const CenterPool& args, int threads) {
-  prepare_output(args.output);
+  advise_huge_pages(args.output);
   dispatch_float(args.output.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(args, threads); });
 }
 
 void center_pool_backward(const CenterPoolGradient& args, int threads) {
-  prepare_output(args.vertical);
-  prepare_output(args.horizontal);
+  advise_huge_pages(args.vertical);
+  advise_huge_pages(args.horizontal);
   dispatch_float(args.upstream.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(args, threads); });
 }
 

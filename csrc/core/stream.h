@@ -1,4 +1,5 @@
-// Stores that go past the caches, for outputs too large to stay in them: a plain store reads its line first.
+// Stores that go past the caches, for outputs too large to stay in them (core/large_outputs.h says when): a plain store
+// reads its line first.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,6 @@
 namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
-
-constexpr int64_t kStreamFrom = 4 << 20;  // bytes of output that no second-level cache holds
 
 // Stores past the cache, for outputs larger than it: no line is read before it is written. `to` is aligned to a vector.
 template <class T>

@@ -1,7 +1,7 @@
 // CPU kernels of corner_pool, compiled once per vector level. See corner_pool.h for the floor.
 #include <type_traits>
 
-#include "core/huge_pages.h"
+#include "core/large_outputs.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/stream.h"
@@ -13,10 +13,8 @@ namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
 
-constexpr int64_t kCacheBytes = 8 << 20;  // outputs beyond it are stored past the cache
-constexpr int64_t kHugeBytes = 4 << 20;   // fresh outputs from here on ask for huge pages
-constexpr int64_t kSerialItems = 32768;   // elements that are not worth a second thread
-constexpr int64_t kManyPlanes = 16;       // from here on a thread takes whole planes
+constexpr int64_t kSerialItems = 32768;  // elements that are not worth a second thread
+constexpr int64_t kManyPlanes = 16;      // from here on a thread takes whole planes
 constexpr int64_t kBandColumns = 128, kBandRows = 32;
 
 // Part of a plane that one thread scans: whole columns of a column scan, whole rows of a row scan.
@@ -64,14 +62,7 @@ void for_parts(const CornerPool& args, int threads, bool descending, Body&& body
 }
 
 bool past_cache(const CornerPool& args, int64_t vector_bytes) {
-  const int64_t row_bytes = args.width() * item_size(args.output.dtype);
-  return args.planes() * args.height() * row_bytes > kCacheBytes && row_bytes % vector_bytes == 0 &&
-         reinterpret_cast<uintptr_t>(args.output.data) % static_cast<uintptr_t>(vector_bytes) == 0;
-}
-
-void prepare_output(const CornerPool& args) {
-  const int64_t bytes = args.output.numel() * item_size(args.output.dtype);
-  if (bytes >= kHugeBytes) advise_huge_pages(args.output.data, static_cast<size_t>(bytes));
+  return streams(args.output, args.width() * item_size(args.output.dtype), vector_bytes);
 }
 
 template <class T, class A>
@@ -147,7 +138,7 @@ void dispatch(const CornerPool& args, F&& f) {
 }  // namespace
 
 void corner_pool_forward(const CornerPool& args, int threads) {
-  prepare_output(args);
+  advise_huge_pages(args.output);
   dispatch(args, [&](auto columns, auto descending, auto tag) {
     using T = typename decltype(tag)::type;
     dispatch_bool(args.last_wins, [&](auto last) {
@@ -157,7 +148,7 @@ void corner_pool_forward(const CornerPool& args, int threads) {
 }
 
 void corner_pool_backward(const CornerPool& args, int threads) {
-  prepare_output(args);
+  advise_huge_pages(args.output);
   dispatch(args, [&](auto columns, auto descending, auto tag) {
     using T = typename decltype(tag)::type;
     backward<decltype(columns)::value, decltype(descending)::value, T>(args, threads);

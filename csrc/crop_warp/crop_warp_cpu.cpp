@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "core/huge_pages.h"
+#include "core/large_outputs.h"
 #include "core/parallel.h"
 #include "core/vec.h"
 #include "crop_warp/crop_warp_math.h"
@@ -15,8 +15,7 @@ namespace {
 
 #include "crop_warp/crop_warp_row.h"
 
-constexpr int kBand = 32;               // rows of a crop that a thread takes at a time
-constexpr int64_t kHugeFrom = 4 << 20;  // bytes of a fresh output for which huge pages pay
+constexpr int kBand = 32;  // rows of a crop that a thread takes at a time
 
 // A thread's lines, one a channel, and the numbers of each channel.
 template <class T>
@@ -129,8 +128,7 @@ void warp(const CropWarp& args, int threads) {
 }  // namespace
 
 void crop_warp(const CropWarp& args, int threads) {
-  const int64_t bytes = args.out.numel() * item_size(args.out.dtype);
-  if (args.fresh && bytes >= kHugeFrom) advise_huge_pages(args.out.data, static_cast<size_t>(bytes));
+  if (args.fresh) advise_huge_pages(args.out);
   if (args.out.dtype == DType::float64) return warp<double, double, double>(args, threads);
   dispatch_float<false>(args.out.dtype, [&](auto out) {
     using Out = typename decltype(out)::type;

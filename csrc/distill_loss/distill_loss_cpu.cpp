@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/large_outputs.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/stream.h"
@@ -127,11 +128,11 @@ class RowReader {
   }
 
   // Whether `out`, from gradient_target, is part of an output larger than the cache.
-  bool streams(const T* out) const { return out != buffer(3) && args_.rows() * pixels_ * sizeof(T) > kCacheBytes; }
+  bool streams(const T* out) const {
+    return out != buffer(3) && args_.rows() * pixels_ * static_cast<int64_t>(sizeof(T)) >= stream_from();
+  }
 
  private:
-  static constexpr int64_t kCacheBytes = 8 << 20;
-
   const T* plane(const TensorView& maps, int64_t row, int i) const {
     if (maps.dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32)) return maps.as<T>() + row * pixels_;
     convert(maps.data, maps.dtype, row * pixels_, pixels_, buffer(i));
@@ -339,6 +340,7 @@ int64_t grain(const DistillLoss& args, int threads) {
 
 template <class T>
 void forward(const DistillLoss& args, int threads) {
+  advise_huge_pages(args.gradient);
   T* stats = args.stats.as<T>();
   parallel_for(args.rows(), grain(args, threads), threads, [&](int64_t begin, int64_t end) {
     const RowReader<T> reader(args);

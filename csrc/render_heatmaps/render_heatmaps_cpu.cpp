@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/large_outputs.h"
 #include "core/parallel.h"
 #include "core/stream.h"
 #include "core/vec.h"
@@ -118,7 +119,8 @@ void render(const RenderHeatmaps& args, int threads) {
   using T = accumulate_t<Out>;
   const int width = args.width(), height = args.height();
   const int64_t pixels = int64_t{1} * width * height, bytes = pixels * static_cast<int64_t>(sizeof(Out));
-  const bool stream = args.maps() * bytes >= kStreamFrom;
+  const bool stream = args.maps() * bytes >= stream_from();
+  advise_huge_pages(args.heatmaps);
   if (args.maps() * pixels < kSerialPixels) threads = 1;
   parallel_for(args.maps(), 32768 / pixels + 1, threads, [&](int64_t begin, int64_t end) {
     const Scratch<T, Out> scratch(width, height);

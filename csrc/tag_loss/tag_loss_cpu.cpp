@@ -1,7 +1,7 @@
 // CPU kernels of tag_loss, compiled once per vector level. See tag_loss.h for the floor.
 #include <cstring>
 
-#include "core/huge_pages.h"
+#include "core/large_outputs.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "tag_loss/tag_loss.h"
@@ -11,7 +11,6 @@ namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
 
-constexpr int64_t kHugeBytes = 4 << 20;  // a fresh gradient from here on asks for huge pages
 constexpr int64_t kSerialItems = 32768;  // elements of a gradient that are not worth a second thread
 constexpr int64_t kSerialJoints = 1024;  // joints of a forward pass that are not
 
@@ -113,8 +112,7 @@ void backward(const TagLossGradient& args, int threads) {
   using A = accumulate_t<T>;
   const TagGrid grid = grid_of(args);
   const int64_t joints = args.people() * args.joints(), size = args.channels() * args.height() * args.width();
-  const int64_t bytes = args.images() * size * static_cast<int64_t>(sizeof(T));
-  if (bytes >= kHugeBytes) advise_huge_pages(args.gradient.data, static_cast<size_t>(bytes));
+  advise_huge_pages(args.gradient);
   parallel_for(args.images(), kSerialItems / (size + 1) + 1, threads, [&](int64_t begin, int64_t end) {
     const ScratchOf<int64_t> pixels(joints);
     const ScratchOf<A> slopes(joints);
