@@ -2,6 +2,7 @@
 
 from posekd.data.augment import Augmentation, prepare
 from posekd.data.coco import CocoKeypoints, CocoSettings
+from posekd.data.labels import FewLabels, LabelSettings, WithUnlabelled
 from posekd.data.loading import LoaderSettings, PersonDataset, PoseLoader
 from posekd.data.lsp import LspSettings, open_lsp
 from posekd.data.mpii import MpiiSettings, open_mpii
@@ -13,6 +14,8 @@ __all__ = [
     "CocoKeypoints",
     "CocoSettings",
     "CocoSource",
+    "FewLabels",
+    "LabelSettings",
     "LoaderSettings",
     "LspSettings",
     "MpiiSettings",
@@ -20,6 +23,7 @@ __all__ = [
     "PoseLoader",
     "PoseRecords",
     "PoseSource",
+    "WithUnlabelled",
     "open_lsp",
     "open_mpii",
     "prepare",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,6 +12,10 @@ from posekd.skeleton import Skeleton
 
 class BadImageError(RuntimeError):
     """An image that is missing, unreadable, truncated, or not the size that its labels state."""
+
+
+IMAGE_FIELDS = ("image_ids", "image_sizes")
+"""The arrays of `PoseRecords` that have a row for each image; the others have one for each person."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,14 @@ class Regions:
 
     def __len__(self) -> int:
         return len(self.image_rows)
+
+    def take(self, images: np.ndarray) -> Regions:
+        """The regions of some images, given by their rows in rising order; these rows are counted anew."""
+        keep = np.flatnonzero(np.isin(self.image_rows, images))
+        runs = np.split(self.runs, self.ends[:-1])
+        kept = [runs[i] for i in keep]
+        ends = np.cumsum([len(run) for run in kept], dtype=np.int64)
+        return Regions(np.searchsorted(images, self.image_rows[keep]), ends, np.concatenate([self.runs[:0], *kept]))
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,32 @@ class PoseRecords:
 
     def __len__(self) -> int:
         return len(self.image_rows)
+
+    def take(self, persons: np.ndarray) -> PoseRecords:
+        """The records of some persons, with their images and no others.
+
+        Args:
+            persons: int64 `[P]`, rows; persons of one image next to each other.
+        """
+        images, image_rows = np.unique(self.image_rows[persons], return_inverse=True)
+        changes: dict[str, Any] = {
+            name: array[images if name in IMAGE_FIELDS else persons] for name, array in self._arrays().items()
+        }
+        changes |= {"image_rows": image_rows.astype(np.int64), "ignored": self.ignored.take(images)}
+        return replace(self, **changes)
+
+    def join(self, other: PoseRecords) -> PoseRecords:
+        """These records and behind them `other`'s, of as many keypoints; what `other` does not know is dropped."""
+        theirs = {**other._arrays(), "image_rows": other.image_rows + self.num_images}
+        changes: dict[str, Any] = {
+            name: np.concatenate((array, theirs[name])) if name in theirs else None
+            for name, array in self._arrays().items()
+        }
+        return replace(self, **changes)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     @property
     def num_images(self) -> int:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from posekd.data import PoseLoader, PoseSource, prepare
+from posekd.data import FewLabels, PoseLoader, PoseSource, WithUnlabelled, prepare
 from posekd.distill import METHODS, FrozenTeacher, Method
 from posekd.engine.datasets import open_dataset
 from posekd.engine.ema import Ema
@@ -102,6 +102,16 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
     )
 
 
+def open_training_data(recipe: Recipe) -> PoseSource:
+    """`train_data` with the labels that the recipe uses, and the unlabelled data behind it."""
+    source = open_dataset(recipe.train_data)
+    if recipe.labels is not None:
+        source = FewLabels(source, recipe.labels)
+    if recipe.unlabelled_data is not None:
+        source = WithUnlabelled(source, open_dataset(recipe.unlabelled_data))
+    return source
+
+
 def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> PoseLoader:
     """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's."""
     settings = replace(recipe.loader, batch_size=recipe.loader.batch_size // recipe.train.accumulate)
@@ -148,7 +158,7 @@ def build_job(recipe: Recipe, label: str = "train") -> Job:
         ValueError, FileNotFoundError: data, weights or settings that do not fit; the message says which.
     """
     device = pick_device(recipe.train.device)
-    source = open_dataset(recipe.train_data)
+    source = open_training_data(recipe)
     validation = open_dataset(recipe.val_data) if recipe.val_data is not None else None
     return assemble(recipe, source, validation, device, label)
 

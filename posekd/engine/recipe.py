@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from posekd.data import Augmentation, LoaderSettings
+from posekd.data import Augmentation, LabelSettings, LoaderSettings
 from posekd.distill import METHODS
 from posekd.engine.configs import find_config
 from posekd.engine.datasets import DATASETS
@@ -27,6 +27,7 @@ CHOICES: dict[str, dict[str, type]] = {
     "method": {name: settings for name, (_, settings) in METHODS.items()},
     "train_data": {name: settings for name, (settings, _) in DATASETS.items()},
     "val_data": {name: settings for name, (settings, _) in DATASETS.items()},
+    "unlabelled_data": {name: settings for name, (settings, _) in DATASETS.items()},
 }
 """Group -> name -> the dataclass of its other keys."""
 
@@ -57,6 +58,8 @@ class Recipe:
         method: settings of a method; its type says which (`distill.METHODS`).
         train_data: settings of a dataset; its type says which (`engine.datasets.DATASETS`).
         val_data: what is validated on; `null` for no validation.
+        labels: which of `train_data`'s labels are used; `null` for all.
+        unlabelled_data: a dataset that is mixed into `train_data` without its labels; `null` for none.
         teacher: the network that the student learns from.
         augmentation: how training crops vary.
         loader: how batches are made; `batch_size` is what one optimiser step sees.
@@ -72,6 +75,8 @@ class Recipe:
     method: Any
     train_data: Any
     val_data: Any = None
+    labels: LabelSettings | None = None
+    unlabelled_data: Any = None
     teacher: ModelSettings | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
@@ -89,6 +94,14 @@ class Recipe:
             )
         if self.val_data is None and self.train.validate_every:
             raise ValueError("there is no val_data to validate on: give it, or set train.validate_every to 0")
+        unlabelled = self.unlabelled_data is not None or (
+            self.labels is not None and self.labels.others == "unlabelled"
+        )
+        if unlabelled and not hasattr(self.method, "unlabelled"):  # the weight of a method that learns from them
+            raise ValueError(
+                "this method learns nothing from persons without labels (fpd does): set labels.others to left_out, and "
+                "unlabelled_data to null"
+            )
 
 
 def read_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:

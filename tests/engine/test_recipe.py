@@ -83,6 +83,12 @@ def test_another_method_is_a_one_word_change():
         ({"optim": {"lr": -1.0}}, "optim.lr must be positive, got -1.0"),
         ({"loader": {"batch_size": 5}, "train": {"accumulate": 2, "validate_every": 0}}, "does not divide"),
         ({"train": {}}, "no val_data to validate on"),
+        (
+            {"labels": {"images": 4}},
+            "learns nothing from persons without labels (fpd does): set labels.others to left_out",
+        ),
+        ({"unlabelled_data": {"name": "synthetic"}}, "and unlabelled_data to null"),
+        ({"labels": {"images": 0, "others": "left_out"}}, "labels.images must be 1 or more, got 0"),
     ],
 )
 def test_a_mistake_in_the_file_is_named_with_the_file(write, changes, message):
