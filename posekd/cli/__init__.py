@@ -17,7 +17,7 @@ from types import ModuleType
 COMMANDS = {
     "quickstart": "train a teacher and a student with and without it on synthetic people, in minutes",
     "train": "train a student by a recipe",
-    "eval": "score a checkpoint with the COCO metric",
+    "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
     "profile": "parameters and compute of a model",
     "bench": "run the benchmarks of the kernels",
     "doctor": "say what runs on this machine, and why",

@@ -1,4 +1,4 @@
-"""`posekd eval`: scores a checkpoint, or a results file, with the COCO keypoint metric."""
+"""`posekd eval`: scores a checkpoint, or a results file, by the dataset's metric: COCO's AP, or PCK (MPII, LSP)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from posekd.cli import command_parser
 
 if TYPE_CHECKING:
-    from posekd.engine.evaluate import EvalSettings
-    from posekd.metrics import CocoResult
+    from posekd.engine.evaluate import EvalReport, EvalSettings
+    from posekd.metrics import CocoResult, PckResult
     from posekd.models.base import PoseModel
+    from posekd.skeleton import Skeleton
 
 EPILOG = """examples:
   posekd eval runs/v1/best.safetensors --images val2017 --annotations person_keypoints_val2017.json
   posekd eval hrnet_w32 --weights pose_hrnet_w32_256x192.pth --images val2017 --annotations ...
-  posekd eval --score-only results.json --annotations person_keypoints_val2017.json"""
+  posekd eval --score-only results.json --annotations person_keypoints_val2017.json
+  posekd eval runs/hg/best.safetensors --dataset mpii --images images --annotations valid.json --head-boxes gt_valid.mat
+  posekd eval runs/hg/best.safetensors --dataset lsp --split test --images lsp/images --annotations lsp/joints.mat
+  posekd eval --score-only preds.mat --dataset mpii --annotations valid.json --head-boxes gt_valid.mat"""
 
 
 def run(
@@ -28,11 +32,16 @@ def run(
     *,
     annotations: str,
     images: str | None = None,
+    dataset: Literal["coco", "mpii", "lsp"] = "coco",
+    split: str | None = None,
+    head_boxes: str | None = None,
+    validation_list: str | None = None,
     weights: str | None = None,
     detections: str | None = None,
     detection_threshold: float = 0.0,
     results: str | None = None,
     report: str | None = None,
+    curve: str | None = None,
     score_only: str | None = None,
     sigmas: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
@@ -41,18 +50,24 @@ def run(
     workers: int = 2,
     on_bad_image: Literal["refuse", "skip"] = "refuse",
     device: str | None = None,
-) -> CocoResult | None:
-    """Evaluates a network on COCO-format data, or scores a results file, and prints the tables.
+) -> CocoResult | PckResult | None:
+    """Evaluates a network on a dataset, or scores a results file, and prints the tables.
 
     Args:
         model: a `.safetensors` file with its card, or the name of a model (with `weights`).
-        annotations: the COCO keypoint file; for a split without labels, its image list.
+        annotations: the COCO keypoint file, for a split without labels its image list; or the label file of MPII
+            (HRNet's JSON, the official .mat) or LSP (joints.mat).
         images: folder of the images.
+        dataset: the label file's format; it decides the metric.
+        split: of MPII's official .mat and of LSP.
+        head_boxes: MPII's head boxes where the label file has none (HRNet's gt_valid.mat).
+        validation_list: of MPII's official .mat: the people of the split `valid`.
         weights: checkpoint for a model given by name.
         detections: a detector's result file to take boxes from; labelled boxes without.
         detection_threshold: detections scored lower are left out.
-        results: where to write the poses in COCO's results format.
-        report: where to write the ten numbers and the tables as JSON.
+        results: where to write the poses: COCO's results format, or MPII's and LSP's predictions (.json or .mat).
+        report: where to write the numbers and the tables as JSON.
+        curve: where to draw PCK over its threshold, as PNG.
         score_only: a results file to score; no network is run.
         sigmas: K OKS constants, where the keypoints are not COCO's.
         size: height and width of the crops; the model's own when not given.
@@ -69,51 +84,111 @@ def run(
         ValueError: options that do not go together, or any input that does not fit.
         FileNotFoundError: a file or folder that is not there.
     """
-    from posekd.metrics import evaluate_coco
-    from posekd.metrics.tables import print_result
-
     console = Console()
+    if curve is not None and dataset == "coco":
+        raise ValueError("--curve draws PCK: it has no meaning for --dataset coco")
+    given: dict[str, Any] = {
+        "split": split,
+        "head_boxes": head_boxes,
+        "validation_list": validation_list,
+        "detections": detections,
+        "detection_threshold": detection_threshold or None,
+        "sigmas": None if sigmas is None else list(sigmas),
+    }
     if score_only is not None:
         if model is not None or images is not None:
             raise ValueError("--score-only scores a results file: give no model and no --images with it")
-        scored = evaluate_coco(annotations, score_only, sigmas)
-        print_result(scored, console, title=score_only)
-        _write_report(scored, report)
-        return scored
+        data = _data_settings(dataset, annotations, "", given)
+        outcome = _score_file(score_only, data, sigmas)
+        _show(outcome, console, score_only, score_only, data, report, curve)
+        if outcome.note and outcome.coco is None:
+            console.print(f"note: {outcome.note}", highlight=False, markup=False)
+        return outcome.coco or outcome.pck
     if model is None or images is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
 
     import torch
 
-    from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
+    from posekd.data import LoaderSettings
+    from posekd.engine.datasets import open_dataset
     from posekd.engine.evaluate import evaluate
 
-    given = None if sigmas is None else list(sigmas)
-    source = CocoKeypoints(
-        CocoSettings(
-            images,
-            annotations,
-            detections,
-            detection_threshold,
-            sigmas=given,
-            on_missing_image=on_bad_image,
-        )
-    )
+    data = _data_settings(dataset, annotations, images, {**given, "on_missing_image": on_bad_image})
+    source = open_dataset(data)
     network = _open_model(model, weights, size, source.records.skeleton.num_keypoints)
     network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loader = LoaderSettings(batch_size, workers, pin_memory=True, on_bad_image=on_bad_image)
     with _Bar(len(source.records)) as on_batch:
         outcome = evaluate(network, source, settings, loader=loader, results_file=results, on_batch=on_batch)
-    if outcome.coco is not None:
-        print_result(outcome.coco, console, title=f"{model} on {annotations}")
-        _write_report(outcome.coco, report)
+    _show(outcome, console, model, f"{model} on {annotations}", data, report, curve)
     rate = outcome.persons / max(outcome.seconds, 1e-9)
     console.print(f"{outcome.persons} crops in {outcome.seconds:.1f} s ({rate:.1f}/s)", highlight=False)
     if results is not None:
         console.print(f"{len(outcome.results)} poses written to {results}", highlight=False, markup=False)
     if outcome.note:
         console.print(f"note: {outcome.note}", highlight=False, markup=False)
-    return outcome.coco
+    return outcome.coco or outcome.pck
+
+
+def _data_settings(dataset: str, annotations: str, images: str, given: dict[str, Any]) -> Any:
+    """The settings of a dataset; options that it does not know are refused."""
+    from dataclasses import fields
+
+    from posekd.engine.datasets import DATASETS
+
+    kind, _ = DATASETS[dataset]
+    values = {name: value for name, value in given.items() if value is not None}
+    known = {f.name for f in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"--{name.replace('_', '-')} has no meaning for --dataset {dataset}")
+    if dataset == "lsp" and "split" not in values:
+        raise ValueError("--dataset lsp needs --split test (or train)")
+    return kind(images=images, annotations=annotations, **values)
+
+
+def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalReport:
+    from posekd.data import CocoSettings
+    from posekd.engine.evaluate import EvalReport
+    from posekd.engine.evaluate_pck import read_pck_labels, read_predictions, score_pck
+    from posekd.metrics import evaluate_coco
+
+    if isinstance(data, CocoSettings):
+        coco = evaluate_coco(data.annotations, path, sigmas)
+        return EvalReport(coco, [], coco.predictions, 0.0, coco.note)
+    records = read_pck_labels(data)
+    keypoints, ids = read_predictions(Path(path), records)
+    result, torso, note = score_pck(keypoints, ids, records)
+    absent = len(records) - len(ids)
+    notes = (note, f"{absent} of {len(records)} people have no prediction: not scored" if absent else "")
+    return EvalReport(None, [], len(ids), 0.0, "; ".join(n for n in notes if n), result, torso)
+
+
+def _show(
+    outcome: EvalReport, console: Console, subject: str, title: str, data: Any, report: str | None, curve: str | None
+) -> None:
+    """Prints the tables, writes the report, draws the curve."""
+    from posekd.metrics.tables import print_pck, print_result
+
+    if outcome.coco is not None:
+        print_result(outcome.coco, console, title=title)
+        _write_report(_coco_report(outcome.coco), report)
+    if outcome.pck is not None:
+        from posekd.engine.curves import plot_pck
+        from posekd.engine.evaluate_pck import pck_report
+
+        joints = _skeleton_of(data).keypoints
+        print_pck(outcome.pck, joints, console, title, outcome.torso)
+        _write_report(pck_report(outcome.pck, joints, outcome.torso, outcome.note), report)
+        if curve is not None:
+            plot_pck(outcome.pck, Path(curve), Path(subject).name)
+
+
+def _skeleton_of(data: Any) -> Skeleton:
+    from posekd.data import LspSettings
+    from posekd.skeleton import LSP, MPII
+
+    return LSP if isinstance(data, LspSettings) else MPII
 
 
 def main(argv: Sequence[str]) -> int:
@@ -145,17 +220,22 @@ def _parser() -> Any:
         "--annotations",
         required=True,
         metavar="FILE",
-        help="COCO keypoint file, or image list without labels",
+        help="COCO keypoint file or image list without labels; MPII's JSON or .mat; LSP's joints.mat",
     )
     add("--images", metavar="DIR", help="folder of the images")
+    add("--dataset", choices=("coco", "mpii", "lsp"), default="coco", help="the label file's format, and the metric")
+    add("--split", choices=("train", "valid", "test"), help="of MPII's official .mat and of LSP")
+    add("--head-boxes", metavar="FILE", help="MPII's head boxes for HRNet's JSON (gt_valid.mat)")
+    add("--validation-list", metavar="FILE", help="who is `valid` in MPII's official .mat (detections.mat)")
     add(
         "--detections",
         metavar="FILE",
         help="boxes of a detector (COCO results format); labelled boxes without",
     )
     add("--detection-threshold", type=float, default=0.0, metavar="S", help="leave out boxes scored lower")
-    add("--results", metavar="FILE", help="write the poses in COCO's results format")
-    add("--report", metavar="FILE", help="write the ten numbers and the tables as JSON")
+    add("--results", metavar="FILE", help="write the poses: COCO's results; for MPII and LSP .json or .mat")
+    add("--report", metavar="FILE", help="write the numbers and the tables as JSON")
+    add("--curve", metavar="FILE", help="draw PCK over its threshold (PNG)")
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, where keypoints are not COCO's")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="crop size in pixels; the model's own without")
@@ -199,14 +279,17 @@ def _open_model(model: str, weights: str | None, size: tuple[int, int] | None, n
     return network
 
 
-def _write_report(result: CocoResult, path: str | None) -> None:
-    if path is None:
-        return
+def _coco_report(result: CocoResult) -> dict[str, Any]:
     from dataclasses import asdict
 
+    return {**result.numbers(), **{k: v for k, v in asdict(result).items() if k not in result.numbers()}}
+
+
+def _write_report(content: dict[str, Any], path: str | None) -> None:
+    if path is None:
+        return
     from posekd.engine.evaluate import write_atomically
 
-    content = {**result.numbers(), **{k: v for k, v in asdict(result).items() if k not in result.numbers()}}
     write_atomically(json.dumps(content, indent=2) + "\n", path)
 
 

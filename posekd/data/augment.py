@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ class Augmentation:
 
     Attributes:
         flip: probability of a mirror image.
-        rotation: standard deviation in degrees, clipped at twice that.
-        scale: standard deviation of the zoom factor about 1, clipped at one.
+        rotation: in degrees; the standard deviation of a normal draw, clipped at twice that, or the bounds of a
+            uniform one.
+        scale: of the zoom factor about 1; the standard deviation, clipped at one, or the bounds.
+        distribution: of rotation and scale: `normal` as in HRNet's code, or `uniform` within the given ranges (FPD's
+            paper: scale 0.75 to 1.25, rotation +-30 degrees).
         rotation_probability: share of crops that are rotated at all.
         half_body: probability of cropping to the upper or lower body, for persons with many joints.
         half_body_min_joints: only persons with more labelled joints than this are halved.
@@ -39,8 +42,11 @@ class Augmentation:
     rotation_probability: float = 0.6
     half_body: float = 0.0
     half_body_min_joints: int = 8
+    distribution: Literal["normal", "uniform"] = "normal"
 
     def __post_init__(self) -> None:
+        if self.distribution not in ("normal", "uniform"):
+            raise ValueError(f"distribution must be normal or uniform, got {self.distribution!r}")
         for name in ("flip", "rotation_probability", "half_body"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, in 0..1, got {getattr(self, name)}")
@@ -86,8 +92,11 @@ def draw(
         # The official code compares a normal draw with 0.5: the upper half wins in 69 % of cases.
         half = half_body(keypoints, upper_body, size, upper=rng.standard_normal() < 0.5)
         center, scale = half or (center, scale)
-    zoom = float(np.clip(1 + a.scale * rng.standard_normal(), 1 - a.scale, 1 + a.scale))
-    angle = float(np.clip(a.rotation * rng.standard_normal(), -2 * a.rotation, 2 * a.rotation))
+    if a.distribution == "uniform":
+        zoom, angle = float(rng.uniform(1 - a.scale, 1 + a.scale)), float(rng.uniform(-a.rotation, a.rotation))
+    else:
+        zoom = float(np.clip(1 + a.scale * rng.standard_normal(), 1 - a.scale, 1 + a.scale))
+        angle = float(np.clip(a.rotation * rng.standard_normal(), -2 * a.rotation, 2 * a.rotation))
     rotation = angle if rng.random() < a.rotation_probability else 0.0
     return Draw(center, scale, rotation, zoom, bool(rng.random() < a.flip))
 

@@ -74,6 +74,23 @@ def score_pck(
     return pckh(found[scored], points[scored, :, :2], points[scored, :, 2], lengths[scored]), by_torso, note
 
 
+def pck_report(result: PckResult, joints: Sequence[str], torso: PckResult | None, note: str = "") -> dict[str, Any]:
+    """A result as plain values for JSON, percent everywhere; null where nobody has a joint labelled."""
+    return {
+        **result.numbers(),
+        "hrnet_mean_at_0.11": result.hrnet_mean_at_01,
+        "people": result.people,
+        "joints": {
+            name: {"labelled": int(count), "found": None if np.isnan(share) else float(share)}
+            for name, count, share in zip(joints, result.counts, result.per_joint, strict=True)
+        },
+        "thresholds": result.thresholds.round(2).tolist(),
+        "curve": result.curve.tolist(),
+        "torso": None if torso is None else torso.numbers(),
+        "note": note,
+    }
+
+
 def predictions(keypoints: np.ndarray, sample_ids: np.ndarray, source: PoseSource) -> list[dict[str, Any]]:
     """Poses as plain values, in the order of the label file.
 

@@ -1,14 +1,16 @@
-"""The COCO numbers for people: tables in a terminal, plain columns elsewhere."""
+"""COCO's numbers and PCK for people: tables in a terminal, plain columns elsewhere."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from posekd.metrics.coco import CocoResult
+from posekd.metrics.pck import PckResult
 
 
 def print_result(result: CocoResult, console: Console | None = None, title: str = "COCO keypoints") -> None:
@@ -51,3 +53,55 @@ def _keypoint_table(result: CocoResult, frame: box.Box | None) -> Table:
         error = "-" if math.isnan(row.median_error) else f"{row.median_error:.1f}"
         table.add_row(row.name, str(row.labelled), str(row.matched), *cells, error)
     return table
+
+
+def print_pck(
+    result: PckResult,
+    joints: Sequence[str],
+    console: Console | None = None,
+    title: str = "keypoints",
+    torso: PckResult | None = None,
+) -> None:
+    """Prints PCK in the papers' column order (Head Shoulder Elbow Wrist Hip Knee Ankle Mean AUC), then each joint.
+
+    Args:
+        result: what to print.
+        joints: K names.
+        console: where; standard output by default. Without a terminal: no frames, no colour.
+        title: above the table.
+        torso: the same people by torso length (ELPN's Equation 5), if known.
+    """
+    console = console or Console()
+    frame = box.SIMPLE if console.is_terminal else None
+    heading = f"{title}: {result.name} of {result.people} people, in percent"
+    console.print(heading, highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=frame, pad_edge=False)
+    row = {**result.groups, "Mean": result.mean, "AUC": result.auc}
+    for name in row:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*map(_percent, row.values()))
+    console.print(table)
+    kind = result.name.partition("@")[0]
+    lines = [f"{kind}@0.1 {_percent(result.mean_at_10)}"]
+    if kind == "PCKh":
+        lines[0] += f'; HRNet\'s "Mean@0.1", which is at 0.11: {_percent(result.hrnet_mean_at_01)}'
+    if torso is not None:
+        lines.append(f"torso {torso.name} (ELPN, Equation 5) {_percent(torso.mean)} of {torso.people} people")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(_joint_table(result, joints, frame))
+
+
+def _joint_table(result: PckResult, joints: Sequence[str], frame: box.Box | None) -> Table:
+    table = Table(box=frame, pad_edge=False)
+    table.add_column("joint", no_wrap=True)
+    for heading in ("labelled", result.name):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, count, share in zip(joints, result.counts, result.per_joint, strict=True):
+        table.add_row(name, str(count), _percent(share))
+    return table
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"

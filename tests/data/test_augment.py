@@ -33,6 +33,17 @@ class TestDraws:
         assert np.std(angles[angles != 0]) == pytest.approx(40 * 0.96, rel=0.08)  # 4.6 % lie at the clip
         assert np.mean([d.flip for d in all_draws]) == pytest.approx(0.5, abs=0.03)
 
+    def test_uniform_draws_fill_fpds_ranges(self):
+        fpd = Augmentation(flip=0.5, rotation=30, scale=0.25, rotation_probability=1.0, distribution="uniform")
+        all_draws = draws(fpd)
+        for values, low, high in (
+            ([d.zoom for d in all_draws], 0.75, 1.25),
+            ([d.rotation for d in all_draws], -30, 30),
+        ):
+            shares, _ = np.histogram(values, bins=10, range=(low, high))
+            assert shares.sum() == len(values)  # none outside
+            np.testing.assert_allclose(shares / len(values), 0.1, atol=0.02)
+
     def test_nothing_at_zero(self):
         quiet = Augmentation(flip=0, rotation=0, scale=0)
         assert all(d[2:] == (0.0, 1.0, False) for d in draws(quiet, 20))
@@ -53,6 +64,7 @@ class TestDraws:
             ({"flip": 1.5}, "flip is a probability, in 0..1, got 1.5"),
             ({"scale": 1.0}, r"scale must be in \[0, 1\)"),
             ({"rotation": -1.0}, "cannot be negative, got -1.0"),
+            ({"distribution": "gauss"}, "must be normal or uniform, got 'gauss'"),
         ],
     )
     def test_impossible_settings_are_refused(self, settings, message):

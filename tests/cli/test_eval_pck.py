@@ -1,0 +1,92 @@
+"""`posekd eval` on MPII and LSP: the papers' tables, the JSON, the picture, and options that do not fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("scipy")
+
+from pck_folders import head_boxes, hrnet_person, lsp_folder, mpii_folder
+
+from posekd.cli import main
+from posekd.models.registry import create_model
+from posekd.models.weights import save_weights
+
+COLUMNS = ["Head", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Mean", "AUC"]
+
+
+def checkpoint(folder, keypoints):
+    torch.manual_seed(0)
+    save_weights(create_model("elpn_v1", num_keypoints=keypoints, size=(64, 64)), folder / "net.safetensors")
+    return str(folder / "net.safetensors")
+
+
+@pytest.fixture
+def mpii(tmp_path):
+    people = [hrnet_person("a.png", 0), hrnet_person("b.png", 1)]
+    settings = mpii_folder(tmp_path, people)
+    boxes = head_boxes(tmp_path / "gt.mat", people, [[0, 0, 30, 40]] * 2)
+    return ["--dataset", "mpii", "--annotations", settings.annotations, "--head-boxes", boxes]
+
+
+def test_a_checkpoint_on_mpii_and_its_predictions_again(tmp_path, mpii, capsys):
+    model, results = checkpoint(tmp_path, 16), str(tmp_path / "preds.mat")
+    files = ["--results", results, "--report", str(tmp_path / "r.json"), "--curve", str(tmp_path / "c.png")]
+    words = [model, *mpii, "--images", str(tmp_path / "images"), "--workers", "0", "--device", "cpu", *files]
+    assert main(["eval", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("PCKh@0.5 of 2 people, in percent")
+    assert lines[1].split() == COLUMNS
+    assert len(lines[2].split()) == 9
+    assert 'HRNet\'s "Mean@0.1", which is at 0.11:' in lines[3]
+    assert lines[4].startswith("torso PCK@0.5 (ELPN, Equation 5)")
+    assert any(line.split()[:2] == ["left_wrist", "2"] for line in lines)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert list(report)[0] == "PCKh@0.5"  # noqa: RUF015 (the order is what is tested)
+    assert len(report["curve"]) == len(report["thresholds"]) == 51
+    assert report["joints"]["pelvis"]["labelled"] == 2
+    assert (tmp_path / "c.png").stat().st_size > 5000
+    assert main(["eval", "--score-only", results, *mpii]) == 0
+    assert capsys.readouterr().out.splitlines()[1:5] == lines[1:5]
+
+
+def test_a_checkpoint_on_lsp(tmp_path, capsys):
+    settings, _ = lsp_folder(tmp_path, range(1001, 1009))
+    words = ["--dataset", "lsp", "--split", "test", "--images", settings.images, "--annotations", settings.annotations]
+    words += ["--workers", "0", "--no-flip"]
+    model = checkpoint(tmp_path, 14)
+    assert main(["eval", model, *words]) == 2
+    assert "992 of 1000 images named by" in capsys.readouterr().err
+    assert main(["eval", model, *words, "--on-bad-image", "skip"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("PCK@0.2 of 8 people, in percent")
+    assert lines[1].split() == COLUMNS
+    assert lines[3].startswith("PCK@0.1")
+
+
+@pytest.mark.data
+def test_stored_mpii_predictions_give_the_known_table(real_data, capsys):
+    file = str(real_data / "mpii" / "tompson-valid" / "detections_our_format.mat")
+    assert main(["eval", "--score-only", file, "--dataset", "mpii", "--annotations", file]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["95.60", "92.71", "83.36", "76.74", "81.93", "73.36", "65.45", "82.34", "55.78"]
+    assert lines[3] == 'PCKh@0.1 28.97; HRNet\'s "Mean@0.1", which is at 0.11: 33.14'
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "mpii", "--sigmas", "0.1"], "--sigmas has no meaning for --dataset mpii"),
+        (["--dataset", "lsp", "--head-boxes", "x"], "--head-boxes has no meaning for --dataset lsp"),
+        (["--split", "test"], "--split has no meaning for --dataset coco"),
+        (["--curve", "c.png"], "--curve draws PCK: it has no meaning for --dataset coco"),
+        (["--dataset", "lsp"], "--dataset lsp needs --split test"),
+        (["--dataset", "mpii"], "none.mat does not exist (setting `annotations`)"),
+    ],
+)
+def test_options_that_do_not_fit_are_answered(words, message, capsys):
+    assert main(["eval", "--score-only", "p.json", "--annotations", "none.mat", *words]) == 2
+    assert message in capsys.readouterr().err
