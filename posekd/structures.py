@@ -107,6 +107,10 @@ class PoseBatch:
     def __len__(self) -> int:
         return self.keypoints.shape[0]
 
+    def rows(self, which: slice) -> PoseBatch:
+        """Some of the persons."""
+        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
 
 @dataclass
 class PackedImageBatch(PackedBatch):

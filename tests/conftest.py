@@ -8,7 +8,7 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores; tests that need two threads ask for them
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "ops")]
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "ops", "data", "engine")]
 
 
 @pytest.fixture(scope="session")

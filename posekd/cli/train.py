@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from posekd.cli import command_parser
 
 EPILOG = """Any key of the recipe can be overridden: --optim.lr 0.0005 --train.precision bf16 --out runs/mine.
---show prints the resolved recipe, every key spelt out, and trains nothing."""
+--show prints the resolved recipe, every key spelt out, and trains nothing.
+On N GPUs: torchrun --nproc-per-node N -m posekd train CONFIG (docs/many_gpus.md)."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from posekd.engine.train import train
 
     scores = train(recipe, resume=options.resume)
-    name, score = main_score(scores) if scores else ("", 0.0)
-    print(f"done: {recipe.out}" + (f", {name} {score:.3f} after the last step" if scores else ""))
+    if not int(os.environ.get("RANK", "0")):  # under torchrun one of the processes speaks
+        name, score = main_score(scores) if scores else ("", 0.0)
+        print(f"done: {recipe.out}" + (f", {name} {score:.3f} after the last step" if scores else ""))
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from posekd.data.records import BadImageError, PoseSource
 from posekd.data.sampler import BatchPlan, Key
 from posekd.structures import PackedBatch
 
+MAX_LOST_BATCHES = 10  # in a row, before an epoch that finds no readable image gives up
 MARGIN = 2  # pixels around a crop's corners: one for bilinear interpolation, one for rounding
 
 
@@ -92,6 +95,15 @@ class PackedDataset(Dataset[PackedBatch]):
     def pack(self, keys: Sequence[Key], images: dict[int, np.ndarray]) -> PackedBatch:
         """The batch of some keys, given the images of their rows, each once."""
         raise NotImplementedError
+
+    def stand_in(self, epoch: int, skipped: torch.Tensor) -> PackedBatch:
+        """One black picture without labelled joints, instead of a batch that lost all its rows, the `skipped`."""
+        row = int(skipped[0])
+        image_row = int(self.image_rows[row])
+        height, width = self.source.records.image_sizes[image_row].tolist()
+        batch = self.pack([(epoch, row)], {image_row: np.zeros((height, width, 3), np.uint8)})
+        batch.keypoints, batch.skipped = torch.zeros_like(batch.keypoints), skipped
+        return batch
 
 
 class PersonDataset(PackedDataset):
@@ -237,11 +249,12 @@ class PoseLoader:
             source = CachedImages(source)
             if settings.workers > 0:
                 source.fill(skip_bad=settings.on_bad_image == "skip")
-        self.settings, self.skipped = settings, 0
+        self.settings, self.skipped, self.training = settings, 0, training
         self.dataset = self._open(source, size, augmentation if training else None, seed)
         self.plan = self._plan(training, seed, rank, world)
         self._loader = _data_loader(self.dataset, self.plan, settings)
         self._reported: set[int] = set()
+        self._last_bad = 0
 
     def _open(self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int) -> PackedDataset:
         settings = self.settings
@@ -265,21 +278,26 @@ class PoseLoader:
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[PackedBatch]:
         """Batches of an epoch, from step `start` on.
 
-        With `on_bad_image` "skip" a batch may be shorter than asked; one that lost all its persons is left
-        out, with a warning. (Then this process makes one step fewer than the others: for training on many
-        GPUs prefer "refuse".)
+        With `on_bad_image` "skip" a batch may be shorter than asked. One that lost all its persons is left out
+        of an evaluation; in training one black picture without labelled joints stands in for it, so that every
+        process makes the same number of steps. Both are said.
 
         Raises:
-            BadImageError: an image cannot be read and is not to be skipped, or no image of the whole epoch
-                can be read.
+            BadImageError: an image cannot be read and is not to be skipped, or no image of ten batches in a
+                row, or of the whole epoch, can be read.
         """
         self.plan.epoch, self.plan.start = epoch, start
-        persons = 0
-        for batch in self._loader:
+        persons, lost = 0, 0
+        for batch in _start_quietly(self._loader):
             self._report(batch)
             persons += len(batch)
+            lost = 0 if len(batch) else lost + 1
+            if lost == MAX_LOST_BATCHES:
+                raise BadImageError(f"no image of {lost} batches in a row could be read; the last: {self._reason()}")
             if len(batch):
                 yield batch
+            elif self.training:
+                yield self.dataset.stand_in(epoch, batch.skipped)
         if persons == 0 and start < len(self.plan):
             raise BadImageError(f"none of the images could be read; the first: {self._reason(0)}")
 
@@ -290,14 +308,17 @@ class PoseLoader:
         """Warns once a file about the persons that a batch lost."""
         self.skipped += len(batch.skipped)
         for row in self.dataset.image_rows[batch.skipped.numpy()].tolist():
+            self._last_bad = row
             if row not in self._reported:
                 self._reported.add(row)
                 warnings.warn(f"{self._reason(row)}. {self.lost} skipped ({self.skipped} so far).", stacklevel=3)
         if len(batch.skipped) and not len(batch):
-            warnings.warn("a whole batch was left out: none of its images could be read", stacklevel=3)
+            what = "is one black picture now" if self.training else "was left out"
+            warnings.warn(f"a whole batch {what}: none of its images could be read", stacklevel=3)
 
-    def _reason(self, row: int) -> str:
-        """Why an image cannot be read: the worker's error does not travel, the file answers again."""
+    def _reason(self, row: int | None = None) -> str:
+        """Why an image (the last bad one) cannot be read. The worker's error does not travel: the file is asked."""
+        row = self._last_bad if row is None else row
         try:
             self.dataset.source.load_image(row)
         except BadImageError as error:
@@ -327,11 +348,31 @@ def _data_loader(dataset: PackedDataset, plan: BatchPlan, settings: LoaderSettin
     )
 
 
+def _start_quietly(loader: DataLoader[Any]) -> Iterator[PackedBatch]:
+    """Starts an epoch without torch's SIGCHLD handler.
+
+    The handler reports a killed worker by an exception wherever the main process happens to be, in the middle of
+    an update even. Without it the same is said where the next batch is waited for.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return batches
+
+
 def _as_is(batch: PackedBatch) -> PackedBatch:
     """A collate function for a dataset that already gives batches."""
     return batch
 
 
 def _start_worker(_: int) -> None:
-    """A worker is one thread: OpenCV's pool does not survive a fork, and its threads would fight the others'."""
+    """A worker is one thread: OpenCV's pool does not survive a fork, and its threads would fight the others'.
+
+    Signals that stop a run reach its workers too (Ctrl-C in a terminal, Slurm). The main process answers them:
+    a worker goes on after SIGINT, and leaves quietly after SIGTERM, by which it may also be asked to end.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

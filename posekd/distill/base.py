@@ -41,10 +41,13 @@ class FrozenTeacher:
         model: a network with `spec: InputSpec` that returns heatmaps `[B, K, H / 4, W / 4]`, or a list with those of
             each of its stages.
         dtype: parameter and compute dtype; `None` keeps the parameters and follows autocast.
+
+    Attributes:
+        sharded: its parameters are spread over processes, which therefore have to ask it together.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
-        self.dtype = dtype
+        self.dtype, self.sharded = dtype, False
         self.model = model.to(dtype=dtype).eval().requires_grad_(False)
 
     @property

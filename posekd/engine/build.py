@@ -12,6 +12,7 @@ from torch import nn
 
 from posekd.data import FewLabels, PoseLoader, PoseSource, WithUnlabelled, prepare
 from posekd.distill import METHODS, FrozenTeacher, Method
+from posekd.engine import distributed
 from posekd.engine.datasets import open_dataset
 from posekd.engine.ema import Ema
 from posekd.engine.evaluate import EvalReport, evaluate
@@ -27,11 +28,12 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one.
+    """`auto` is the GPU if there is one; under torchrun the one of this process's place on the machine.
 
     Raises:
         ValueError: not a device, or a GPU that is not there.
     """
+    name = distributed.local_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -61,11 +63,21 @@ def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Me
         dtype = DTYPES[loop.teacher_dtype] if loop.teacher_dtype else None
         teacher = FrozenTeacher(build_model(recipe.teacher, num_keypoints), dtype)
         _check_teacher(teacher, recipe.teacher)
+    student = distributed.synchronise_norms(student, device)
     method: Method = method_type(student, teacher, recipe.method)
     method.to(device)
     if loop.channels_last:
-        _to_channels_last(method)
+        _to_channels_last(method, loop.shard_teacher)
+    if loop.shard_teacher:
+        _shard_teacher(method)
     return method
+
+
+def _shard_teacher(method: Method) -> None:
+    if method.teacher is None:
+        raise ValueError("train.shard_teacher: there is no teacher")
+    distributed.shard(method.teacher.model)
+    method.teacher.sharded = True
 
 
 def _check_teacher(teacher: FrozenTeacher, settings: ModelSettings) -> None:
@@ -73,9 +85,9 @@ def _check_teacher(teacher: FrozenTeacher, settings: ModelSettings) -> None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
 
 
-def _to_channels_last(method: Method) -> None:
+def _to_channels_last(method: Method, sharded: bool) -> None:  # FSDP takes contiguous parameters only
     method.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if method.teacher is not None:
+    if method.teacher is not None and not sharded:
         method.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -99,6 +111,7 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
         precision=loop.precision,
         clip_norm=recipe.optim.clip_norm,
         ema=ema,
+        max_skips=loop.max_skips,
     )
 
 
@@ -113,10 +126,28 @@ def open_training_data(recipe: Recipe) -> PoseSource:
 
 
 def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> PoseLoader:
-    """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's."""
-    settings = replace(recipe.loader, batch_size=recipe.loader.batch_size // recipe.train.accumulate)
-    augmentation = recipe.augmentation
-    return PoseLoader(source, size, settings, training=True, augmentation=augmentation, seed=recipe.seed)
+    """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's on each process.
+
+    Raises:
+        ValueError: they do not divide it.
+    """
+    world, whole = distributed.world(), recipe.loader.batch_size
+    share, rest = divmod(whole, recipe.train.accumulate * world)
+    if rest or not share:
+        raise ValueError(
+            f"loader.batch_size {whole}, what one step sees, does not divide into train.accumulate "
+            f"{recipe.train.accumulate} parts on each of {world} processes"
+        )
+    return PoseLoader(
+        source,
+        size,
+        replace(recipe.loader, batch_size=share),
+        training=True,
+        augmentation=recipe.augmentation,
+        seed=recipe.seed,
+        rank=distributed.rank(),
+        world=world,
+    )
 
 
 def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loop: LoopSettings) -> Prepare:
@@ -195,6 +226,7 @@ def assemble(
         lr=recipe.optim.lr,
         facts=facts,
         label=label,
+        seed=recipe.seed,
     )
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,24 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file beside `path`, flushes it to disk and renames it onto `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a safetensors file beside `path`, flushes it to disk and renames it onto `path`.
+
+    Raises:
+        OSError: it cannot be written; the half-written file is removed, an older `path` stays.
+    """
     partial = path.with_name(path.name + ".partial")
     # a tensor and its view may share memory (tied weights); a file holds each on its own
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    save_file(own, partial, metadata=metadata)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(own, partial, metadata=metadata)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def save_state(path: Path, state: dict[str, Any]) -> Path:
@@ -137,18 +147,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         for name, tensor in slots.items():
             if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
                 slots[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-
-
-def random_state() -> dict[str, Tensor]:
-    """The state of torch's generators, CPU and current CUDA device."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(state: dict[str, Tensor]) -> None:
-    """Sets torch's generators to a state of `random_state`."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from posekd import codecs, ops
 from posekd.data import CocoSource, LoaderSettings, PoseLoader, PoseSource, prepare
+from posekd.engine import distributed
 from posekd.engine.evaluate_pck import predictions, score_pck, write_mat
 from posekd.metrics import CocoResult, NoLabelsError, PckResult, evaluate_coco, oks_nms, rescore
 from posekd.structures import InputSpec, PoseBatch
@@ -126,6 +127,8 @@ def evaluate(
 ) -> EvalReport:
     """Runs a top-down network over a dataset and scores it, on the device where the network is.
 
+    In a group of processes each runs its share, and all get the same report.
+
     Args:
         model: gives heatmaps `[B, K, h, w]`; evaluated in eval mode and left in the mode it was in.
         source: the dataset; its boxes (labelled or detected) are what is cropped.
@@ -144,9 +147,14 @@ def evaluate(
     start = time.perf_counter()
     settings, spec = settings or EvalSettings(), spec or _spec_of(model)
     skeleton = source.records.skeleton
-    batches = PoseLoader(source, spec.size, loader, training=False)
+    rank, world = distributed.rank(), distributed.world()
+    batches = PoseLoader(source, spec.size, loader, training=False, rank=rank, world=world)
     crops = _crops(batches, spec, skeleton.flip, _device_of(model), settings)
     poses = predict(model, _counted(crops, len(source.records), on_batch), skeleton.flip, settings)
+    if world > 1:
+        poses = _gather(poses, source.records.sample_ids)
+        batches.skipped = sum(distributed.gather(batches.skipped))
+    results_file = results_file if distributed.is_main() else None
     judge = _judge_by_coco if source.records.metric == "coco" else _judge_by_pck
     report = judge(poses, source, settings, results_file)
     notes = [f"{batches.skipped} persons were skipped: unreadable images" if batches.skipped else "", report.note]
@@ -357,6 +365,15 @@ def _counted(
         done += len(batch)
         if on_batch is not None:
             on_batch(done, total)
+
+
+def _gather(poses: Poses, sample_ids: np.ndarray) -> Poses:
+    """The poses of all processes, in the dataset's order: as one process would have found them."""
+    parts = distributed.gather(poses)
+    columns = [np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Poses)]
+    place = {sample: row for row, sample in enumerate(sample_ids.tolist())}
+    order = np.argsort([place[sample] for sample in columns[-1].tolist()], kind="stable")
+    return Poses(*(column[order] for column in columns))
 
 
 def _refuse_non_finite(poses: Poses) -> None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
-from posekd.engine import checkpoint
+from posekd.data import BadImageError
+from posekd.engine import checkpoint, distributed
 from posekd.engine.curves import plot_curves
 from posekd.engine.optim import ScheduleSettings, rate_factor, set_rate
 from posekd.engine.progress import RunLog, Ticker, read_log
-from posekd.engine.step import Learner, NonFiniteLossError, train_step
-from posekd.structures import PackedBatch, PoseBatch
+from posekd.engine.step import Batch, Learner, NonFiniteError, train_step
+from posekd.engine.stopping import LoadingError, StopSignal
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class LoopSettings:
         channels_last: memory format of networks and images.
         compile: which networks `torch.compile` gets: `none`, `student`, `teacher` or `both`.
         teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
+        shard_teacher: spread the teacher's parameters over the processes (FSDP2), if it does not fit on one GPU.
+        max_skips: fp16: more steps than this skipped in a row by the gradient scaler are an error.
         ema_decay: keep an exponential moving average of the student and evaluate that.
         validate_every: epochs between validations, and always at the end; 0 for never.
         checkpoint_every: epochs between checkpoints.
@@ -49,6 +51,8 @@ class LoopSettings:
     channels_last: bool = False
     compile: Literal["none", "student", "teacher", "both"] = "none"
     teacher_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    shard_teacher: bool = False
+    max_skips: int = 20
     ema_decay: float | None = None
     validate_every: int = 10
     checkpoint_every: int = 1
@@ -57,7 +61,7 @@ class LoopSettings:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in ("epochs", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every", "max_skips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
         if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
@@ -68,13 +72,19 @@ class LoopSettings:
             raise ValueError(f"train.ema_decay must be in [0, 1), or null; got {self.ema_decay}")
 
 
+class Loaded(Protocol):
+    """All that the loop asks of a batch as it comes from a loader."""
+
+    def __len__(self) -> int: ...
+
+
 class Batches(Protocol):
     """What the loop asks of a loader: batch `i` of epoch `e` is a pure function of the seed, `e` and `i`."""
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[PackedBatch]:
-        """The batches of an epoch from the `start`-th on."""
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from the `start`-th on, `len(self)` in a whole one."""
 
 
 @dataclass
@@ -84,7 +94,7 @@ class Job:
     Attributes:
         learner: what changes.
         loader: training batches, `accumulate` of them for each step.
-        prepare: from packed bytes to a batch on the device.
+        prepare: from a loader's batch to one for the method, on the device.
         validate: from a network to its scores, the main one (by which the best is kept) first; called with a network
             in eval mode.
         save_weights: writes a network and a card with the given facts to a path.
@@ -94,13 +104,15 @@ class Job:
         lr: its peak.
         facts: saved with every checkpoint (the recipe).
         label: for the progress display.
+        seed: of the random numbers in a step (dropout).
         best: the best main score of a validation so far.
         scores: of the last validation.
+        validated: the step of the last validation.
     """
 
     learner: Learner
     loader: Batches
-    prepare: Callable[[PackedBatch], PoseBatch]
+    prepare: Callable[[Any], Batch]
     validate: Callable[[nn.Module], dict[str, float]]
     save_weights: Callable[[nn.Module, Path, dict[str, Any]], None]
     folder: Path
@@ -109,8 +121,10 @@ class Job:
     lr: float
     facts: dict[str, Any]
     label: str = "train"
+    seed: int = 0
     best: float = float("-inf")
     scores: dict[str, float] | None = None
+    validated: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -129,42 +143,48 @@ class Job:
 
 
 def fit(job: Job) -> dict[str, float] | None:
-    """Trains from `job.learner.step` to the end.
+    """Trains from `job.learner.step` to the end; in every process of a group, of which rank 0 writes the files.
 
     Returns:
         The scores of the last validation, if there was one.
 
     Raises:
-        NonFiniteLossError: a loss term is NaN or infinite; the state is saved first.
-        KeyboardInterrupt: after SIGINT or SIGTERM, once the step is done and the state is saved.
+        NonFiniteError: a loss term or a gradient is NaN or infinite.
+        LoadingError: a batch cannot be had.
+        OSError: a file of the run cannot be written.
+        KeyboardInterrupt: after SIGINT or SIGTERM.
         ValueError: fewer batches than one step accumulates.
+        The state is saved first where it can be, and the message says where.
     """
     if job.steps_per_epoch < 1:
         raise ValueError(
             f"{len(job.loader)} batches an epoch are too few for train.accumulate {job.settings.accumulate}"
         )
-    log = RunLog(job.folder, job.learner.step)
-    ticker = Ticker(job.label, job.total_steps, job.learner.step)
-    weights = job.learner.method.weights()
+    learner = job.learner
+    log = RunLog(job.folder, learner.step, quiet=not distributed.is_main())
+    ticker = Ticker(job.label, job.total_steps, learner.step, quiet=not distributed.is_main())
+    weights = learner.method.weights()
     ticker.say(f"{job.label}: loss = " + " + ".join(f"{weight:g} {term}" for term, weight in weights.items()))
-    log.write("start", job.learner.step, weights=weights)
     try:
+        log.write("start", learner.step, weights=weights)
         with StopSignal() as stop:
-            while job.learner.step < job.total_steps:
-                _train_epoch(job, log, ticker, stop)
+            while True:
                 _validate_if_due(job, log, ticker)
-                _save_if_due(job, stop)
-    except NonFiniteLossError as error:
-        path = job.checkpoints / f"nonfinite_{error.step:09d}.safetensors"
-        checkpoint.save_state(path, state_dict(job))
-        error.args = (f"{error}. The state before this step is saved in {path}",)
+                if learner.step == job.total_steps:
+                    break
+                _train_epoch(job, log, ticker, stop)
+        if not job.settings.validate_every and distributed.is_main():  # otherwise the last validation has drawn them
+            plot_curves({job.label: read_log(log.path)}, job.folder / "curves.png")
+        if distributed.is_main():
+            job.save_weights(learner.best_guess, job.folder / "last.safetensors", {"metrics": job.scores})
+    except NonFiniteError as error:
+        error.args = (f"{error}. {_rescue(job, f'nonfinite_{error.step:09d}.safetensors')}",)
         raise
+    except OSError as error:
+        raise OSError(f"{error}. {_rescue(job)}") from error
     finally:
         ticker.close()
         log.close()
-    if not job.settings.validate_every:  # otherwise the last validation has drawn them
-        plot_curves({job.label: read_log(log.path)}, job.folder / "curves.png")
-    job.save_weights(job.learner.best_guess, job.folder / "last.safetensors", {"metrics": job.scores})
     return job.scores
 
 
@@ -173,44 +193,80 @@ def _train_epoch(job: Job, log: RunLog, ticker: Ticker, stop: StopSignal) -> Non
     learner, settings = job.learner, job.settings
     epoch, done = divmod(learner.step, job.steps_per_epoch)
     learner.method.train()
-    packed = _undisturbed(job.loader.epoch(epoch, done * settings.accumulate))
+    batches = job.loader.epoch(epoch, done * settings.accumulate)
     for _ in range(done, job.steps_per_epoch):
         start = time.perf_counter()
-        group = list(islice(packed, settings.accumulate))
+        group = _pull(job, batches, stop)
         waited = time.perf_counter() - start
-        if not group:  # whole batches of unreadable images were left out: the epoch is shorter than planned
-            learner.step = (epoch + 1) * job.steps_per_epoch
-            break
         lr = job.lr * rate_factor(job.schedule, learner.step, job.steps_per_epoch, job.total_steps)
         set_rate(learner.optimizer, lr)
+        seed_step(job.seed, learner.step)
         losses = train_step(learner, [job.prepare(batch) for batch in group])
         report = learner.step % settings.log_every == 0 or learner.step == job.total_steps
-        facts = ticker.tick(sum(map(len, group)), waited, losses["loss"], report=report)
+        samples = sum(map(len, group)) * distributed.world()
+        facts = ticker.tick(samples, waited, losses["loss"], report=report)
         if report:
             log.write("train", learner.step, epoch=epoch, lr=lr, **losses, **facts)
         if learner.step % job.steps_per_epoch:  # the end of an epoch is saved after its validation
-            _save_if_due(job, stop)
+            _save_if_due(job)
+    _stop_if_asked(job, stop)
+
+
+def _pull(job: Job, batches: Iterator[Loaded], stop: StopSignal) -> list[Loaded]:
+    """The batches of the next step, if every process has got its own and nobody wants to stop."""
+    group: list[Loaded] = []
+    failure: Exception | None = None
+    try:
+        if not stop.requested:  # a signal kills the loader's workers, too
+            group = list(islice(batches, job.settings.accumulate))
+            if len(group) < job.settings.accumulate:
+                failure = LoadingError(f"the loader ended at step {job.learner.step}, before the epoch did")
+    except (BadImageError, OSError, RuntimeError) as error:  # RuntimeError: a worker was killed
+        failure = error
+    stopping, failing = distributed.any_of(stop.requested, failure is not None)
+    if stopping:
+        _stop(job)
+    if failing:
+        reasons = [reason for reason in distributed.gather(failure and _sentence(failure)) if reason is not None]
+        raise LoadingError(f"{reasons[0]}. {_rescue(job)}") from failure
+    return group
+
+
+def _sentence(error: Exception) -> str:
+    """An error's message, without the traceback of the worker that met it."""
+    return str(error).strip().rsplit("\n", 1)[-1].split("Error: ", 1)[-1].rstrip(".")
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Makes torch's random numbers a function of seed, step and process, so that a resumed run has the same."""
+    torch.manual_seed(
+        int(np.random.SeedSequence([seed, step, distributed.rank()]).generate_state(1, np.uint64)[0] >> 1)
+    )
 
 
 def _validate_if_due(job: Job, log: RunLog, ticker: Ticker) -> None:
-    """Scores the network at the end of an epoch, and keeps it if it is the best so far."""
+    """At the end of an epoch: scores the network, keeps it if it is the best so far, and saves."""
     settings, step = job.settings, job.learner.step
-    epoch = step // job.steps_per_epoch
-    if not settings.validate_every or (step < job.total_steps and epoch % settings.validate_every):
+    epoch, rest = divmod(step, job.steps_per_epoch)
+    if rest or not step or job.validated == step:
         return
-    network = job.learner.best_guess.eval()
-    start = time.perf_counter()
-    # validation must not disturb the random numbers of training
-    with torch.random.fork_rng(devices=_cuda_devices(job.learner.device)):
+    job.learner.settle()
+    if settings.validate_every and (step == job.total_steps or epoch % settings.validate_every == 0):
+        network = job.learner.best_guess.eval()
+        distributed.share_buffers(network)
+        start = time.perf_counter()
         job.scores = job.validate(network)
-    seconds = time.perf_counter() - start
-    name, score = main_score(job.scores)
-    log.write("validation", step, epoch=epoch, seconds=seconds, main=name, **job.scores)
-    ticker.say(f"{job.label}: epoch {epoch}  {name} {score:.3f}  ({seconds:.0f} s)")
-    if score > job.best:
-        job.best = score
-        job.save_weights(network, job.folder / "best.safetensors", {"metrics": job.scores, "epoch": epoch})
-    plot_curves({job.label: read_log(log.path)}, job.folder / "curves.png")
+        seconds = time.perf_counter() - start
+        name, score = main_score(job.scores)
+        log.write("validation", step, epoch=epoch, seconds=seconds, main=name, **job.scores)
+        ticker.say(f"{job.label}: epoch {epoch}  {name} {score:.3f}  ({seconds:.0f} s)")
+        better, job.best = score > job.best, max(score, job.best)
+        if distributed.is_main():
+            if better:
+                job.save_weights(network, job.folder / "best.safetensors", {"metrics": job.scores, "epoch": epoch})
+            plot_curves({job.label: read_log(log.path)}, job.folder / "curves.png")
+    job.validated = step
+    _save_if_due(job)
 
 
 def main_score(scores: dict[str, float]) -> tuple[str, float]:
@@ -218,29 +274,52 @@ def main_score(scores: dict[str, float]) -> tuple[str, float]:
     return next(iter(scores.items()))
 
 
-def _save_if_due(job: Job, stop: StopSignal) -> None:
-    """Saves when the settings say so, and when somebody asked to stop."""
+def _save_if_due(job: Job) -> None:
     settings, step = job.settings, job.learner.step
     epoch, rest = divmod(step, job.steps_per_epoch)
     due = (rest == 0 and epoch % settings.checkpoint_every == 0) or step == job.total_steps
-    if settings.checkpoint_steps and step % settings.checkpoint_steps == 0:
-        due = True
-    if due or stop.requested:
+    if due or (settings.checkpoint_steps and step % settings.checkpoint_steps == 0):
         save(job)
-    if stop.requested:
-        raise KeyboardInterrupt(f"stopped after step {step}; the state is saved, and --resume auto goes on")
 
 
-def save(job: Job) -> Path:
-    """Writes a checkpoint and removes those that are too old."""
-    path = checkpoint.checkpoint_path(job.checkpoints, job.learner.step)
-    checkpoint.save_state(path, state_dict(job))
+def _stop_if_asked(job: Job, stop: StopSignal) -> None:
+    if distributed.any_of(stop.requested)[0]:
+        _stop(job)
+
+
+def _stop(job: Job) -> None:
+    save(job)
+    raise KeyboardInterrupt(f"stopped after step {job.learner.step}; the state is saved, and --resume auto goes on")
+
+
+def save(job: Job) -> None:
+    """Writes a checkpoint (rank 0 does) and removes those that are too old."""
+    job.learner.settle()
+    if not distributed.is_main():
+        return
+    path, state = checkpoint.checkpoint_path(job.checkpoints, job.learner.step), state_dict(job)
+    try:
+        checkpoint.save_state(path, state)
+    except OSError:  # a full disk: the older ones make room
+        checkpoint.keep_last(job.checkpoints, 1)
+        checkpoint.save_state(path, state)
     checkpoint.keep_last(job.checkpoints, job.settings.keep_checkpoints)
-    return path
+
+
+def _rescue(job: Job, name: str | None = None) -> str:
+    """Saves the state of a run that cannot go on, if that is possible, and says where it is."""
+    path = job.checkpoints / (name or checkpoint.checkpoint_path(job.checkpoints, job.learner.step).name)
+    try:
+        if distributed.is_main():
+            checkpoint.save_state(path, state_dict(job))
+        return f"The state after step {job.learner.step} is saved in {path}"
+    except OSError:
+        found = checkpoint.list_checkpoints(job.checkpoints)
+        return f"Its state could not be saved; the last checkpoint is {found[-1] if found else 'none'}"
 
 
 def state_dict(job: Job) -> dict[str, Any]:
-    """Everything that the rest of the run depends on."""
+    """Everything that the rest of the run depends on. Random numbers need no state, see `seed_step`."""
     learner = job.learner
     ema = learner.ema
     return {
@@ -248,8 +327,9 @@ def state_dict(job: Job) -> dict[str, Any]:
         "method": dict(learner.method.state_dict()),
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
+        "skips": learner.skips,
         "ema": ema and {"model": dict(ema.model.state_dict()), "updates": ema.updates},
-        "random": checkpoint.random_state(),
+        "validated": job.validated,
         "best": job.best if job.scores is not None else None,
         "scores": job.scores,
         "facts": job.facts,
@@ -274,45 +354,7 @@ def load_state_dict(job: Job, state: dict[str, Any]) -> None:
     if learner.ema is not None:
         learner.ema.model.load_state_dict(state["ema"]["model"])
         learner.ema.updates = state["ema"]["updates"]
-    checkpoint.restore_random_state(state["random"])
-    learner.step, job.scores = state["step"], state["scores"]
+    learner.step, learner.skips = state["step"], state["skips"]
+    job.validated, job.scores = state["validated"], state["scores"]
     if state["best"] is not None:
         job.best = state["best"]
-
-
-def _undisturbed(batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
-    """The same batches; a DataLoader that starts draws a random number, which training must not miss."""
-    with torch.random.fork_rng(devices=()):
-        first = next(batches, None)
-    if first is not None:
-        yield first
-        yield from batches
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a request that the loop answers after the step; a second one interrupts."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._handle)
-            except ValueError:  # not the main thread, which alone may set handlers
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True

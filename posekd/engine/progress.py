@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,27 @@ class RunLog:
         folder: of the run.
         step: optimiser steps done so far. Records of later steps, which a killed run wrote and a resumed one
             will write again, are dropped.
+        quiet: write nothing (a process that is not the main one).
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, *, quiet: bool = False) -> None:
+        self.path, self._quiet = folder / "log.jsonl", quiet
+        if quiet:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
         kept = [record for record in read_log(self.path) if step and record["step"] <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(self.path)
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds a record; its numbers become TensorBoard scalars `kind/name`."""
+        if self._quiet:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -42,9 +50,12 @@ class RunLog:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Flushes both."""
-        self._file.close()
-        self._board.close()
+        """Flushes both, as far as the disk still takes it: who closes may be leaving because it is full."""
+        if not self._quiet:
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                self._board.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -70,14 +81,17 @@ class Ticker:
         total: steps in all.
         done: steps done before.
         console: where to draw.
+        quiet: say nothing (a process that is not the main one).
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self, label: str, total: int, done: int = 0, console: Console | None = None, *, quiet: bool = False
+    ) -> None:
         self._label, self._total, self._done = label, total, done
-        self._console = console or Console(file=sys.stderr)
+        self._console = console or Console(file=sys.stderr, quiet=quiet)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -1,4 +1,4 @@
-"""`train(recipe)`: a run from its recipe, from the start or from where it stopped."""
+"""`train(recipe)`: a run from its recipe, from the start or from where it stopped, in one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from posekd.engine import checkpoint
-from posekd.engine.build import build_job
+from posekd.engine import checkpoint, distributed
+from posekd.engine.build import build_job, pick_device
 from posekd.engine.loop import Job, fit, load_state_dict
 from posekd.engine.recipe import Recipe, recipe_to_dict, save_recipe
 
@@ -36,14 +36,16 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
         FileNotFoundError, ValueError: data, weights, checkpoint or settings that do not fit.
     """
     folder = Path(recipe.out)
-    state = _state_to_resume(folder, resume)
-    if state is not None:
-        _report_changes(state["facts"]["recipe"], recipe_to_dict(recipe))
-    job = build_job(recipe, label=recipe.student.name)
-    if state is not None:
-        resume_job(job, state)
-    save_recipe(recipe, folder / "recipe.yaml")
-    return fit(job)
+    with distributed.group(pick_device(recipe.train.device)):
+        state = _state_to_resume(folder, resume)
+        if state is not None:
+            _report_changes(state["facts"]["recipe"], recipe_to_dict(recipe))
+        job = build_job(recipe, label=recipe.student.name)
+        if state is not None:
+            resume_job(job, state)
+        if distributed.is_main():
+            save_recipe(recipe, folder / "recipe.yaml")
+        return fit(job)
 
 
 def resume_job(job: Job, state: dict[str, Any]) -> None:

@@ -125,10 +125,10 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_p
 
 
 def test_the_random_state_matters_in_that_test(tmp_path):
-    """Guard: with dropout, another random state gives other weights, so the test above would notice."""
+    """Guard: with dropout, other random numbers give other weights, so the test above would notice."""
     one, other = make_job(tmp_path / "1"), make_job(tmp_path / "2")
+    other.seed = 1
     fit(one)
-    torch.manual_seed(5)
     fit(other)
     assert not torch.equal(weights(one)["student.conv.weight"], weights(other)["student.conv.weight"])
 
@@ -167,10 +167,10 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_step_term_and_sampl
     with pytest.raises(NonFiniteLossError) as caught:
         fit(job)
     error = caught.value
-    assert (error.step, error.sample_ids) == (2, [100, 101, 102, 103])
+    assert (error.step, error.sample_ids) == (2, [101]), "the one person whose picture holds the NaN"
     assert error.term in {"labels", "teacher_mse", "teacher_kl"}
     assert "step 2" in str(error)
-    assert "100, 101, 102, 103" in str(error)
+    assert "because of the annotations 101" in str(error)
     path = tmp_path / "checkpoints" / "nonfinite_000000002.safetensors"
     assert str(path) in str(error)
     saved = checkpoint.load_state(path)

@@ -1,0 +1,160 @@
+"""Two processes under torchrun (gloo, CPU) against one process that sees the same micro-batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+import posekd
+from posekd.engine import checkpoint, distributed, loop
+from posekd.engine.build import pick_device
+from posekd.engine.loop import fit
+from posekd.engine.progress import read_log
+
+HERE = Path(__file__).parent
+PATHS = os.pathsep.join(map(str, (Path(posekd.__file__).parents[1], HERE, HERE.parent)))
+
+
+def torchrun(*words, processes=2):
+    """`torchrun` on this machine, at a free port."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def in_two_processes(kind, folder):
+    """What each rank of `ranks.py KIND` has found."""
+    done = torchrun(ranks.__file__, kind, str(folder))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
+    yield
+    torch.set_num_threads(threads)
+
+
+def distance(weights, others):
+    return max(float((torch.tensor(weights[k]) - torch.tensor(others[k])).abs().max()) for k in weights)
+
+
+@pytest.mark.parametrize("kind", ["train", "nobody"])
+def test_two_processes_equal_one_with_two_accumulated_micro_batches(tmp_path, quick, kind):
+    """ "nobody": rank 1's batches never show a labelled joint; it neither hangs nor fails, and counts as such."""
+    first, second = in_two_processes(kind, tmp_path)
+    job = ranks.job_for(tmp_path / "one", kind, accumulate=2)
+    fit(job)
+    one = {k: v.tolist() for k, v in job.learner.method.state_dict().items()}
+    assert first["step"] == job.learner.step == 8
+    assert distance(first["weights"], second["weights"]) == 0
+    assert distance(first["weights"], one) < 1e-6
+    start = {k: v.tolist() for k, v in ranks.job_for(tmp_path, kind).learner.method.state_dict().items()}
+    moved = distance(first["weights"], start)
+    assert moved > 1e-2, "guard: there was something to learn"
+    losses = [
+        [r["loss"] for r in read_log(folder / "log.jsonl") if r["kind"] == "train"]
+        for folder in (tmp_path / "run", tmp_path / "one")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6), "the log shows the mean over the processes"
+    assert first["written"] == ["best.safetensors", "last.safetensors"]
+    assert second["written"] == [], "only rank 0 writes"
+    assert first["scores"] == second["scores"]
+    assert len(checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")) == 2
+
+
+def test_a_nan_on_one_rank_stops_both_at_the_same_step_and_names_its_sample(tmp_path):
+    first, second = in_two_processes("poison", tmp_path)
+    assert first["step"] == second["step"] == 1
+    assert first["message"] == second["message"]
+    assert "step 1: the loss term" in first["message"]
+    assert "because of the annotations 131" in first["message"], "row 1 of the fourth micro-batch, of rank 1"
+    assert (tmp_path / "run" / "checkpoints" / "nonfinite_000000001.safetensors").is_file()
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path):
+    first, second = in_two_processes("stop", tmp_path)
+    assert first["message"] == second["message"]
+    assert "stopped after step 3" in first["message"]
+    assert first["weights"] == second["weights"]
+
+
+def test_evaluation_is_sharded_and_gathered_without_duplicates(tmp_path):
+    """Seven persons in batches of two: the second rank has fewer. The annotation ids are in no order."""
+    first, second = in_two_processes("evaluate", tmp_path)
+    assert first == second
+    assert first["persons"] == 7
+    assert first == json.loads(json.dumps(ranks.evaluate_people()))
+
+
+def test_a_teacher_spread_over_processes_says_the_same(tmp_path):
+    """FSDP2: each process keeps half of the parameters between two questions, and a loss has its gradient."""
+    for found in in_two_processes("shard", tmp_path):
+        assert found["local"] <= 0.6 * found["all"]
+        assert found["error"] == 0
+        assert found["loss"] > 0
+
+
+def test_one_process_alone_needs_none_of_it():
+    assert distributed.world() == 1
+    assert distributed.any_of(True, False) == (True, False)
+    assert distributed.gather(3) == [3]
+    assert distributed.share("x") == "x"
+    with pytest.raises(ValueError, match=r"shard_teacher .*there is one: use torchrun"):
+        distributed.shard(torch.nn.Linear(1, 1))
+
+
+def test_each_process_takes_the_gpu_of_its_place(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda:2")
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"'cuda:1' is one device for 4 processes"):
+        pick_device("cuda:1")
+
+
+@pytest.mark.slow
+def test_the_same_yaml_trains_in_one_process_and_under_torchrun(tmp_path):
+    """`torchrun -m posekd train`: a synthetic run of two processes reports the one-process run's losses,
+    its teacher spread over the two.
+
+    Batch norm sees half of a batch in each process, as it does in accumulated micro-batches, hence those.
+    """
+    import killing
+    import yaml
+
+    from posekd.engine.recipe import recipe_to_dict
+    from posekd.models import create_model, save_weights
+
+    save_weights(create_model("hrnet_w32", **killing.TINY_NET), tmp_path / "teacher.safetensors")
+    values = recipe_to_dict(killing.recipe(tmp_path / "two", 0))
+    teacher = {"name": "hrnet_w32", "overrides": killing.TINY_NET, "weights": str(tmp_path / "teacher.safetensors")}
+    values |= {"method": {"name": "mapd"}, "teacher": teacher}
+    values["train"]["checkpoint_steps"] = None
+    values["optim"] |= {"name": "sgd", "lr": 0.01}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    done = torchrun("-m", "posekd", "train", str(tmp_path / "recipe.yaml"), "--train.shard_teacher", "true")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("done: ") == 1
+    one = [sys.executable, "-m", "posekd", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "one")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(posekd.__file__).parents[1])}
+    subprocess.run([*one, "--train.accumulate", "2"], check=True, capture_output=True, env=environment)
+    losses = [
+        [r["loss"] for r in read_log(tmp_path / name / "log.jsonl") if r["kind"] == "train"] for name in ("two", "one")
+    ]
+    assert len(losses[0]) > 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
