@@ -243,7 +243,7 @@ class TestData:
         order = train_order(source)
         for sample in order[2:4]:
             (Path(source.images) / f"{sample // 10}.png").write_bytes(b"")
-        changes = {"loader__on_bad_image": "skip", "train__checkpoint_steps": 1, "train__keep_checkpoints": 99}
+        changes = {"loader__on_bad_image": "skip", "train__checkpoint_steps": 3, "train__keep_checkpoints": 99}
         train(coco_recipe(tmp_path / "whole", source, **changes))
         whole = run_losses(tmp_path / "whole")
         assert [step for step, _ in whole] == list(range(1, 13))
