@@ -105,9 +105,10 @@ def open_mpii(settings: MpiiSettings) -> PeopleInFiles:
     rows = kept[order]
     sizes = image_sizes(files)
     records = mpii_records(labels.rows(rows), settings.first_pixel, image_rows[order], sizes, sample_ids=rows)
+    official_test = settings.annotations if settings.split == "test" else None
     if settings.first_pixel == 0:
         _suspect_one_based(records, settings.annotations)
-    return PeopleInFiles(records, files, partial(mpii_predictions, settings.annotations, labels.release))
+    return PeopleInFiles(records, files, partial(mpii_predictions, official_test, labels.release))
 
 
 def mpii_records(
@@ -148,26 +149,26 @@ def mpii_records(
 
 
 def mpii_predictions(
-    annotations: str, release: np.ndarray, sample_ids: np.ndarray, keypoints: np.ndarray
+    official_test: str | None, release: np.ndarray, sample_ids: np.ndarray, keypoints: np.ndarray
 ) -> dict[str, Any]:
     """Variables of a prediction file, counting pixels from 1 as MPII does.
 
     Args:
-        annotations: the label file.
-        release: int64 `[N, 2]`, 1-based image and person in the RELEASE struct of everybody in the file; 0 for none.
+        official_test: the official label file, if the people are its test split.
+        release: int64 `[N, 2]`, everybody's image and person in the RELEASE struct, counting from 1; 0 for none.
         sample_ids: int64 `[P]`, rows of the file.
         keypoints: `[P, 16, 2]`, counting from 0.
 
     Returns:
-        `preds` `[N, 16, 2]` in the file's order, as HRNet writes it; NaN for people who were not predicted. For people
-        of the official file also `pred`, the struct that the MPII server takes.
+        `preds` `[N, 16, 2]` in the file's order, as HRNet writes it; NaN for people who were not predicted. For the
+        official test split also `pred`, the struct that the MPII server takes.
     """
     everyone = np.full((len(release), MPII.num_keypoints, 2), np.nan)
     everyone[sample_ids] = keypoints + 1.0
-    if not release.all():
+    if official_test is None:
         return {"preds": everyone}
     found = {(int(release[i, 0]), int(release[i, 1])): everyone[i] for i in sample_ids}
-    return {"preds": everyone, "release": release, "pred": submission(Path(annotations), found)}
+    return {"preds": everyone, "release": release, "pred": submission(Path(official_test), found)}
 
 
 def _number(paths: list[str]) -> tuple[list[str], np.ndarray]:

@@ -215,7 +215,7 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
 
 
 def submission(file: Path, found: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
-    """The struct array `pred` of the MPII evaluation server: all images of the people's split, in order.
+    """The struct array `pred` of the MPII evaluation server: all test images, in order.
 
     `pred(i).annorect(r).annopoints.point(j)` has the fields x, y, id; people without a pose have no points.
 
@@ -226,10 +226,9 @@ def submission(file: Path, found: Mapping[tuple[int, int], np.ndarray]) -> np.nd
     release = load_mat(file, "annotations")["RELEASE"]
     annolist = elements(release.annolist)
     is_train = np.atleast_1d(release.img_train)
-    part = {bool(is_train[image - 1]) for image, _ in found}
     images = []
     for index, image in enumerate(annolist, start=1):
-        if bool(is_train[index - 1]) not in part:
+        if is_train[index - 1]:
             continue
         rects = []
         for person in range(1, len(elements(getattr(image, "annorect", None))) + 1):

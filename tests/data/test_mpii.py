@@ -174,7 +174,7 @@ class TestRelease:
         assert pred[1].annorect.annopoints.point[15].x == poses[1, 15, 0] + 1
 
     def test_rows_of_people_that_were_skipped_are_nan(self):
-        variables = mpii_predictions("", np.zeros((3, 2), int), np.array([2]), np.zeros((1, 16, 2)))
+        variables = mpii_predictions(None, np.zeros((3, 2), int), np.array([2]), np.zeros((1, 16, 2)))
         assert np.isnan(variables["preds"][:2]).all()
         assert (variables["preds"][2] == 1).all()
         assert "pred" not in variables
