@@ -13,6 +13,14 @@ namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
 
+// Bytes ahead of the scan at which lines are asked for: more than a page, past which the processor does not look.
+constexpr int64_t kAhead = 4096;
+
+template <bool kDown, class A>
+POSEKD_INLINE void fetch_ahead(const A* from) {
+  __builtin_prefetch(reinterpret_cast<const char*>(from) + (kDown ? -kAhead : kAhead));
+}
+
 // The columns of a word of head bits: whole vectors, then (end of the row) single elements from `whole` on.
 struct Word {
   int64_t index, begin, whole, end;
@@ -69,6 +77,7 @@ POSEKD_INLINE void column_line(const ForwardLine<A>& line, A* best) {
     uint32_t bits = 0;
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.whole - L - step : word.begin + step;
+      fetch_ahead<kDown>(line.x + i);
       const vec<A> x = load(line.x + i), m = load(best + i);
       const lanes<A> takes = takes_over_lanes<kLast, A>(x, m);
       const vec<A> value = choose<A>(takes, x, m);
@@ -115,7 +124,7 @@ template <int D, bool kDown, class A>
 POSEKD_INLINE vec<A> scan_step(vec<A> value, vec<A> lowest) {
   if constexpr (D < Vec<A>::kLanes) {
     const vec<A> earlier = shift<D, kDown, A>(value, lowest);
-    return scan_step<2 * D, kDown, A>(choose<A>(greater<A>(value, earlier), value, earlier), lowest);
+    return scan_step<2 * D, kDown, A>(larger(value, earlier), lowest);
   } else {
     return value;
   }
@@ -149,8 +158,9 @@ POSEKD_INLINE void row_line(const ForwardLine<A>& line) {
     }
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.whole - L - step : word.begin + step;
+      fetch_ahead<kDown>(line.x + i);
       const vec<A> x = load(line.x + i), scanned = scan_step<1, kDown, A>(x, lowest);
-      const vec<A> value = choose<A>(greater<A>(scanned, carry), scanned, carry);
+      const vec<A> value = larger(scanned, carry);
       const vec<A> before = shift<1, kDown, A>(value, carry);
       line.put(i, value);
       bits |= bits_of<A>(kLast ? at_least<A>(x, before) : greater<A>(x, before)) << (i - word.begin);
@@ -187,6 +197,7 @@ POSEKD_INLINE void column_line_backward(const BackwardLine<A>& line, A* sums) {
     const uint32_t bits = line.heads[word.index];
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.begin + step : word.whole - L - step;
+      fetch_ahead<!kDown>(line.dy + i);
       const vec<A> sum = load(sums + i) + load(line.dy + i);
       const lanes<A> head = lanes_of<A>(bits >> (i - word.begin));
       line.put(i, choose<A>(head, sum, zero));
@@ -247,6 +258,7 @@ POSEKD_INLINE void row_line_backward(const BackwardLine<A>& line) {
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.begin + step : word.whole - L - step;
       const uint32_t heads = line.heads[word.index] >> (i - word.begin) & kAllLanes<A>;
+      fetch_ahead<!kDown>(line.dy + i);
       vec<A> sum = sum_step<1, kDown, A>(load(line.dy + i), ~(kDown ? heads << 1 : heads >> 1));
       sum = choose<A>(lanes_of<A>(reach<kDown>(heads) & open), sum + carry, sum);
       line.put(i, choose<A>(lanes_of<A>(heads), sum, zero));
