@@ -21,7 +21,7 @@ def load_mat(file: Path, setting: str) -> dict[str, Any]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist (setting `{setting}`)")
-    io = _scipy_io(f"{file} is a MATLAB file")
+    io = scipy_io(f"{file} is a MATLAB file")
     try:
         content = io.loadmat(str(file), squeeze_me=True, struct_as_record=False)
     except NotImplementedError:
@@ -39,7 +39,7 @@ def save_mat(path: Path, variables: dict[str, Any]) -> None:
     Raises:
         ImportError: scipy is not installed.
     """
-    io = _scipy_io(f"{path} is to be a MATLAB file")
+    io = scipy_io(f"{path} is to be a MATLAB file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "wb") as file:
@@ -56,7 +56,15 @@ def struct_array(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return array
 
 
-def _scipy_io(why: str) -> Any:
+def scipy_io(why: str) -> Any:
+    """The module `scipy.io`.
+
+    Args:
+        why: what it is needed for, the beginning of the message.
+
+    Raises:
+        ImportError: scipy is not installed.
+    """
     try:
         import scipy.io
     except ImportError:

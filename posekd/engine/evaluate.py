@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from posekd import codecs, ops
 from posekd.data import CocoSource, LoaderSettings, PoseLoader, PoseSource, prepare
 from posekd.engine import distributed
-from posekd.engine.evaluate_pck import predictions, score_pck, write_mat
+from posekd.engine.evaluate_pck import check_results_file, predictions, score_pck, write_mat
 from posekd.metrics import CocoResult, NoLabelsError, PckResult, evaluate_coco, oks_nms, rescore
 from posekd.structures import InputSpec, PoseBatch
 
@@ -147,6 +147,8 @@ def evaluate(
     start = time.perf_counter()
     settings, spec = settings or EvalSettings(), spec or _spec_of(model)
     skeleton = source.records.skeleton
+    if results_file is not None:
+        check_results_file(source, Path(results_file))
     rank, world = distributed.rank(), distributed.world()
     batches = PoseLoader(source, spec.size, loader, training=False, rank=rank, world=world)
     crops = _crops(batches, spec, skeleton.flip, _device_of(model), settings)

@@ -12,7 +12,7 @@ import numpy as np
 from posekd.data import LspSettings, MpiiSettings, PoseRecords, PoseSource
 from posekd.data.coco_json import load_json
 from posekd.data.lsp import lsp_records, read_lsp
-from posekd.data.matlab import load_mat, save_mat
+from posekd.data.matlab import load_mat, save_mat, scipy_io
 from posekd.data.mpii import mpii_records, read_mpii
 from posekd.data.people import PeopleInFiles
 from posekd.lengths import torso_lengths
@@ -118,20 +118,28 @@ def predictions(keypoints: np.ndarray, sample_ids: np.ndarray, source: PoseSourc
     ]
 
 
-def write_mat(poses: Sequence[Mapping[str, Any]], source: PoseSource, path: Path) -> None:
-    """Writes predictions as a `.mat` file with the variables that the dataset's evaluation scripts read.
-
-    Args:
-        poses: what `predictions` gives.
-        source: the dataset.
-        path: the file.
+def check_results_file(source: PoseSource, path: Path) -> None:
+    """Refuses a `.mat` that could not be written, before an evaluation rather than after it.
 
     Raises:
         ImportError: scipy is not installed.
         ValueError: the dataset has no such file.
     """
-    if not isinstance(source, PeopleInFiles):
-        raise ValueError(f"{path}: this dataset's predictions are written as .json, not as .mat")
+    if path.suffix == ".mat":
+        if not isinstance(source, PeopleInFiles):
+            raise ValueError(f"{path}: this dataset's predictions are written as .json, not as .mat")
+        scipy_io(f"{path} is to be a MATLAB file")
+
+
+def write_mat(poses: Sequence[Mapping[str, Any]], source: PoseSource, path: Path) -> None:
+    """Writes predictions as a `.mat` file with the variables that the dataset's evaluation scripts read.
+
+    Args:
+        poses: what `predictions` gives.
+        source: the dataset, checked by `check_results_file`.
+        path: the file.
+    """
+    assert isinstance(source, PeopleInFiles)
     K = source.records.skeleton.num_keypoints
     ids = np.array([pose["sample_id"] for pose in poses], np.int64)
     points = np.array([pose["keypoints"] for pose in poses], np.float64).reshape(-1, K, 3)

@@ -17,6 +17,7 @@ from scipy.io import loadmat, savemat
 from tiny_pose import TinyPose
 
 from posekd.data import LoaderSettings, MpiiSettings, open_lsp, open_mpii
+from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.engine.curves import plot_curves, plot_pck
 from posekd.engine.evaluate import EvalSettings, evaluate
 from posekd.engine.evaluate_pck import read_pck_labels, read_predictions, score_pck
@@ -130,6 +131,15 @@ class TestEvaluate:
         written = loadmat(tmp_path / "pred.mat", squeeze_me=True, struct_as_record=False)
         assert written["pred"].image.name == "b.png"
         assert len(written["pred"].annorect.annopoints.point) == 16
+
+    def test_a_file_that_cannot_be_written_is_refused_before_the_network_runs(self, tmp_path):
+        class Unasked(Corner):
+            def forward(self, images):
+                raise AssertionError("the network was run")
+
+        people = SyntheticPeople(SyntheticSettings(images=2))
+        with pytest.raises(ValueError, match=r"r.mat: this dataset's predictions are written as .json, not as .mat"):
+            evaluate(Unasked(17), people, PLAIN, loader=LOADER, results_file=tmp_path / "r.mat")
 
     def test_people_of_unreadable_pictures_are_missing_from_the_file(self, tmp_path):
         settings = three_people(tmp_path)
