@@ -18,9 +18,10 @@ def config_folder() -> Path:
 
 
 def list_configs() -> list[str]:
-    """Names of the shipped recipes, e.g. `mapd/elpn_v1_coco_256x192`."""
+    """Names of the shipped recipes, e.g. `mapd/elpn_v1_coco_256x192`; a `tables.yaml` holds changes to them."""
     folder = config_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    files = (path for path in folder.rglob("*.yaml") if path.name != "tables.yaml")
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 
 def find_config(name: str) -> Path:
