@@ -1,5 +1,8 @@
 """What the benchmarks share: interleaved rounds, medians with their spread, a table, a JSON file, a comparison.
 
+Inputs past `SMALL_BYTES` are cold: before each sample the caches are filled with something else, as training fills them
+between two calls. Smaller problems are timed in a loop, warm, and reported in microseconds.
+
 A benchmark is a module with `cases(options) -> Iterator[Case]` and `main(argv)`, which hands them to `run`.
 Machines are shared and noisy: every contestant is timed once a round, in turn, and ratios are taken round by round.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -22,7 +26,7 @@ import torch
 import posekd
 from posekd.ops import build_info
 
-COPY_BYTES = 256 << 20  # past any last-level cache
+COPY_BYTES = 256 << 20
 SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency rules
 
 
@@ -80,22 +84,44 @@ def _repeats(function: Callable[[], object], device: str) -> int:
     return max(1, min(1000, int(1.0 / max(_once(function, device), 1e-4))))
 
 
-def measure(contestants: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds a call of each contestant, one sample a round, in turn."""
-    repeats = {label: _repeats(function, device) for label, function in contestants.items()}
+def measure(
+    contestants: dict[str, Callable[[], object]], device: str, rounds: int, evict: Callable[[], object] | None = None
+) -> dict[str, list[float]]:
+    """Milliseconds a call of each contestant, one sample a round, in turn; cold after `evict`, else warm."""
+    repeats = {label: 1 if evict else _repeats(function, device) for label, function in contestants.items()}
     samples: dict[str, list[float]] = {label: [] for label in contestants}
-    for _ in range(rounds):
+    for turn in range(rounds + 1):
         for label, function in contestants.items():
             n = repeats[label]
-            samples[label].append(_once(lambda f=function, n=n: [f() for _ in range(n)], device) / n)
+            if evict:
+                evict()
+            ms = _once(lambda f=function, n=n: [f() for _ in range(n)], device) / n
+            if turn:  # the first round warms up: pages, compilation, threads
+                samples[label].append(ms)
     return samples
 
 
-def copy_speed(device: str) -> float:
-    """Bytes a second of a warm device-to-device (memory-to-memory) copy, read plus written."""
+def cache_bytes(device: str) -> int:
+    """Size of the last-level cache, as far as the machine says; 64 MB where it does not."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    try:
+        return max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), 64 << 20)
+    except (ValueError, OSError, AttributeError):
+        return 64 << 20
+
+
+def evictor(device: str) -> Callable[[], object]:
+    """A function that fills the caches with something else."""
+    other = torch.zeros(min(max(cache_bytes(device) * 5 // 4, 64 << 20), 1 << 30) // 4, device=device)
+    return lambda: other.add_(1)
+
+
+def copy_speed(device: str, evict: Callable[[], object]) -> float:
+    """Bytes a second of a device-to-device (memory-to-memory) copy into a used buffer, read plus written."""
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.zeros_like(source)
-    best = statistics.median(measure({"copy": lambda: target.copy_(source)}, device, 9)["copy"])
+    best = statistics.median(measure({"copy": lambda: target.copy_(source)}, device, 9, evict)["copy"])
     return 2 * COPY_BYTES / (best * 1e-3)
 
 
@@ -173,11 +199,13 @@ def _compare(old_file: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
 def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures, prints, and stores the cases of benchmark `name`."""
     torch.set_num_threads(options.threads)
-    copy = copy_speed(options.device)
+    evict = evictor(options.device)
+    copy = copy_speed(options.device, evict)
     print(f"{name} on {options.device}, {options.threads} threads; copy {copy / 1e9:.1f} GB/s (read + written)")
     rows = []
     for case in cases:
-        samples = measure({"posekd": case.ours, **case.baselines}, options.device, options.rounds)
+        cold = evict if (case.bytes or 0) >= SMALL_BYTES else None
+        samples = measure({"posekd": case.ours, **case.baselines}, options.device, options.rounds, cold)
         rows.append(_result(case, samples, copy))
         _print(rows[-1])
     if options.compare:

@@ -17,7 +17,7 @@ from posekd.ops import center_pool, library
 from ..harness import Case, options_from, run
 from .corner_pool import by_cummax
 
-SHAPES = ((4, 256, 128, 128), (1, 128, 64, 64))
+SHAPES = ((4, 256, 128, 128), (8, 128, 128, 128), (1, 128, 64, 64))
 
 
 def closed_form(a: Tensor, b: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from posekd.ops.corner_pool import DIRECTIONS
 
 from ..harness import Case, options_from, run
 
-SHAPES = ((4, 256, 128, 128), (1, 128, 64, 64))
+SHAPES = ((4, 256, 128, 128), (8, 128, 128, 128), (1, 128, 64, 64))
 
 
 def by_cummax(x: Tensor, direction: str) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import posekd
-from posekd.cli import command_parser
 
 
 def benchmarks() -> dict[str, str]:
@@ -28,13 +27,16 @@ def benchmarks() -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one benchmark, or all of them one after another; further words go to it."""
+    """Runs the named benchmarks, or all of them, one after another; the options go to each."""
     known = benchmarks()
-    parser = command_parser("bench", epilog=f"benchmarks: {', '.join(sorted(known))}")
-    parser.add_argument("name", nargs="?", help="which benchmark; all without")
-    options, rest = parser.parse_known_args(argv)
-    if options.name is not None and options.name not in known:
-        raise ValueError(f"there is no benchmark {options.name!r}; there are {', '.join(sorted(known))}")
-    for name in [options.name] if options.name else sorted(known):
+    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    names, rest = list(argv[:count]), list(argv[count:])
+    if "-h" in rest or "--help" in rest:
+        print(f"usage: posekd bench [NAME ...] [options]\n\nbenchmarks (all without a name): {', '.join(sorted(known))}\n")
+        importlib.import_module(known["distill_loss"]).main(["--help"])
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(sorted(known))}")
+    for name in names or sorted(known):
         importlib.import_module(known[name]).main(rest)
     return 0
