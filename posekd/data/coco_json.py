@@ -37,10 +37,57 @@ def load_labels(file: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: as `load_json`, or it has no images or categories.
     """
     content = load_json(file, "annotations")
-    for key in ("images", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    for key, hints in _FIELDS.items():
+        optional = key == "annotations" and isinstance(content, dict) and key not in content
+        if not optional and (not isinstance(content, dict) or not isinstance(content.get(key), list)):
             raise ValueError(f"{file} is not a COCO annotation file: it has no list {key!r}")
+        for i, entry in enumerate(() if optional else content[key]):
+            _check_entry(entry, hints, f"{file}: {key}[{i}]")
+    for category in content["categories"]:
+        _check_category(category, f"{file}: category {category.get('name', '?')!r}")
     return content
+
+
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int,), "file_name": (str,), "height": (int,), "width": (int,)},
+    "categories": {"id": (int,), "name": (str,), "keypoints": (list,), "skeleton": (list,)},
+    "annotations": {
+        "id": (int,),
+        "image_id": (int,),
+        "category_id": (int,),
+        "iscrowd": (int, bool),
+        "num_keypoints": (int,),
+        "area": (int, float),
+    },
+}
+"""Types of what is read, where it is given; what must be given is checked where it is needed."""
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
+
+
+def _check_entry(entry: Any, hints: Mapping[str, tuple[type, ...]], who: str) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{who} must be an object, got {entry!r:.80}")
+    for key, kinds in hints.items():
+        value = entry.get(key)
+        if (value is None and key not in ("id", "area")) or key not in entry:
+            continue
+        if type(value) not in kinds or (type(value) is int and abs(value) >= 2**63):
+            raise ValueError(f"{who} (id {entry.get('id')!r}): {key} must be {_WORDS[kinds[-1]]}, got {value!r:.80}")
+
+
+def _check_category(category: Mapping[str, Any], who: str) -> None:
+    if "id" not in category:
+        raise ValueError(f"{who} has no id")
+    names = category.get("keypoints") or []
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"{who}: keypoints must be different names, got {names!r:.200}")
+    for edge in category.get("skeleton") or []:
+        known = isinstance(edge, list) and len(edge) == 2 and all(type(joint) is int for joint in edge)
+        if not known or (names and not all(1 <= joint <= len(names) for joint in edge)):
+            raise ValueError(
+                f"{who}: skeleton must be pairs of keypoint numbers, counted from 1 to {len(names)}, got {edge!r:.80}"
+            )
 
 
 def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, Any]]:
@@ -54,8 +101,8 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
         missing = [key for key in ("id", "file_name", "height", "width") if entry.get(key) is None]
         if missing:
             raise ValueError(f"{file}: image {entry.get('id', f'number {i}')} has no {', '.join(missing)}")
-        if not isinstance(entry["id"], int):
-            raise ValueError(f"{file}: image id {entry['id']!r} is not an integer")
+        if not (0 < entry["height"] < 2**31 and 0 < entry["width"] < 2**31):
+            raise ValueError(f"{file}: image {entry['id']} is {entry['width']} x {entry['height']} pixels")
         first = images.setdefault(entry["id"], entry)
         for key in ("file_name", "height", "width"):
             if first[key] != entry[key]:
@@ -132,6 +179,7 @@ def check_keypoints(annotation: Mapping[str, Any], skeleton: Skeleton, who: str)
         bad = keypoints[~np.isin(keypoints[:, 2], (0, 1, 2)), 2][0]
         raise ValueError(f"{who}: visibility must be 0 (unlabelled), 1 (occluded) or 2 (visible), got {bad:g}")
     labelled = keypoints[:, 2] > 0
+    keypoints[np.abs(keypoints) > 1e30] = np.inf  # more than float32 holds
     if not np.isfinite(keypoints[labelled]).all():
         name = skeleton.keypoints[int(np.flatnonzero(labelled & ~np.isfinite(keypoints).all(1))[0])]
         raise ValueError(f"{who}: keypoint {name!r} is labelled but its coordinates are not finite")
