@@ -54,6 +54,7 @@ def options_from(argv: Sequence[str] | None, description: str) -> argparse.Names
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--rounds", type=int, default=25, help="rounds counted after one of warm-up (default 25)")
+    parser.add_argument("--warm", action="store_true", help="leave the caches as the calls before have left them")
     parser.add_argument("--no-compile", action="store_true", help="leave out the torch.compile baselines")
     parser.add_argument("--json", type=Path, help="append the results to this file (one JSON object a benchmark)")
     parser.add_argument("--compare", type=Path, help="an earlier --json file: print what became slower")
@@ -175,6 +176,7 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": device,
         "threads": options.threads,
+        "caches": "warm" if options.warm else "cold",
         "build": build_info(),
     }
 
@@ -204,7 +206,7 @@ def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> list[d
     print(f"{name} on {options.device}, {options.threads} threads; copy {copy / 1e9:.1f} GB/s (read + written)")
     rows = []
     for case in cases:
-        cold = evict if (case.bytes or 0) >= SMALL_BYTES else None
+        cold = evict if (case.bytes or 0) >= SMALL_BYTES and not options.warm else None
         samples = measure({"posekd": case.ours, **case.baselines}, options.device, options.rounds, cold)
         rows.append(_result(case, samples, copy))
         _print(rows[-1])

@@ -13,7 +13,9 @@ namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
 
-constexpr int64_t kSerialPixels = 4 << 20;  // half a millisecond of one core: waking others can take longer
+constexpr int64_t kSerialPixels = 1 << 20;  // a quarter of a millisecond of one core: waking others can take as long
+
+constexpr int64_t kAhead = 1024;            // elements: a page or more, past which the processor does not look
 
 template <class T>
 struct Peak {
@@ -54,7 +56,10 @@ Peak<T> first_maximum(const T* x, int64_t n) {
   Bits index = {};
   int64_t i = 0;
   for (; i + kChains * L <= n; i += kChains * L, index += kChains)
-    for (int c = 0; c < kChains; ++c) chains[c].add(load_as<V>(x + i + c * L), index + c);
+    for (int c = 0; c < kChains; ++c) {
+      __builtin_prefetch(x + i + c * L + kAhead);
+      chains[c].add(load_as<V>(x + i + c * L), index + c);
+    }
   for (int c = 1; c < kChains; ++c) chains[0].merge(chains[c]);
   Peak<T> peak{-std::numeric_limits<T>::infinity(), 0};
   bool nan = false;

@@ -14,7 +14,7 @@ namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
 
-constexpr int64_t kSerialPixels = 4 << 20;  // half a millisecond of one core: waking others can take longer
+constexpr int64_t kSerialPixels = 1 << 20;  // a quarter of a millisecond of one core: waking others can take as long
 
 // A thread's buffers: one map that is kept zero but for what is drawn, the same in the type of the result, and both
 // profiles of a joint. Behind the map and the profiles there is room for a vector, so that lines are drawn in whole
