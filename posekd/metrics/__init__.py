@@ -3,6 +3,7 @@
 from posekd.lengths import head_sizes, torso_lengths
 from posekd.metrics.coco import NUMBERS, CocoResult, PersonScore, evaluate_coco
 from posekd.metrics.coco_files import NoLabelsError
+from posekd.metrics.crowdpose import CrowdPoseResult, evaluate_crowdpose, evaluate_people
 from posekd.metrics.keypoint_table import KeypointScore
 from posekd.metrics.oks import keypoint_similarity, oks, oks_nms, rescore
 from posekd.metrics.pck import PckResult, pck, pckh
@@ -10,11 +11,14 @@ from posekd.metrics.pck import PckResult, pck, pckh
 __all__ = [
     "NUMBERS",
     "CocoResult",
+    "CrowdPoseResult",
     "KeypointScore",
     "NoLabelsError",
     "PckResult",
     "PersonScore",
     "evaluate_coco",
+    "evaluate_crowdpose",
+    "evaluate_people",
     "head_sizes",
     "keypoint_similarity",
     "oks",

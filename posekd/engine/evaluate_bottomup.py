@@ -1,0 +1,110 @@
+"""Evaluation of bottom-up networks: a dataset's images in batches of like size, COCO's or CrowdPose's numbers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from posekd.data import LoaderSettings, PoseSource
+from posekd.data.bottomup import ImageLoader
+from posekd.engine.bottomup import BottomUpSettings, People, find_people, remove_copies, resized
+from posekd.engine.evaluate import EvalReport, write_results
+from posekd.metrics import NoLabelsError, evaluate_people
+from posekd.structures import InputSpec
+
+
+def people_results(people: Sequence[People], category_id: int = 1) -> list[dict[str, Any]]:
+    """People in COCO's results format, by image id and descending score; coordinates to a thousandth of a pixel."""
+    results = []
+    for image in sorted(people, key=lambda image: image.image_id):
+        points = image.keypoints.astype(np.float64)
+        points[..., :2] = points[..., :2].round(3)
+        results += [
+            {
+                "image_id": image.image_id,
+                "category_id": category_id,
+                "keypoints": points[row].reshape(-1).tolist(),
+                "score": float(image.scores[row]),
+            }
+            for row in np.argsort(-image.scores, kind="stable")
+        ]
+    return results
+
+
+def evaluate_bottom_up(
+    model: nn.Module,
+    source: PoseSource,
+    settings: BottomUpSettings | None = None,
+    *,
+    loader: LoaderSettings | None = None,
+    spec: InputSpec | None = None,
+    results_file: str | os.PathLike[str] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> EvalReport:
+    """Runs a bottom-up network over the images of a dataset and scores it, on the device where the network is.
+
+    Args:
+        model: see `forward_maps`; evaluated in eval mode and left in the mode it was in.
+        source: the dataset, with every image that counts (`keep_images: all`).
+        settings: how to evaluate.
+        loader: how batches are made.
+        spec: the network's input; `model.spec` by default.
+        results_file: where to write the results in COCO's format, also for data without labels.
+        on_batch: called with (images done, images in all) after each batch.
+
+    Raises:
+        ValueError: the network's output does not fit the dataset's keypoints.
+        FloatingPointError: the network's output is not finite.
+        BadImageError: an image cannot be read, and the loader is to refuse that.
+    """
+    start = time.perf_counter()
+    settings, spec = settings or BottomUpSettings(), spec or model.spec  # type: ignore[assignment]
+    assert isinstance(spec, InputSpec)
+    skeleton, short, smallest = source.records.skeleton, settings.size or min(spec.size), min(settings.scales)
+    batches = ImageLoader(
+        source,
+        spec.size,
+        loader,
+        training=False,
+        size_class=lambda height, width: resized(height, width, short, 1.0, smallest),
+    )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    people: list[People] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for packed in _counted(batches, source.records.num_images, on_batch):
+                people += find_people(model, packed.to(device), spec, skeleton.flip, settings)
+    finally:
+        model.train(was_training)
+    people = [remove_copies(image, skeleton.sigmas, settings.nms_threshold) for image in people]
+    truth = source.coco_ground_truth()
+    category_id = truth["categories"][0]["id"] if truth.get("categories") else 1
+    results = people_results(people, category_id)
+    if results_file is not None:
+        write_results(results, results_file)
+    notes = [f"{batches.skipped} images were skipped: unreadable"] if batches.skipped else []
+    coco = None
+    try:
+        coco = evaluate_people(truth, results, skeleton.sigmas)
+        notes.append(coco.note)
+    except NoLabelsError:
+        notes.append("no labels: results written, not scored" if results_file else "no labels: not scored")
+    note = "; ".join(note for note in notes if note)
+    return EvalReport(coco, results, len(people), time.perf_counter() - start, note)
+
+
+def _counted(batches: ImageLoader, total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[Any]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        if on_batch is not None:
+            on_batch(done, total)
