@@ -151,10 +151,10 @@ def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalRep
     from posekd.data import CocoSettings
     from posekd.engine.evaluate import EvalReport
     from posekd.engine.evaluate_pck import read_pck_labels, read_predictions, score_pck
-    from posekd.metrics import evaluate_coco
+    from posekd.metrics import evaluate_people
 
     if isinstance(data, CocoSettings):
-        coco = evaluate_coco(data.annotations, path, sigmas)
+        coco = evaluate_people(data.annotations, path, sigmas)
         return EvalReport(coco, [], coco.predictions, 0.0, coco.note)
     records = read_pck_labels(data)
     keypoints, ids = read_predictions(Path(path), records)

@@ -22,7 +22,7 @@ from posekd import codecs, ops
 from posekd.data import CocoSource, LoaderSettings, PoseLoader, PoseSource, prepare
 from posekd.engine import distributed
 from posekd.engine.evaluate_pck import check_results_file, predictions, score_pck, write_mat
-from posekd.metrics import CocoResult, NoLabelsError, PckResult, evaluate_coco, oks_nms, rescore
+from posekd.metrics import CocoResult, NoLabelsError, PckResult, evaluate_people, oks_nms, rescore
 from posekd.structures import InputSpec, PoseBatch
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -167,16 +167,35 @@ def evaluate(
 def _judge_by_coco(
     poses: Poses, source: PoseSource, settings: EvalSettings, results_file: str | os.PathLike[str] | None
 ) -> EvalReport:
-    truth, sigmas = cast(CocoSource, source).coco_ground_truth(), source.records.skeleton.sigmas
-    category_id = truth["categories"][0]["id"] if truth.get("categories") else 1
-    results = coco_results(poses, sigmas, settings, category_id)
+    def results(category_id: int) -> list[dict[str, Any]]:
+        return coco_results(poses, source.records.skeleton.sigmas, settings, category_id)
+
+    return score_coco(results, source, results_file, len(poses))
+
+
+def score_coco(
+    results_of: Callable[[int], list[dict[str, Any]]],
+    source: PoseSource,
+    results_file: str | os.PathLike[str] | None,
+    count: int,
+) -> EvalReport:
+    """Writes results and scores them by COCO's metric (CrowdPose's, where images have a crowd index).
+
+    Args:
+        results_of: from the label file's id of the category to the results in COCO's format.
+        source: a `CocoSource`.
+        results_file: where to write the results, if anywhere.
+        count: what `EvalReport.persons` shall say.
+    """
+    truth = cast(CocoSource, source).coco_ground_truth()
+    results = results_of(truth["categories"][0]["id"] if truth.get("categories") else 1)
     if results_file is not None:
         write_results(results, results_file)
     try:
-        coco = evaluate_coco(truth, results, sigmas)
+        coco = evaluate_people(truth, results, source.records.skeleton.sigmas)
     except NoLabelsError:
-        return EvalReport(None, results, len(poses), 0.0, _not_scored("no labels", results_file))
-    return EvalReport(coco, results, len(poses), 0.0, coco.note)
+        return EvalReport(None, results, count, 0.0, _not_scored("no labels", results_file))
+    return EvalReport(coco, results, count, 0.0, coco.note)
 
 
 def _judge_by_pck(

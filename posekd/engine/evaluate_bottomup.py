@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from torch import nn
 from posekd.data import LoaderSettings, PoseSource
 from posekd.data.bottomup import ImageLoader
 from posekd.engine.bottomup import BottomUpSettings, People, find_people, remove_copies, resized
-from posekd.engine.evaluate import EvalReport, write_results
-from posekd.metrics import NoLabelsError, evaluate_people
+from posekd.engine.evaluate import EvalReport, score_coco
 from posekd.structures import InputSpec
 
 
@@ -85,20 +85,9 @@ def evaluate_bottom_up(
     finally:
         model.train(was_training)
     people = [remove_copies(image, skeleton.sigmas, settings.nms_threshold) for image in people]
-    truth = source.coco_ground_truth()
-    category_id = truth["categories"][0]["id"] if truth.get("categories") else 1
-    results = people_results(people, category_id)
-    if results_file is not None:
-        write_results(results, results_file)
-    notes = [f"{batches.skipped} images were skipped: unreadable"] if batches.skipped else []
-    coco = None
-    try:
-        coco = evaluate_people(truth, results, skeleton.sigmas)
-        notes.append(coco.note)
-    except NoLabelsError:
-        notes.append("no labels: results written, not scored" if results_file else "no labels: not scored")
-    note = "; ".join(note for note in notes if note)
-    return EvalReport(coco, results, len(people), time.perf_counter() - start, note)
+    report = score_coco(lambda category_id: people_results(people, category_id), source, results_file, len(people))
+    notes = [f"{batches.skipped} images were skipped: unreadable" if batches.skipped else "", report.note]
+    return replace(report, seconds=time.perf_counter() - start, note="; ".join(note for note in notes if note))
 
 
 def _counted(batches: ImageLoader, total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[Any]:
