@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from posekd.distill.associative_embedding import AssociativeEmbedding, AssociativeEmbeddingSettings
 from posekd.distill.base import FrozenTeacher, Method
 from posekd.distill.fpd import Fpd, FpdSettings
 from posekd.distill.mapd import Mapd, MapdSettings
+from posekd.distill.smallerhrnet import SmallerHRNet, SmallerHRNetSettings
 from posekd.distill.supervised import Supervised, SupervisedSettings
 
 METHODS: dict[str, tuple[Callable[..., Method], type]] = {
+    "associative_embedding": (AssociativeEmbedding, AssociativeEmbeddingSettings),
     "fpd": (Fpd, FpdSettings),
     "mapd": (Mapd, MapdSettings),
+    "smallerhrnet": (SmallerHRNet, SmallerHRNetSettings),
     "supervised": (Supervised, SupervisedSettings),
 }
 """Name in a recipe -> (what builds it from student, teacher and settings, the dataclass of its settings)."""
 
 __all__ = [
     "METHODS",
+    "AssociativeEmbedding",
+    "AssociativeEmbeddingSettings",
     "Fpd",
     "FpdSettings",
     "FrozenTeacher",
     "Mapd",
     "MapdSettings",
     "Method",
+    "SmallerHRNet",
+    "SmallerHRNetSettings",
     "Supervised",
     "SupervisedSettings",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd.distill.convert import convert_images, resample
-from posekd.structures import InputSpec, PoseBatch
+from posekd.structures import InputSpec
 
 
 def input_spec(model: nn.Module) -> InputSpec:
@@ -69,9 +69,15 @@ class FrozenTeacher:
         return resample(stages_of(self.outputs(images, source))[-1], size)
 
     @torch.no_grad()
-    def outputs(self, images: Tensor, source: InputSpec) -> Any:
-        """All that the network returns for a batch that was made for the student; arguments as in a call."""
-        images = convert_images(images, source, self.spec)
+    def outputs(self, images: Tensor, source: InputSpec, spec: InputSpec | None = None) -> Any:
+        """All that the network returns for a batch that was made for the student.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised as `source` says.
+            source: the student's specification.
+            spec: what the network shall see; its own specification when not given.
+        """
+        images = convert_images(images, source, spec or self.spec)
         if self.dtype is None:
             return self.model(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -100,8 +106,12 @@ class Method(nn.Module):
         self.student = student
         self.teacher = teacher
 
-    def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
-        """The weighted loss terms of a batch, scalars; the loss is their sum."""
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch, scalars; the loss is their sum.
+
+        Args:
+            batch: a `PoseBatch`, or an `ImageBatch` for a bottom-up method.
+        """
         raise NotImplementedError
 
     def weights(self) -> dict[str, float]:

@@ -1,0 +1,138 @@
+"""Plain bottom-up training on labels, as HigherHRNet does it: how bottom-up teachers are made.
+
+With heatmaps s_i and label heatmaps g_i at two resolutions i, and tags at the first (Newell et al. 2017):
+
+    L = sum_i L_i + 0.001 L_pull + 0.001 L_push,    L_i = mean over B, K, H, W of m_i (s_i - g_i)^2
+
+m_i is 0 in crowds, on people without labelled joints, and outside the image. Pull and push: `posekd.ops.tag_loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from torch import Tensor, nn
+
+from posekd.distill.base import FrozenTeacher, Method, name_terms
+from posekd.ops import distill_loss, render_heatmaps, tag_loss
+from posekd.structures import ImageBatch
+
+
+@dataclass(frozen=True)
+class AssociativeEmbeddingSettings:
+    """Settings of bottom-up training; the defaults are HigherHRNet's.
+
+    Attributes:
+        sigma: standard deviation of the label Gaussians in pixels of either heatmap; null for a 64th of the heatmap's
+            width (so 2 and 4 at 512), which SmallerHRNet's code does to its students.
+        pull: weight of the pull term.
+        push: weight of the push term.
+        tag_kind: how people push each other: `exp` or `max`, see `posekd.ops.tag_loss`.
+
+    Raises:
+        ValueError: a sigma that is not positive, or a negative weight.
+    """
+
+    sigma: float | None = 2.0
+    pull: float = 1e-3
+    push: float = 1e-3
+    tag_kind: Literal["exp", "max"] = "exp"
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None and not self.sigma > 0:
+            raise ValueError(f"sigma must be positive, or null for a 64th of the heatmap; got {self.sigma}")
+        if self.pull < 0 or self.push < 0:
+            raise ValueError(f"pull and push are weights and cannot be negative, got {self.pull} and {self.push}")
+
+
+class AssociativeEmbedding(Method):
+    """HigherHRNet's loss.
+
+    Args:
+        student: the network that is trained; gives `[B, 2 K, h, w]` and `[B, K, h', w']`.
+        teacher: accepted, so that all methods are built alike, and never asked.
+        settings: see `AssociativeEmbeddingSettings`.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: FrozenTeacher | None = None,
+        settings: AssociativeEmbeddingSettings | None = None,
+    ) -> None:
+        super().__init__(student)
+        self.settings = settings or AssociativeEmbeddingSettings()
+
+    def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """`{"labels", "pull", "push"}`, each weighted."""
+        heatmaps, tags = split_maps(self.student(batch.images))
+        targets = label_heatmaps(heatmaps, batch, self.settings.sigma)
+        terms = [
+            heatmap_terms(s, None, g, mask, labels=1.0, teacher_weight=0.0)
+            for s, g, mask in zip(heatmaps, targets, batch.masks, strict=True)
+        ]
+        loss = terms[0][0] + terms[1][0]
+        return {
+            **name_terms(loss, {"labels": terms[0][1] + terms[1][1]}),
+            **tag_terms(tags, batch, self.settings, 1.0),
+        }
+
+    def weights(self) -> dict[str, float]:
+        """`{"labels": 1, "pull": 0.001, "push": 0.001}`."""
+        return {"labels": 1.0, "pull": self.settings.pull, "push": self.settings.push}
+
+
+def split_maps(outputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The heatmaps of both resolutions `[B, K, h, w]`, `[B, K, h', w']`, and the tags `[B, K, h, w]` of the first.
+
+    Raises:
+        ValueError: a network that gives something else.
+    """
+    if not isinstance(outputs, list) or len(outputs) != 2 or outputs[0].shape[1] != 2 * outputs[1].shape[1]:
+        raise ValueError("bottom-up training needs a network with two outputs, [B, 2 K, h, w] and [B, K, h', w']")
+    coarse, fine = outputs
+    K = fine.shape[1]
+    return [coarse[:, :K], fine], coarse[:, K:]
+
+
+def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, sigma: float | None) -> list[Tensor]:
+    """The label heatmaps of both resolutions, of all people of an image: `[B, K, h, w]` each."""
+    targets = []
+    for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
+        size = (maps.shape[2], maps.shape[3])
+        targets.append(render_heatmaps(keypoints, size, sigma or size[1] / 64, "higherhrnet")[0])
+    return targets
+
+
+def heatmap_terms(
+    student: Tensor, teacher: Tensor | None, target: Tensor, mask: Tensor, *, labels: float, teacher_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted masked mean-squared errors of one resolution, from one pass over it.
+
+    Args:
+        student: `[B, K, h, w]`.
+        teacher: `[B, K, h, w]`, or None.
+        target: `[B, K, h, w]`.
+        mask: bool `[B, h, w]`.
+        labels: weight of `mean m (s - g)^2`.
+        teacher_weight: weight of `mean m (s - t)^2`.
+
+    Returns:
+        The sum, differentiable, and its two terms, detached.
+    """
+    total = labels + teacher_weight
+    # the kernel halves its means, and its two weights are alpha and 1 - alpha
+    loss, (from_teacher, _, from_labels) = distill_loss(
+        student, teacher, target, mask=mask, alpha=teacher_weight / total, beta=0.0, return_terms=True
+    )
+    return cast(Tensor, 2 * total * loss), 2 * labels * from_labels, 2 * teacher_weight * from_teacher
+
+
+def tag_terms(
+    tags: Tensor, batch: ImageBatch, settings: AssociativeEmbeddingSettings, weight: float
+) -> dict[str, Tensor]:
+    """`{"pull", "push"}` of a batch, each weighted and times `weight`; one of weight 0 is left out."""
+    pull, push = tag_loss(tags, batch.keypoints[0], kind=settings.tag_kind)
+    terms = {"pull": weight * settings.pull * pull.mean(), "push": weight * settings.push * push.mean()}
+    return {name: term for name, term in terms.items() if weight * getattr(settings, name) > 0}
