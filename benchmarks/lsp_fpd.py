@@ -16,8 +16,8 @@ score: PCK@0.2 by the torso over all 1000 test pictures, with flip test. Beside 
 picture: the mean training pose. The teacher has learnt from all labels, so the last arm shows what unlabelled pictures
 bring where a good teacher exists, not what 200 labels can do by themselves.
 
-The task and the schedule were fixed before any test picture was scored, from the plain student alone, trained on
-training pictures 1 to 800 and scored on 801 to 1000. A killed run goes on where it stopped when it is started again.
+The task and the schedule were fixed before any test picture was scored, from plainly trained networks alone: short runs
+on training pictures 1 to 800, scored on 801 to 1000. A killed run goes on where it stopped when it is started again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, input_spec, name_terms
+from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, input_spec, name_terms, stages_of
 from posekd.ops import distill_loss, render_heatmaps
 from posekd.structures import PoseBatch
 
@@ -81,7 +81,9 @@ class Mapd(Method):
 
     def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
         """`{"labels", "teacher_mse", "teacher_kl"}`, each weighted."""
-        s = self.student(batch.images)
+        s, *more = stages_of(self.student(batch.images))
+        if more:
+            raise ValueError(f"mapd is for networks of one stage, this student has {1 + len(more)}; fpd distils such")
         assert self.teacher is not None
         t = self.teacher(batch.images, input_spec(self.student), (s.shape[-2], s.shape[-1]))
         if t.shape != s.shape:

@@ -127,3 +127,12 @@ def test_a_teacher_of_other_keypoints_is_refused():
     method = Mapd(TinyPose(), FrozenTeacher(TinyPose(keypoints=5)))
     with pytest.raises(ValueError, match="same keypoints"):
         method(random_batch())
+
+
+def test_a_student_of_several_stages_is_sent_to_fpd():
+    class Stages(TinyPose):
+        def forward(self, images):
+            return [super(Stages, self).forward(images)] * 2
+
+    with pytest.raises(ValueError, match="mapd is for networks of one stage, this student has 2; fpd distils such"):
+        Mapd(Stages(), FrozenTeacher(TinyPose()))(random_batch())
