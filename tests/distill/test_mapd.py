@@ -132,7 +132,7 @@ def test_a_teacher_of_other_keypoints_is_refused():
 def test_a_student_of_several_stages_is_sent_to_fpd():
     class Stages(TinyPose):
         def forward(self, images):
-            return [super(Stages, self).forward(images)] * 2
+            return [super().forward(images)] * 2
 
     with pytest.raises(ValueError, match="mapd is for networks of one stage, this student has 2; fpd distils such"):
         Mapd(Stages(), FrozenTeacher(TinyPose()))(random_batch())
