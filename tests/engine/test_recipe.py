@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from posekd.data import CocoSettings
-from posekd.distill import MapdSettings, SupervisedSettings
+from posekd.distill import METHODS, MapdSettings, SupervisedSettings
 from posekd.engine.configs import find_config, list_configs
 from posekd.engine.recipe import read_recipe, recipe_from_dict, recipe_to_dict
 
@@ -71,7 +71,7 @@ def test_another_method_is_a_one_word_change():
         ({"method": {"name": "mapd", "alhpa": 0.1}}, "unknown key 'method.alhpa'; did you mean 'alpha'?"),
         ({"method": {"name": "madp"}}, "method.name: unknown 'madp'; did you mean 'mapd'?"),
         ({"method": {"name": "supervised", "alpha": 0.1}}, "unknown key 'method.alpha'; valid: kind, sigma"),
-        ({"method": {}}, "method.name is missing; valid: fpd, mapd, supervised"),
+        ({"method": {}}, f"method.name is missing; valid: {', '.join(sorted(METHODS))}"),
         ({"train_data": {"name": "synthetic", "image": 8}}, "unknown key 'train_data.image'; did you mean 'images'?"),
         ({"train_data": {"name": "coco", "images": "x"}}, "train_data.annotations is missing; it must be text"),
         ({"optim": {"lr": "fast"}}, "optim.lr must be a number, got 'fast'"),
