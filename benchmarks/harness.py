@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import posekd
 from posekd.ops import build_info
 
 COPY_BYTES = 256 << 20
+SAMPLE_MS = 5.0
 SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency rules
 
 
@@ -80,9 +83,14 @@ def _once(function: Callable[[], object], device: str) -> float:
 
 
 def _repeats(function: Callable[[], object], device: str) -> int:
-    """How many calls make a sample of at least a millisecond."""
+    """How many calls make a sample of at least `SAMPLE_MS`: the first after other work pays for cold code."""
     function()
-    return max(1, min(1000, int(1.0 / max(_once(function, device), 1e-4))))
+    return max(1, min(1000, math.ceil(SAMPLE_MS / max(_once(function, device), 1e-4))))
+
+
+def _repeat(function: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        function()  # its result is dropped at once, as a training loop does
 
 
 def measure(
@@ -96,7 +104,7 @@ def measure(
             n = repeats[label]
             if evict:
                 evict()
-            ms = _once(lambda f=function, n=n: [f() for _ in range(n)], device) / n
+            ms = _once(partial(_repeat, function, n), device) / n
             if turn:  # the first round warms up: pages, compilation, threads
                 samples[label].append(ms)
     return samples

@@ -32,7 +32,9 @@ def main(argv: Sequence[str]) -> int:
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     names, rest = list(argv[:count]), list(argv[count:])
     if "-h" in rest or "--help" in rest:
-        print(f"usage: posekd bench [NAME ...] [options]\n\nbenchmarks (all without a name): {', '.join(sorted(known))}\n")
+        print(
+            f"usage: posekd bench [NAME ...] [options]\n\nbenchmarks (all without a name): {', '.join(sorted(known))}\n"
+        )
         importlib.import_module(known["distill_loss"]).main(["--help"])
     for name in names:
         if name not in known:
