@@ -13,15 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from posekd.cli import command_parser
 
 if TYPE_CHECKING:
+    from posekd.engine.bottomup import BottomUpSettings
     from posekd.engine.evaluate import EvalReport, EvalSettings
     from posekd.metrics import CocoResult, PckResult
     from posekd.models.base import PoseModel
     from posekd.skeleton import Skeleton
 
+# the options that are fields of `EvalSettings` or `BottomUpSettings`
+_SETTINGS = (
+    "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "max_people",
+)  # fmt: skip
+
 EPILOG = """examples:
   posekd eval runs/v1/best.safetensors --images val2017 --annotations person_keypoints_val2017.json
   posekd eval hrnet_w32 --weights pose_hrnet_w32_256x192.pth --images val2017 --annotations ...
   posekd eval --score-only results.json --annotations person_keypoints_val2017.json
+  posekd eval higherhrnet_w32 --weights pose_higher_hrnet_w32_512.pth --scales 0.5 1 2 --images ... --annotations ...
   posekd eval runs/hg/best.safetensors --dataset mpii --images images --annotations valid.json --head-boxes gt_valid.mat
   posekd eval runs/hg/best.safetensors --dataset lsp --split test --images lsp/images --annotations lsp/joints.mat
   posekd eval --score-only preds.mat --dataset mpii --annotations valid.json --head-boxes gt_valid.mat"""
@@ -45,7 +52,7 @@ def run(
     score_only: str | None = None,
     sigmas: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
-    settings: EvalSettings | None = None,
+    settings: EvalSettings | BottomUpSettings | None = None,
     batch_size: int = 32,
     workers: int = 2,
     on_bad_image: Literal["refuse", "skip"] = "refuse",
@@ -70,9 +77,10 @@ def run(
         curve: where to draw PCK over its threshold, as PNG.
         score_only: a results file to score; no network is run.
         sigmas: K OKS constants, where the keypoints are not COCO's.
-        size: height and width of the crops; the model's own when not given.
-        settings: flip test, decoding, thresholds, precision.
-        batch_size: persons a batch.
+        size: height and width of the crops, or of the images, whose short side is the smaller of the two; the model's
+            own when not given.
+        settings: flip test, decoding, thresholds, precision: `BottomUpSettings` for a bottom-up network.
+        batch_size: persons a batch; images, for a bottom-up network.
         workers: decoding processes.
         on_bad_image: refuse unreadable images, or skip them with a warning.
         device: `cpu`, `cuda`, `cuda:1`...; the GPU if there is one when not given.
@@ -112,17 +120,23 @@ def run(
     from posekd.data import LoaderSettings
     from posekd.engine.datasets import open_dataset
     from posekd.engine.evaluate import evaluate
+    from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 
     data = _data_settings(dataset, annotations, images, {**given, "on_missing_image": on_bad_image})
-    source = open_dataset(data)
+    source = open_dataset(data, "all" if _is_bottom_up(model) else "labelled")
     network = _open_model(model, weights, size, source.records.skeleton.num_keypoints)
     network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loader = LoaderSettings(batch_size, workers, pin_memory=True, on_bad_image=on_bad_image)
-    with _Bar(len(source.records)) as on_batch:
-        outcome = evaluate(network, source, settings, loader=loader, results_file=results, on_batch=on_batch)
+    if network.bottom_up and detections is not None:
+        raise ValueError(f"--detections are boxes to crop: {model} sees whole images and needs none")
+    judge: Callable[..., EvalReport] = evaluate_bottom_up if network.bottom_up else evaluate
+    total = source.records.num_images if network.bottom_up else len(source.records)
+    with _Bar(total) as on_batch:
+        outcome = judge(network, source, settings, loader=loader, results_file=results, on_batch=on_batch)
     _show(outcome, console, model, f"{model} on {annotations}", data, report, curve)
     rate = outcome.persons / max(outcome.seconds, 1e-9)
-    console.print(f"{outcome.persons} crops in {outcome.seconds:.1f} s ({rate:.1f}/s)", highlight=False)
+    what = "images" if network.bottom_up else "crops"
+    console.print(f"{outcome.persons} {what} in {outcome.seconds:.1f} s ({rate:.1f}/s)", highlight=False)
     if results is not None:
         console.print(f"{len(outcome.results)} poses written to {results}", highlight=False, markup=False)
     if outcome.note:
@@ -193,20 +207,42 @@ def _skeleton_of(data: Any) -> Skeleton:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and calls `run`."""
-    from posekd.engine.evaluate import EvalSettings
-
     parser = _parser()
     words = vars(parser.parse_args(argv))
-    settings = EvalSettings(
-        flip=words.pop("flip"),
-        decode=words.pop("decode"),
-        blur_kernel=words.pop("blur_kernel"),
-        nms_threshold=words.pop("nms_threshold"),
-        precision=words.pop("precision"),
-    )
     size = words.pop("size")
+    options = {name: words.pop(name) for name in _SETTINGS}
+    settings = _settings(words["model"], {name: value for name, value in options.items() if value is not None})
     run(**words, size=None if size is None else tuple(size), settings=settings)
     return 0
+
+
+def _settings(model: str | None, given: dict[str, Any]) -> EvalSettings | BottomUpSettings:
+    """The settings for this kind of network, with what was given.
+
+    Raises:
+        ValueError: an option that is for the other kind.
+    """
+    from posekd.engine.bottomup import BottomUpSettings
+    from posekd.engine.evaluate import EvalSettings
+
+    bottom_up = model is not None and _is_bottom_up(model)
+    kind: type[Any] = BottomUpSettings if bottom_up else EvalSettings
+    for name in given:
+        if name not in kind.__dataclass_fields__:
+            other = "top-down" if bottom_up else "bottom-up"
+            raise ValueError(f"--{name.replace('_', '-')} is for {other} networks, and {model} is none")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def _is_bottom_up(model: str) -> bool:
+    """Whether a model, by name or by the card beside its weights, sees whole images."""
+    from posekd.models.weights import read_card
+    from posekd.models.zoo import is_bottom_up
+
+    if Path(model).suffix != ".safetensors":
+        return is_bottom_up(model)
+    card = (read_card(model) or {}).get("model")
+    return isinstance(card, dict) and is_bottom_up(str(card.get("family")))
 
 
 def _parser() -> Any:
@@ -239,18 +275,17 @@ def _parser() -> Any:
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, where keypoints are not COCO's")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="crop size in pixels; the model's own without")
-    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="average with the mirrored crop")
-    add("--decode", choices=("argmax", "quarter", "dark"), default="quarter")
-    add("--blur-kernel", type=int, default=11, metavar="N", help="of dark: 11 for sigma 2, 17 for sigma 3")
-    add(
-        "--nms-threshold",
-        type=float,
-        default=0.9,
-        metavar="OKS",
-        help="remove weaker poses above; 1 keeps all",
-    )
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    add("--batch-size", type=int, default=32, metavar="N")
+    flag = argparse.BooleanOptionalAction
+    add("--flip", action=flag, default=None, help="average with the mirrored picture (on)")
+    add("--nms-threshold", type=float, metavar="OKS", help="remove weaker poses above (0.9; bottom-up 1: keep all)")
+    add("--precision", choices=("fp32", "bf16", "fp16"))
+    add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
+    add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
+    add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
+    add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
+    add("--refine", action=flag, default=None, help="bottom-up: give everybody the joints that he misses (on)")
+    add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept a joint (100; HigherHRNet's is 30)")
+    add("--batch-size", type=int, default=32, metavar="N", help="persons; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")
     add("--on-bad-image", choices=("refuse", "skip"), default="refuse", help="missing or unreadable images")
     add("--device", help="cpu, cuda, cuda:1...; the GPU if there is one without")

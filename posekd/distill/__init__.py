@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from posekd.distill.associative_embedding import AssociativeEmbedding, AssociativeEmbeddingSettings
 from posekd.distill.base import FrozenTeacher, Method
@@ -11,14 +11,14 @@ from posekd.distill.mapd import Mapd, MapdSettings
 from posekd.distill.smallerhrnet import SmallerHRNet, SmallerHRNetSettings
 from posekd.distill.supervised import Supervised, SupervisedSettings
 
-METHODS: dict[str, tuple[Callable[..., Method], type]] = {
+METHODS: dict[str, tuple[type[Any], type]] = {
     "associative_embedding": (AssociativeEmbedding, AssociativeEmbeddingSettings),
     "fpd": (Fpd, FpdSettings),
     "mapd": (Mapd, MapdSettings),
     "smallerhrnet": (SmallerHRNet, SmallerHRNetSettings),
     "supervised": (Supervised, SupervisedSettings),
 }
-"""Name in a recipe -> (what builds it from student, teacher and settings, the dataclass of its settings)."""
+"""Name in a recipe -> (the `Method`, built from student, teacher and settings; the dataclass of its settings)."""
 
 __all__ = [
     "METHODS",

@@ -55,6 +55,9 @@ class AssociativeEmbedding(Method):
         settings: see `AssociativeEmbeddingSettings`.
     """
 
+    bottom_up = True
+    taught = False
+
     def __init__(
         self,
         student: nn.Module,

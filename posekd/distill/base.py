@@ -9,7 +9,7 @@ the papers disagree on what alpha multiplies.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +96,14 @@ class Method(nn.Module):
     Args:
         student: the network that is trained; it has `spec: InputSpec`.
         teacher: the network it learns from.
+
+    Attributes:
+        bottom_up: class attribute, whether it trains networks that see whole images.
+        taught: class attribute, whether it learns from a teacher.
     """
 
+    bottom_up: ClassVar[bool] = False
+    taught: ClassVar[bool] = True
     student: nn.Module
     teacher: FrozenTeacher | None
 

@@ -74,6 +74,8 @@ class SmallerHRNet(Method):
         ValueError: no teacher.
     """
 
+    bottom_up = True
+
     def __init__(
         self, student: nn.Module, teacher: FrozenTeacher | None, settings: SmallerHRNetSettings | None = None
     ) -> None:

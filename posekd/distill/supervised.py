@@ -37,6 +37,8 @@ class Supervised(Method):
         settings: see `SupervisedSettings`.
     """
 
+    taught = False
+
     def __init__(
         self,
         student: nn.Module,

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from posekd.data import FewLabels, PoseLoader, PoseSource, WithUnlabelled, prepare
+from posekd.data.bottomup import ImageLoader, prepare_images
+from posekd.data.coco import KeepImages
 from posekd.distill import METHODS, FrozenTeacher, Method
 from posekd.engine import distributed
 from posekd.engine.datasets import open_dataset
 from posekd.engine.ema import Ema
 from posekd.engine.evaluate import EvalReport, evaluate
+from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 from posekd.engine.loop import Job, LoopSettings
 from posekd.engine.optim import make_optimizer
 from posekd.engine.recipe import ModelSettings, Recipe, recipe_to_dict
 from posekd.engine.step import DTYPES, Learner
-from posekd.models import PoseModel, create_model, init_backbone, save_weights
-from posekd.structures import PackedBatch, PoseBatch
+from posekd.models import PoseModel, create_model, init_backbone, is_bottom_up, save_weights
+from posekd.structures import ImageBatch, PackedBatch, PackedImageBatch, PoseBatch
 
-Prepare = Callable[[PackedBatch], PoseBatch]
+Prepare = Callable[[PackedBatch], PoseBatch | ImageBatch]
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -58,10 +61,13 @@ def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Me
     loop = recipe.train
     student = build_model(recipe.student, num_keypoints)
     method_type = next(method for method, settings in METHODS.values() if type(recipe.method) is settings)
+    _check_paradigm(method_type, student)
     teacher = None
-    if recipe.teacher is not None and method_type is not METHODS["supervised"][0]:
+    if recipe.teacher is not None and method_type.taught:
         dtype = DTYPES[loop.teacher_dtype] if loop.teacher_dtype else None
-        teacher = FrozenTeacher(build_model(recipe.teacher, num_keypoints), dtype)
+        model = build_model(recipe.teacher, num_keypoints)
+        _check_paradigm(method_type, model)
+        teacher = FrozenTeacher(model, dtype)
         _check_teacher(teacher, recipe.teacher)
     student = distributed.synchronise_norms(student, device)
     method: Method = method_type(student, teacher, recipe.method)
@@ -78,6 +84,17 @@ def _shard_teacher(method: Method) -> None:
         raise ValueError("train.shard_teacher: there is no teacher")
     distributed.shard(method.teacher.model)
     method.teacher.sharded = True
+
+
+def _check_paradigm(method: type[Method], model: PoseModel) -> None:
+    """Refuses a bottom-up network in a top-down method, and the other way round."""
+    if model.bottom_up != method.bottom_up:
+        kinds = ("top-down", "bottom-up")
+        fitting = sorted(name for name, (kind, _) in METHODS.items() if kind.bottom_up == model.bottom_up)
+        raise ValueError(
+            f"{model.name} is a {kinds[model.bottom_up]} network, and the method is for {kinds[method.bottom_up]} "
+            f"ones: choose method.name among {', '.join(fitting)}"
+        )
 
 
 def _check_teacher(teacher: FrozenTeacher, settings: ModelSettings) -> None:
@@ -117,7 +134,7 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
 
 def open_training_data(recipe: Recipe) -> PoseSource:
     """`train_data` with the labels that the recipe uses, and the unlabelled data behind it."""
-    source = open_dataset(recipe.train_data)
+    source = open_dataset(recipe.train_data, "annotated" if is_bottom_up(recipe.student.name) else "labelled")
     if recipe.labels is not None:
         source = FewLabels(source, recipe.labels)
     if recipe.unlabelled_data is not None:
@@ -138,7 +155,8 @@ def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> P
             f"loader.batch_size {whole}, what one step sees, does not divide into train.accumulate "
             f"{recipe.train.accumulate} parts on each of {world} processes"
         )
-    return PoseLoader(
+    loader: type[PoseLoader] = ImageLoader if is_bottom_up(recipe.student.name) else PoseLoader
+    return loader(
         source,
         size,
         replace(recipe.loader, batch_size=share),
@@ -155,7 +173,9 @@ def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loo
     memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
     flip, spec = source.records.skeleton.flip, model.spec
 
-    def run(packed: PackedBatch) -> PoseBatch:
+    def run(packed: PackedBatch) -> PoseBatch | ImageBatch:
+        if isinstance(packed, PackedImageBatch):
+            return prepare_images(cast(PackedImageBatch, packed.to(device)), spec, flip, memory_format=memory_format)
         return prepare(packed.to(device), spec, flip, memory_format=memory_format)
 
     return run
@@ -165,10 +185,11 @@ def make_validate(
     recipe: Recipe, source: PoseSource, on_report: Callable[[EvalReport], None] | None = None
 ) -> Validate:
     """The function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
-    settings = replace(recipe.eval, channels_last=recipe.train.channels_last)
+    settings: Any = replace(recipe.eval, channels_last=recipe.train.channels_last)
+    judge: Callable[..., EvalReport] = evaluate_bottom_up if is_bottom_up(recipe.student.name) else evaluate
 
     def run(model: nn.Module) -> dict[str, float]:
-        report = evaluate(model, source, settings, loader=recipe.loader)
+        report = judge(model, source, settings, loader=recipe.loader)
         if on_report is not None:
             on_report(report)
         numbers = report.numbers()
@@ -190,7 +211,8 @@ def build_job(recipe: Recipe, label: str = "train") -> Job:
     """
     device = pick_device(recipe.train.device)
     source = open_training_data(recipe)
-    validation = open_dataset(recipe.val_data) if recipe.val_data is not None else None
+    keep: KeepImages = "all" if is_bottom_up(recipe.student.name) else "labelled"
+    validation = open_dataset(recipe.val_data, keep) if recipe.val_data is not None else None
     return assemble(recipe, source, validation, device, label)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from posekd.data import CocoKeypoints, CocoSettings, LspSettings, MpiiSettings, PoseSource, open_lsp, open_mpii
+from posekd.data.coco import KeepImages
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 
 DATASETS: dict[str, tuple[type, Callable[[Any], PoseSource]]] = {
@@ -17,12 +19,18 @@ DATASETS: dict[str, tuple[type, Callable[[Any], PoseSource]]] = {
 """Name -> (the dataclass of its settings, what opens it)."""
 
 
-def open_dataset(settings: Any) -> PoseSource:
+def open_dataset(settings: Any, keep_images: KeepImages = "labelled") -> PoseSource:
     """Opens the dataset that `settings` describes.
+
+    Args:
+        settings: of a dataset.
+        keep_images: which images count where the settings leave that open, see `CocoSettings`.
 
     Raises:
         TypeError: they are no dataset's settings.
     """
+    if isinstance(settings, CocoSettings) and settings.keep_images is None:
+        settings = replace(settings, keep_images=keep_images)
     for kind, opener in DATASETS.values():
         if type(settings) is kind:
             return opener(settings)

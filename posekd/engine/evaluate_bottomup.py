@@ -14,6 +14,7 @@ from torch import nn
 
 from posekd.data import LoaderSettings, PoseSource
 from posekd.data.bottomup import ImageLoader
+from posekd.engine import distributed
 from posekd.engine.bottomup import BottomUpSettings, People, find_people, remove_copies, resized
 from posekd.engine.evaluate import EvalReport, score_coco
 from posekd.structures import InputSpec
@@ -49,6 +50,8 @@ def evaluate_bottom_up(
 ) -> EvalReport:
     """Runs a bottom-up network over the images of a dataset and scores it, on the device where the network is.
 
+    In a group of processes each runs its share, and all get the same report.
+
     Args:
         model: see `forward_maps`; evaluated in eval mode and left in the mode it was in.
         source: the dataset, with every image that counts (`keep_images: all`).
@@ -59,11 +62,13 @@ def evaluate_bottom_up(
         on_batch: called with (images done, images in all) after each batch.
 
     Raises:
-        ValueError: the network's output does not fit the dataset's keypoints.
+        ValueError: the network's output does not fit the dataset's keypoints, or the dataset is scored by PCK.
         FloatingPointError: the network's output is not finite.
         BadImageError: an image cannot be read, and the loader is to refuse that.
     """
     start = time.perf_counter()
+    if source.records.metric != "coco":
+        raise ValueError("a bottom-up network is scored by COCO's AP, and this dataset by PCK: evaluate it on crops")
     settings, spec = settings or BottomUpSettings(), spec or model.spec  # type: ignore[assignment]
     assert isinstance(spec, InputSpec)
     skeleton, short, smallest = source.records.skeleton, settings.size or min(spec.size), min(settings.scales)
@@ -73,6 +78,8 @@ def evaluate_bottom_up(
         loader,
         training=False,
         size_class=lambda height, width: resized(height, width, short, 1.0, smallest),
+        rank=distributed.rank(),
+        world=distributed.world(),
     )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     people: list[People] = []
@@ -84,9 +91,12 @@ def evaluate_bottom_up(
                 people += find_people(model, packed.to(device), spec, skeleton.flip, settings)
     finally:
         model.train(was_training)
+    people = [image for share in distributed.gather(people) for image in share]
+    skipped = sum(distributed.gather(batches.skipped))
     people = [remove_copies(image, skeleton.sigmas, settings.nms_threshold) for image in people]
+    results_file = results_file if distributed.is_main() else None
     report = score_coco(lambda category_id: people_results(people, category_id), source, results_file, len(people))
-    notes = [f"{batches.skipped} images were skipped: unreadable" if batches.skipped else "", report.note]
+    notes = [f"{skipped} images were skipped: unreadable" if skipped else "", report.note]
     return replace(report, seconds=time.perf_counter() - start, note="; ".join(note for note in notes if note))
 
 

@@ -1,6 +1,7 @@
 """A recipe: one YAML file, typed by the settings that the rooms own. `Recipe` only composes.
 
-`method`, `train_data` and `val_data` are chosen by `name`, and which other keys they have follows from it. An
+`method`, `train_data` and `val_data` are chosen by `name`, and which other keys they have follows from it; those of
+`augmentation` and `eval` follow from whether the student is a top-down or a bottom-up network. An
 unknown key, a wrong type or a value out of range is refused before anything heavy is built, with the file,
 the key and the nearest valid name.
 """
@@ -15,13 +16,16 @@ from typing import Any
 import yaml
 
 from posekd.data import Augmentation, LabelSettings, LoaderSettings
+from posekd.data.bottomup import ImageAugmentation
 from posekd.distill import METHODS
+from posekd.engine.bottomup import BottomUpSettings
 from posekd.engine.configs import find_config
 from posekd.engine.datasets import DATASETS
 from posekd.engine.evaluate import EvalSettings
 from posekd.engine.loop import LoopSettings
 from posekd.engine.optim import OptimSettings, ScheduleSettings
 from posekd.engine.schema import check_keys, convert, hints_of, nearest
+from posekd.models import is_bottom_up
 
 CHOICES: dict[str, dict[str, type]] = {
     "method": {name: settings for name, (_, settings) in METHODS.items()},
@@ -30,6 +34,10 @@ CHOICES: dict[str, dict[str, type]] = {
     "unlabelled_data": {name: settings for name, (settings, _) in DATASETS.items()},
 }
 """Group -> name -> the dataclass of its other keys."""
+
+TOP_DOWN: dict[str, type] = {"augmentation": Augmentation, "eval": EvalSettings}
+BOTTOM_UP: dict[str, type] = {"augmentation": ImageAugmentation, "eval": BottomUpSettings}
+"""Group -> its dataclass, for networks that see the crop of a person, and for those that see whole images."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,12 @@ class Recipe:
         labels: which of `train_data`'s labels are used; `null` for all.
         unlabelled_data: a dataset that is mixed into `train_data` without its labels; `null` for none.
         teacher: the network that the student learns from.
-        augmentation: how training crops vary.
+        augmentation: how training crops vary; for a bottom-up student `ImageAugmentation`.
         loader: how batches are made; `batch_size` is what one optimiser step sees.
         optim: the optimiser.
         schedule: learning rate over time.
         train: length, precision, saving.
-        eval: how validation scores.
+        eval: how validation scores; for a bottom-up student `BottomUpSettings`.
         seed: of weights, shuffling and augmentation.
         out: folder of the run.
     """
@@ -78,12 +86,12 @@ class Recipe:
     labels: LabelSettings | None = None
     unlabelled_data: Any = None
     teacher: ModelSettings | None = None
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | ImageAugmentation = field(default_factory=Augmentation)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: LoopSettings = field(default_factory=LoopSettings)
-    eval: EvalSettings = field(default_factory=EvalSettings)
+    eval: EvalSettings | BottomUpSettings = field(default_factory=EvalSettings)
     seed: int = 0
     out: str = "runs/train"
 
@@ -94,6 +102,12 @@ class Recipe:
             )
         if self.val_data is None and self.train.validate_every:
             raise ValueError("there is no val_data to validate on: give it, or set train.validate_every to 0")
+        for key, kind in _settings_of(self.student.name).items():
+            if type(getattr(self, key)) is not kind:
+                found = type(getattr(self, key)).__name__
+                raise ValueError(f"the student {self.student.name} needs {key} of type {kind.__name__}, got {found}")
+        if is_bottom_up(self.student.name) and (self.labels is not None or self.unlabelled_data is not None):
+            raise ValueError("a bottom-up student needs everybody's labels: labels and unlabelled_data must be null")
         unlabelled = self.unlabelled_data is not None or (
             self.labels is not None and self.labels.others == "unlabelled"
         )
@@ -102,6 +116,11 @@ class Recipe:
                 "this method learns nothing from persons without labels (fpd does): set labels.others to left_out, and "
                 "unlabelled_data to null"
             )
+
+
+def _settings_of(student: Any) -> dict[str, type]:
+    """The dataclasses of `augmentation` and `eval` for a student of this name."""
+    return BOTTOM_UP if isinstance(student, str) and is_bottom_up(student) else TOP_DOWN
 
 
 def read_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -148,8 +167,12 @@ def recipe_from_dict(values: Any) -> Recipe:
     for key, choices in CHOICES.items():
         if plain.get(key) is not None:
             schema[key], plain[key] = _chosen(key, plain[key], choices)
+    student = plain.get("student")
+    kinds = _settings_of(student.get("name") if isinstance(student, Mapping) else None)
+    schema.update(kinds)
     check_keys(plain, schema)
     defaults = {f.name: _default(f) for f in fields(Recipe) if _default(f) is not MISSING}
+    defaults.update({key: kind() for key, kind in kinds.items()})
     for key, choices in CHOICES.items():
         if plain.get(key) is None and key not in defaults:
             raise ValueError(f"{key} is missing; it must be a group with a `name`: {', '.join(sorted(choices))}")

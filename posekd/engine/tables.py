@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class Row:
     @property
     def words(self) -> list[str]:
         """The overrides as `posekd train` takes them."""
-        return [f"--{key}={yaml.safe_dump(value).split(chr(10))[0]}" for key, value in self.overrides.items()]
+        return [f"--{key}={json.dumps(value)}" for key, value in self.overrides.items()]
 
     def resolve(self) -> Recipe:
         """The recipe of this row.
