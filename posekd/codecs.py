@@ -149,6 +149,15 @@ def translate_matrices(matrices: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat((matrices[..., :2].float(), shifted.float()[..., None]), -1)
 
 
+def compose_matrices(outer: Tensor, inner: Tensor) -> Tensor:
+    """The map that first applies `inner` `[..., 2, 3]`, then `outer` `[..., 2, 3]`; float32, same shape."""
+    _check_matrices(outer)
+    _check_matrices(inner)
+    a, b = outer.to(torch.float64), inner.to(torch.float64)
+    shift = a[..., :2] @ b[..., 2:] + a[..., 2:]
+    return torch.cat((a[..., :2] @ b[..., :2], shift), -1).float()
+
+
 def heatmap_matrices(matrices: Tensor, stride: float = 4.0) -> Tensor:
     """Matrices from heatmap pixels, given those from crop pixels: a heatmap pixel is `stride` crop pixels.
 

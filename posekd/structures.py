@@ -48,6 +48,9 @@ class PackedBatch:
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`, annotation id, or the detection's row.
         skipped: int64 `[S]`, dataset rows of persons left out because their image could not be read.
+        teacher_maps: uint8 or float16 `[B, K, h, w]`, cached heatmaps (`data.teacher_maps`); empty without a cache.
+        teacher_ranges: float32 `[B, K, 2]`, what the bytes of `teacher_maps` mean.
+        teacher_matrices: float32 `[B, 2, 3]`, pixel of `teacher_maps` to image pixel.
     """
 
     pixels: Tensor
@@ -66,6 +69,9 @@ class PackedBatch:
     image_ids: Tensor
     sample_ids: Tensor
     skipped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    teacher_maps: Tensor = field(default_factory=lambda: torch.empty(0))
+    teacher_ranges: Tensor = field(default_factory=lambda: torch.empty(0))
+    teacher_matrices: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
@@ -93,6 +99,7 @@ class PoseBatch:
         areas: float32 `[B]`, area of the (expanded) crop in original pixels.
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`.
+        teacher_maps: float32 `[B, K, H / 4, W / 4]`, what a cached teacher says of these crops.
     """
 
     images: Tensor
@@ -103,13 +110,15 @@ class PoseBatch:
     areas: Tensor
     image_ids: Tensor
     sample_ids: Tensor
+    teacher_maps: Tensor | None = None
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
 
     def rows(self, which: slice) -> PoseBatch:
         """Some of the persons."""
-        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value[which] for name, value in given.items() if value is not None})
 
 
 @dataclass

@@ -17,6 +17,7 @@ from types import ModuleType
 COMMANDS = {
     "quickstart": "train a teacher and a student with and without it on synthetic people, in minutes",
     "train": "train a student by a recipe",
+    "cache-teacher": "run a recipe's teacher once and store its heatmaps for training",
     "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
     "profile": "parameters and compute of a model",
     "bench": "run the benchmarks of the kernels",
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _call(importlib.import_module(f"posekd.cli.{name}"), name, rest)
+            return _call(importlib.import_module(f"posekd.cli.{name.replace('-', '_')}"), name, rest)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", 130)
     except BrokenPipeError:  # the reader of our output has left, e.g. `| head`
@@ -98,7 +99,7 @@ def _help() -> str:
         "",
         "Distils big human-pose networks into small fast ones.",
         "",
-        *(f"  {name:<12}{text}" for name, text in COMMANDS.items()),
+        *(f"  {name:<14}{text}" for name, text in COMMANDS.items()),
         "",
         "posekd COMMAND --help   options of a command",
         "posekd --version        the version",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from posekd.cli import command_parser
+from posekd.cli.progress import Bar
 
 if TYPE_CHECKING:
     from posekd.engine.bottomup import BottomUpSettings
@@ -130,8 +130,7 @@ def run(
     if network.bottom_up and detections is not None:
         raise ValueError(f"--detections are boxes to crop: {model} sees whole images and needs none")
     judge: Callable[..., EvalReport] = evaluate_bottom_up if network.bottom_up else evaluate
-    total = source.records.num_images if network.bottom_up else len(source.records)
-    with _Bar(total) as on_batch:
+    with Bar("evaluating") as on_batch:
         outcome = judge(network, source, settings, loader=loader, results_file=results, on_batch=on_batch)
     _show(outcome, console, model, f"{model} on {annotations}", data, report, curve)
     rate = outcome.persons / max(outcome.seconds, 1e-9)
@@ -326,20 +325,3 @@ def _write_report(content: dict[str, Any], path: str | None) -> None:
     from posekd.engine.evaluate import write_atomically
 
     write_atomically(json.dumps(content, indent=2) + "\n", path)
-
-
-class _Bar:
-    """A progress bar on standard error, only in a terminal."""
-
-    def __init__(self, total: int) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("evaluating", total=total)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._progress.start()
-        return lambda done, total: self._progress.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()

@@ -17,6 +17,7 @@ from torch import Tensor
 from posekd import codecs
 from posekd.structures import InputSpec, PackedBatch, PoseBatch
 
+STRIDE = 4  # crop pixels a heatmap pixel, in all top-down networks here
 HALF_BODY_PADDING = 1.5  # half_body_transform: scale * 1.5
 
 
@@ -203,4 +204,30 @@ def prepare(
         areas=(packed.scales * packed.zooms[:, None]).prod(-1),
         image_ids=packed.image_ids,
         sample_ids=packed.sample_ids,
+        teacher_maps=warp_maps(packed, matrices, spec.size, flip_permutation) if packed.teacher_maps.numel() else None,
     )
+
+
+def warp_maps(
+    packed: PackedBatch, matrices: Tensor, size: tuple[int, int], flip_permutation: Sequence[int] | Tensor
+) -> Tensor:
+    """A cached teacher's heatmaps of augmented crops: moved as the images are, left and right exchanged in mirrors.
+
+    Args:
+        packed: B persons with cached maps.
+        matrices: `[B, 2, 3]`, crop pixel to image pixel.
+        size: `(height, width)` of the crops.
+        flip_permutation: K joint indices that a mirror exchanges.
+
+    Returns:
+        float32 `[B, K, height / 4, width / 4]`; what lies outside the cached crop is 0.
+    """
+    from posekd import ops
+    from posekd.data.teacher_maps import dequantise
+
+    inverse = codecs.invert_matrices(packed.teacher_matrices)
+    moves = codecs.compose_matrices(inverse, codecs.heatmap_matrices(matrices, STRIDE))
+    cached = dequantise(packed.teacher_maps, packed.teacher_ranges)
+    maps = ops.crop_warp(cached, moves, (size[0] // STRIDE, size[1] // STRIDE))
+    order = torch.as_tensor(flip_permutation, device=maps.device)
+    return torch.where(packed.flips[:, None, None, None], maps[:, order], maps)

@@ -20,6 +20,7 @@ from posekd.data.augment import Augmentation, Draw, draw, image_matrices
 from posekd.data.cache import CachedImages
 from posekd.data.records import BadImageError, PoseSource
 from posekd.data.sampler import BatchPlan, Key
+from posekd.data.teacher_maps import TeacherMaps
 from posekd.structures import PackedBatch
 
 MAX_LOST_BATCHES = 10  # in a row, before an epoch that finds no readable image gives up
@@ -103,6 +104,7 @@ class PackedDataset(Dataset[PackedBatch]):
         height, width = self.source.records.image_sizes[image_row].tolist()
         batch = self.pack([(epoch, row)], {image_row: np.zeros((height, width, 3), np.uint8)})
         batch.keypoints, batch.skipped = torch.zeros_like(batch.keypoints), skipped
+        batch.teacher_maps, batch.teacher_ranges = map(torch.zeros_like, (batch.teacher_maps, batch.teacher_ranges))
         return batch
 
 
@@ -118,6 +120,7 @@ class PersonDataset(PackedDataset):
         seed: of the draws.
         on_bad_image: "refuse" or "skip".
         padding: factor by which crops are larger than boxes.
+        teacher_maps: cached heatmaps of the dataset, to go with the batches.
     """
 
     def __init__(
@@ -129,9 +132,11 @@ class PersonDataset(PackedDataset):
         seed: int = 0,
         on_bad_image: Literal["refuse", "skip"] = "refuse",
         padding: float = codecs.PADDING,
+        teacher_maps: TeacherMaps | None = None,
     ) -> None:
         super().__init__(source, source.records.image_rows, on_bad_image)
         self.size, self.augmentation, self.seed = size, augmentation, seed
+        self.teacher_maps = teacher_maps
         centers, scales = codecs.box_to_center_scale(torch.from_numpy(source.records.boxes), size, padding)
         self._centers, self._scales = centers.numpy(), scales.numpy()
 
@@ -169,6 +174,9 @@ class PersonDataset(PackedDataset):
             image_ids=torch.from_numpy(records.image_ids[records.image_rows[rows]]),
             sample_ids=torch.from_numpy(records.sample_ids[rows]),
         )
+        if self.teacher_maps is not None and len(rows):
+            batch.teacher_maps, batch.teacher_ranges = self.teacher_maps.read(rows)
+            batch.teacher_matrices = self.teacher_maps.matrices(records.boxes[rows])
         corners = _crop_corners(batch, self.size)
         pack_regions(batch, list(images.values()), corners)
         return batch
@@ -225,6 +233,7 @@ class PoseLoader:
         seed: of shuffling and augmentation.
         rank: this process.
         world: number of processes.
+        teacher_maps: cached heatmaps of the dataset, to go with the batches.
 
     Attributes:
         skipped: persons left out so far because their image could not be read.
@@ -243,6 +252,7 @@ class PoseLoader:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        teacher_maps: TeacherMaps | None = None,
     ) -> None:
         settings = settings or LoaderSettings()
         if settings.cache_images:
@@ -250,6 +260,7 @@ class PoseLoader:
             if settings.workers > 0:
                 source.fill(skip_bad=settings.on_bad_image == "skip")
         self.settings, self.skipped, self.training = settings, 0, training
+        self.teacher_maps = teacher_maps
         self.dataset = self._open(source, size, augmentation if training else None, seed)
         self.plan = self._plan(training, seed, rank, world)
         self._loader = _data_loader(self.dataset, self.plan, settings)
@@ -265,6 +276,7 @@ class PoseLoader:
             seed=seed,
             on_bad_image=settings.on_bad_image,
             padding=settings.padding,
+            teacher_maps=self.teacher_maps,
         )
 
     def _plan(self, training: bool, seed: int, rank: int, world: int) -> BatchPlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posekd.distill.associative_embedding import AssociativeEmbedding, AssociativeEmbeddingSettings
-from posekd.distill.base import FrozenTeacher, Method
+from posekd.distill.base import CachedTeacher, FrozenTeacher, Method
 from posekd.distill.fpd import Fpd, FpdSettings
 from posekd.distill.mapd import Mapd, MapdSettings
 from posekd.distill.smallerhrnet import SmallerHRNet, SmallerHRNetSettings
@@ -24,6 +24,7 @@ __all__ = [
     "METHODS",
     "AssociativeEmbedding",
     "AssociativeEmbeddingSettings",
+    "CachedTeacher",
     "Fpd",
     "FpdSettings",
     "FrozenTeacher",

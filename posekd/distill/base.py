@@ -83,11 +83,31 @@ class FrozenTeacher:
         with torch.autocast(images.device.type, enabled=False):
             return self.model(images.to(self.dtype))
 
+    def stages(self, batch: Any, source: InputSpec) -> list[Tensor]:
+        """Heatmaps of each of its stages for a batch that was made for the student; of a cache, of the last."""
+        cached = getattr(batch, "teacher_maps", None)
+        return [cached] if cached is not None else stages_of(self.outputs(batch.images, source))
+
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follows the method's `.to()`, but keeps its own dtype."""
         self.model._apply(fn)
         if self.dtype is not None:
             self.model.to(dtype=self.dtype)
+
+
+class CachedTeacher(FrozenTeacher):
+    """Stands for a teacher whose heatmaps come with every batch; there is no network."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def outputs(self, images: Tensor, source: InputSpec, spec: InputSpec | None = None) -> Any:
+        """Refuses: what is asked is not in the batch.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("the batch brings no cached heatmaps, and with train.teacher_cache there is no teacher to ask")
 
 
 class Method(nn.Module):

@@ -117,7 +117,7 @@ class Fpd(Method):
         if self.settings.alpha == 0:
             return [None] * len(stages)
         assert self.teacher is not None
-        taught = stages_of(self.teacher.outputs(batch.images, input_spec(self.student)))
+        taught = self.teacher.stages(batch, input_spec(self.student))
         if self.settings.teacher_stage == "last":
             taught = taught[-1:] * len(stages)
         if len(taught) != len(stages):

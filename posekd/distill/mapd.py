@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, input_spec, name_terms, stages_of
+from posekd.distill.convert import resample
 from posekd.ops import distill_loss, render_heatmaps
 from posekd.structures import PoseBatch
 
@@ -85,7 +86,7 @@ class Mapd(Method):
         if more:
             raise ValueError(f"mapd is for networks of one stage, this student has {1 + len(more)}; fpd distils such")
         assert self.teacher is not None
-        t = self.teacher(batch.images, input_spec(self.student), (s.shape[-2], s.shape[-1]))
+        t = resample(self.teacher.stages(batch, input_spec(self.student))[-1], (s.shape[-2], s.shape[-1]))
         if t.shape != s.shape:
             raise ValueError(
                 f"the teacher's heatmaps are {tuple(t.shape)}, the student's {tuple(s.shape)}: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +15,8 @@ from torch import nn
 from posekd.data import FewLabels, PoseLoader, PoseSource, WithUnlabelled, prepare
 from posekd.data.bottomup import ImageLoader, prepare_images
 from posekd.data.coco import KeepImages
-from posekd.distill import METHODS, FrozenTeacher, Method
+from posekd.data.teacher_maps import TeacherMaps
+from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
 from posekd.engine import distributed
 from posekd.engine.datasets import open_dataset
 from posekd.engine.ema import Ema
@@ -62,13 +65,14 @@ def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Me
     student = build_model(recipe.student, num_keypoints)
     method_type = next(method for method, settings in METHODS.values() if type(recipe.method) is settings)
     _check_paradigm(method_type, student)
-    teacher = None
-    if recipe.teacher is not None and method_type.taught:
-        dtype = DTYPES[loop.teacher_dtype] if loop.teacher_dtype else None
-        model = build_model(recipe.teacher, num_keypoints)
-        _check_paradigm(method_type, model)
-        teacher = FrozenTeacher(model, dtype)
-        _check_teacher(teacher, recipe.teacher)
+    teacher: FrozenTeacher | None = None
+    if loop.teacher_cache is not None and method_type.taught:
+        if method_type.bottom_up:
+            raise ValueError("train.teacher_cache holds crops of persons: a bottom-up method cannot use it")
+        teacher = CachedTeacher()
+    elif recipe.teacher is not None and method_type.taught:
+        teacher = build_teacher(recipe, recipe.teacher, num_keypoints)
+        _check_paradigm(method_type, teacher.model)
     student = distributed.synchronise_norms(student, device)
     method: Method = method_type(student, teacher, recipe.method)
     method.to(device)
@@ -86,8 +90,9 @@ def _shard_teacher(method: Method) -> None:
     method.teacher.sharded = True
 
 
-def _check_paradigm(method: type[Method], model: PoseModel) -> None:
+def _check_paradigm(method: type[Method], model: nn.Module) -> None:
     """Refuses a bottom-up network in a top-down method, and the other way round."""
+    assert isinstance(model, PoseModel)
     if model.bottom_up != method.bottom_up:
         kinds = ("top-down", "bottom-up")
         fitting = sorted(name for name, (kind, _) in METHODS.items() if kind.bottom_up == model.bottom_up)
@@ -97,9 +102,53 @@ def _check_paradigm(method: type[Method], model: PoseModel) -> None:
         )
 
 
-def _check_teacher(teacher: FrozenTeacher, settings: ModelSettings) -> None:
+def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -> FrozenTeacher:
+    """The teacher's network, in its own dtype if `train.teacher_dtype` gives one.
+
+    Raises:
+        ValueError: it has no weights.
+    """
+    _check_teacher(settings)
+    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
+    return FrozenTeacher(build_model(settings, num_keypoints), dtype)
+
+
+def _check_teacher(settings: ModelSettings) -> None:
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
+
+
+def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
+    """The cache that the recipe trains from, if any.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, damaged, or of another dataset, teacher or padding.
+    """
+    if recipe.train.teacher_cache is None:
+        return None
+    maps = TeacherMaps(Path(recipe.train.teacher_cache))
+    maps.check(source.records)
+    wanted = {"padding": recipe.loader.padding}
+    found: dict[str, Any] = {"padding": maps.card.padding}
+    if recipe.teacher is not None:
+        wanted |= teacher_facts(recipe.teacher)
+        found |= maps.card.teacher
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"the teacher cache {maps.folder} was made with {key} {found.get(key)!r}, the recipe says {value!r}: "
+                "make it again, or set train.teacher_cache to null"
+            )
+    return maps
+
+
+def teacher_facts(settings: ModelSettings) -> dict[str, Any]:
+    """What tells one teacher from another: its settings, and a hash of its weights where the file is at hand."""
+    facts = json.loads(json.dumps(asdict(settings)))  # lists, as the card has them
+    weights = facts.pop("weights")
+    if weights is not None and (path := Path(weights)).is_file():
+        facts["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return facts
 
 
 def _to_channels_last(method: Method, sharded: bool) -> None:  # FSDP takes contiguous parameters only
@@ -165,6 +214,7 @@ def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> P
         seed=recipe.seed,
         rank=distributed.rank(),
         world=world,
+        teacher_maps=open_cache(recipe, source),
     )
 
 

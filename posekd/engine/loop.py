@@ -35,6 +35,7 @@ class LoopSettings:
         compile: which networks `torch.compile` gets: `none`, `student`, `teacher` or `both`.
         teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
         shard_teacher: spread the teacher's parameters over the processes (FSDP2), if it does not fit on one GPU.
+        teacher_cache: folder that `posekd cache-teacher` wrote: its heatmaps are used, and the teacher is not run.
         max_skips: fp16: more steps than this skipped in a row by the gradient scaler are an error.
         ema_decay: keep an exponential moving average of the student and evaluate that.
         validate_every: epochs between validations, and always at the end; 0 for never.
@@ -52,6 +53,7 @@ class LoopSettings:
     compile: Literal["none", "student", "teacher", "both"] = "none"
     teacher_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     shard_teacher: bool = False
+    teacher_cache: str | None = None
     max_skips: int = 20
     ema_decay: float | None = None
     validate_every: int = 10

@@ -30,14 +30,14 @@ def test_help_lists_every_command_without_importing_torch():
     done = run("-X", "importtime", "-m", "posekd", "--help")
     assert done.returncode == 0
     for name, text in COMMANDS.items():
-        assert f"{name:<12}{text}" in done.stdout
+        assert f"{name:<14}{text}" in done.stdout
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "numpy", "jsonargparse", "rich"}
 
 
 def test_every_listed_command_exists():
     for name in COMMANDS:
-        assert importlib.util.find_spec(f"posekd.cli.{name}") is not None, name
+        assert importlib.util.find_spec(f"posekd.cli.{name.replace('-', '_')}") is not None, name
 
 
 def test_import_posekd_is_light_and_its_names_come_on_demand():

@@ -1,0 +1,39 @@
+"""`posekd cache-teacher CONFIG`: runs a recipe's teacher once and stores its heatmaps for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from posekd.cli import command_parser
+
+EPILOG = """Any key of the recipe can be overridden, as for train: --teacher.weights FILE --train.device cuda.
+Then train with --train.teacher_cache DIR: the cached heatmaps are moved as each augmented picture is."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the recipe, runs the teacher, says what it has cost."""
+    parser = command_parser("cache-teacher", epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument("config", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="where to write; OUT/teacher_cache without, OUT being the recipe's"
+    )
+    parser.add_argument("--margin", type=float, default=1.25, help="how much larger the cached crop is (default 1.25)")
+    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="bytes, or float16 (default 8)")
+    options, overrides = parser.parse_known_args(argv)
+
+    from posekd.cli.progress import Bar
+    from posekd.engine.recipe import read_recipe
+    from posekd.engine.teacher_cache import cache_teacher
+
+    recipe = read_recipe(options.config, overrides)
+    folder = Path(options.cache or Path(recipe.out) / "teacher_cache")
+    with Bar("asking the teacher") as on_batch:
+        card = cache_teacher(recipe, folder, margin=options.margin, bits=options.bits, on_batch=on_batch)
+    size = card.persons * card.bytes_per_person / 2**20
+    print(
+        f"{card.persons} persons, {card.bytes_per_person:,} bytes each ({size:,.0f} MiB) in {folder}; "
+        f"largest error {card.error:.2g}"
+    )
+    print(f"train with --train.teacher_cache {folder}")
+    return 0

@@ -1,0 +1,119 @@
+"""The teacher's heatmaps, once and for all: what `posekd cache-teacher` does. Training reads `train.teacher_cache`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from posekd.data import LoaderSettings, PersonDataset, PoseLoader, PoseSource, prepare
+from posekd.data.teacher_maps import MapsCard, canvas_crops, canvas_size, fingerprint, write_maps
+from posekd.distill.base import FrozenTeacher, stages_of
+from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
+from posekd.engine.recipe import Recipe
+from posekd.engine.step import DTYPES
+
+MARGIN = 1.25
+
+
+def cache_teacher(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    margin: float = MARGIN,
+    bits: Literal[8, 16] = 8,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> MapsCard:
+    """Runs the recipe's teacher once over its training persons, unaugmented, and stores what it says.
+
+    Args:
+        recipe: teacher, training data, precision and device; its method and student do not matter.
+        folder: where the cache is written.
+        margin: how much larger than an ordinary crop the cached one is, so that it covers rotated and zoomed ones.
+        bits: 8 (error at most (max - min) / 510 of each map) or 16 (float16) a value.
+        on_batch: called with (persons done, persons in all) after each batch.
+
+    Returns:
+        The card of the cache, with its size and its measured error.
+
+    Raises:
+        ValueError: no teacher in the recipe, one without weights, or settings out of range.
+        BadImageError: an image cannot be read. (A person without maps could not be trained on.)
+    """
+    if recipe.teacher is None:
+        raise ValueError("the recipe has no teacher to cache")
+    if not margin >= 1 or bits not in (8, 16):
+        raise ValueError(f"margin must be 1 or more and bits 8 or 16, got {margin} and {bits}")
+    device = pick_device(recipe.train.device)
+    source = open_training_data(recipe)
+    teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton.num_keypoints)
+    teacher.model.to(device)
+    canvas = canvas_size(teacher.spec.size, margin)
+    card = MapsCard(
+        persons=len(source.records),
+        shape=_shape(teacher, canvas, device, recipe.train.precision),
+        bits=bits,
+        crop=teacher.spec.size,
+        canvas=canvas,
+        padding=recipe.loader.padding,
+        dataset=fingerprint(source.records),
+        teacher=teacher_facts(recipe.teacher),
+    )
+    batches = _heatmaps(teacher, source, card, recipe, device)
+    return write_maps(folder, card, _counted(batches, card.persons, on_batch))
+
+
+class _CanvasDataset(PersonDataset):
+    """Persons with the larger crops of a cache."""
+
+    def __init__(self, source: PoseSource, card: MapsCard) -> None:
+        super().__init__(source, card.canvas, padding=card.padding)
+        centers, scales = canvas_crops(source.records.boxes, card)
+        self._centers, self._scales = centers.numpy(), scales.numpy()
+
+
+class _CanvasLoader(PoseLoader):
+    def __init__(self, source: PoseSource, card: MapsCard, settings: LoaderSettings) -> None:
+        self._card = card
+        super().__init__(source, card.canvas, replace(settings, on_bad_image="refuse"), training=False)
+
+    def _open(self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int) -> PersonDataset:
+        return _CanvasDataset(source, self._card)
+
+
+@torch.inference_mode()
+def _heatmaps(
+    teacher: FrozenTeacher, source: PoseSource, card: MapsCard, recipe: Recipe, device: torch.device
+) -> Iterator[Tensor]:
+    spec = replace(teacher.spec, size=card.canvas)
+    for packed in _CanvasLoader(source, card, recipe.loader):
+        batch = prepare(packed.to(device), spec, source.records.skeleton.flip)
+        yield _ask(teacher, batch.images, recipe.train.precision)
+
+
+def _ask(teacher: FrozenTeacher, images: Tensor, precision: str) -> Tensor:
+    """Heatmaps of images that are the teacher's in all but their size, float32."""
+    spec = replace(teacher.spec, size=(images.shape[-2], images.shape[-1]))
+    with torch.autocast(images.device.type, DTYPES[precision], enabled=precision != "fp32"):
+        return stages_of(teacher.outputs(images, spec, spec))[-1].float()
+
+
+def _shape(
+    teacher: FrozenTeacher, canvas: tuple[int, int], device: torch.device, precision: str
+) -> tuple[int, int, int]:
+    with torch.inference_mode():
+        K, h, w = _ask(teacher, torch.zeros(1, 3, *canvas, device=device), precision).shape[1:]
+    return K, h, w
+
+
+def _counted(batches: Iterator[Tensor], total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[Tensor]:
+    done = 0
+    for maps in batches:
+        yield maps
+        done += len(maps)
+        if on_batch is not None:
+            on_batch(done, total)

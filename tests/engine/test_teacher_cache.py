@@ -1,0 +1,261 @@
+"""The teacher's heatmaps from a file instead of from the teacher."""
+
+import dataclasses
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_train import TINY_NET, losses, tiny
+
+from posekd import codecs
+from posekd.cli import main
+from posekd.data import Augmentation, LoaderSettings, PoseLoader, prepare
+from posekd.data.teacher_maps import (
+    CARD,
+    MapsCard,
+    TeacherMaps,
+    canvas_crops,
+    canvas_size,
+    dequantise,
+    fingerprint,
+    quantise,
+    write_maps,
+)
+from posekd.distill import CachedTeacher, FpdSettings
+from posekd.engine import loop
+from posekd.engine.build import build_job, open_training_data
+from posekd.engine.recipe import Recipe
+from posekd.engine.teacher_cache import cache_teacher
+from posekd.engine.train import train
+from posekd.models import create_model, save_weights
+from posekd.ops import render_heatmaps
+from posekd.structures import InputSpec
+
+SPEC = InputSpec(size=(64, 64))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Weights whose heatmaps differ from joint to joint and place to place, by about 1."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    torch.manual_seed(7)
+    model = create_model("hrnet_w32", **TINY_NET)
+    torch.nn.init.normal_(model.final_layer.weight, std=15.0)
+    with torch.no_grad():
+        for _ in range(60):  # batch statistics that keep the signal alive
+            model(torch.randn(4, 3, 64, 64))
+    save_weights(model, path)
+    return str(path)
+
+
+class TestCompactForm:
+    @settings(max_examples=60, deadline=None)
+    @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-12, 1e-3, 1.0, 50.0]), shift=st.floats(-2, 2))
+    def test_bytes_are_off_by_a_510th_of_a_maps_range_at_most(self, seed, scale, shift):
+        maps = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(seed)) * scale + shift
+        back = dequantise(*quantise(maps, 8))
+        span = maps.amax((-2, -1), keepdim=True) - maps.amin((-2, -1), keepdim=True)
+        assert ((back - maps).abs() <= span / 510 * 1.001 + 3e-7 * maps.abs()).all()
+
+    def test_a_constant_map_stays_what_it_is(self):
+        maps = torch.full((1, 2, 4, 3), 0.25)
+        assert torch.equal(dequantise(*quantise(maps, 8)), maps)
+
+    def test_16_bits_are_float16(self):
+        maps = torch.rand(1, 2, 4, 3)
+        assert torch.equal(dequantise(*quantise(maps, 16)), maps.half().float())
+
+    def test_the_canvas_keeps_what_the_network_divides(self):
+        assert canvas_size((256, 192), 1.25) == (320, 256)
+        assert canvas_size((384, 288), 1.25) == (480, 384)
+        assert canvas_size((128, 96), 1.0) == (128, 96)
+
+
+def plain(recipe: Recipe) -> Recipe:
+    """The same without augmentation."""
+    still = Augmentation(flip=0.0, rotation=0.0, scale=0.0)
+    return dataclasses.replace(recipe, augmentation=still)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_maps_warped_by_the_identity_equal_the_live_teacher_within_the_stated_error(tmp_path, teacher, bits):
+    recipe = plain(tiny(tmp_path / "run", teacher))
+    card = cache_teacher(recipe, tmp_path / "cache", margin=1.0, bits=bits)
+    assert card.canvas == (64, 64)
+    live = build_job(recipe)
+    cached = build_job(plain(tiny(tmp_path / "run", teacher, train__teacher_cache=str(tmp_path / "cache"))))
+    assert isinstance(cached.learner.method.teacher, CachedTeacher)
+    spans, largest = [], 0.0
+    for packed in cached.loader.epoch(0):
+        batch = cached.prepare(packed)
+        expected = live.learner.method.teacher(batch.images, SPEC, (16, 16))
+        assert batch.teacher_maps.shape == expected.shape
+        assert (batch.teacher_maps - expected).abs().max() <= card.error + 1e-5
+        largest = max(largest, float(expected.abs().max()))
+        spans.append(float((expected.amax((-2, -1)) - expected.amin((-2, -1))).max()))
+    assert 0 < card.error <= (max(spans) / 510 if bits == 8 else largest / 2048) * 1.01
+    assert max(spans) > 20 * card.error, "guard: the maps are no constants"
+    a, b = (job.learner.method(job.prepare(next(job.loader.epoch(0)))) for job in (live, cached))
+    for term in a:
+        assert a[term].item() == pytest.approx(b[term].item(), rel=2e-2, abs=1e-6)
+
+
+def oracle_cache(folder, source, size=(64, 64), margin=1.5, sigma=1.5):
+    """A cache by a teacher that knows the labels: Gaussians at the joints, drawn in the cached crop."""
+    records, canvas = source.records, canvas_size(size, margin)
+    shape = (records.skeleton.num_keypoints, canvas[0] // 4, canvas[1] // 4)
+    card = MapsCard(len(records), shape, 8, size, canvas, codecs.PADDING, fingerprint(records), {})
+    centers, scales = canvas_crops(records.boxes, card)
+    crops = codecs.crop_matrices(centers, scales, None, None, canvas)
+    joints = codecs.transform_keypoints(torch.from_numpy(records.keypoints), codecs.invert_matrices(crops))
+    maps, _ = render_heatmaps(codecs.to_heatmap(joints), shape[1:], sigma, "exact")
+    write_maps(folder, card, [maps])
+    return TeacherMaps(folder)
+
+
+def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
+    """Rotation, zoom and mirror at once: a peak stands where its joint has gone, in mirrors left for right."""
+    source = open_training_data(tiny(tmp_path, teacher))
+    maps = oracle_cache(tmp_path / "cache", source)
+    augmentation = Augmentation(flip=0.5, rotation=45.0, scale=0.3, rotation_probability=1.0)
+    loader = PoseLoader(
+        source, SPEC.size, LoaderSettings(len(source.records), workers=0), training=True, augmentation=augmentation,
+        teacher_maps=maps,
+    )  # fmt: skip
+    seen = 0
+    for epoch in range(3):
+        packed = next(loader.epoch(epoch))
+        assert packed.flips.any()
+        assert not packed.flips.all()
+        batch = prepare(packed, SPEC, source.records.skeleton.flip)
+        x, y, visibility = codecs.to_heatmap(batch.keypoints).unbind(-1)
+        inside = (visibility > 0) & (x > 1) & (x < 14) & (y > 1) & (y < 14)
+        flat = batch.teacher_maps.flatten(2).argmax(-1)
+        distance = torch.hypot(flat % 16 - x, flat // 16 - y)[inside]
+        assert distance.max() < 1.0, "half a pixel in each direction, and the interpolation"
+        seen += int(inside.sum())
+    assert seen > 100
+
+
+def test_a_larger_crop_covers_what_augmentation_turns_in(tmp_path, teacher):
+    """Joints that an ordinary crop just shows are still there in a crop twice as large, at the same pixel size."""
+    source = open_training_data(tiny(tmp_path, teacher))
+    one, two = (oracle_cache(tmp_path / f"{m}", source, margin=m) for m in (1.0, 2.0))
+    assert two.card.canvas == (128, 128)
+    rows = np.arange(4)
+    a, b = (dequantise(*maps.read(rows)) for maps in (one, two))
+    torch.testing.assert_close(a, b[:, :, 8:24, 8:24], atol=one.card.error + two.card.error + 1e-4, rtol=0)
+    a, b = (maps.matrices(source.records.boxes[rows]) for maps in (one, two))
+    torch.testing.assert_close(a[..., :2], b[..., :2])
+
+
+def test_the_files_have_the_stated_size_and_worker_processes_open_them_themselves(tmp_path, teacher):
+    card = cache_teacher(tiny(tmp_path, teacher), tmp_path / "cache")
+    files = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir() if path.name != CARD)
+    assert files == card.persons * card.bytes_per_person
+    K, h, w = card.shape
+    assert card.bytes_per_person == K * h * w + 8 * K
+    maps = TeacherMaps(tmp_path / "cache")
+    before = maps.read(np.array([3, 1]))
+    again = pickle.loads(pickle.dumps(maps))
+    assert len(pickle.dumps(maps)) < 2000
+    assert all(torch.equal(a, b) for a, b in zip(before, again.read(np.array([3, 1])), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_from_a_cache_resumes_like_any_other(tmp_path, teacher, workers):
+    cache_teacher(tiny(tmp_path, teacher), tmp_path / "cache")
+    changes = {"train__teacher_cache": str(tmp_path / "cache"), "loader__workers": workers}
+    train(tiny(tmp_path / "whole", teacher, **changes))
+    train(tiny(tmp_path / "parts", teacher, **changes, train__epochs=1))
+    with pytest.warns(UserWarning, match="changed recipe"):
+        train(tiny(tmp_path / "parts", teacher, **changes), resume="auto")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+class TestRefusals:
+    @pytest.fixture
+    def recipe(self, tmp_path, teacher):
+        recipe = tiny(tmp_path / "run", teacher, train__teacher_cache=str(tmp_path / "cache"))
+        cache_teacher(recipe, tmp_path / "cache")
+        return recipe
+
+    def test_no_cache(self, tmp_path, teacher):
+        with pytest.raises(FileNotFoundError, match=r"no complete teacher cache: make it with `posekd cache-teacher`"):
+            build_job(tiny(tmp_path, teacher, train__teacher_cache=str(tmp_path / "nowhere")))
+
+    def test_a_killed_writer_leaves_none(self, tmp_path, teacher, monkeypatch):
+        from posekd.data import teacher_maps
+
+        recipe = tiny(tmp_path / "run", teacher)
+        cache_teacher(recipe, tmp_path / "cache")
+        monkeypatch.setattr(teacher_maps, "quantise", lambda maps, bits: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cache_teacher(recipe, tmp_path / "cache")
+        with pytest.raises(FileNotFoundError, match="no complete teacher cache"):
+            TeacherMaps(tmp_path / "cache")
+
+    def test_a_cut_file(self, tmp_path, recipe):
+        file = tmp_path / "cache" / "maps.bin"
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(ValueError, match=r"is damaged: .* make it again"):
+            build_job(recipe)
+
+    def test_another_dataset(self, tmp_path, recipe):
+        data = dataclasses.replace(recipe.train_data, images=11)
+        with pytest.raises(ValueError, match="is of another dataset"):
+            build_job(dataclasses.replace(recipe, train_data=data))
+
+    def test_another_teacher(self, tmp_path, recipe):
+        torch.manual_seed(8)
+        save_weights(create_model("hrnet_w32", **TINY_NET), tmp_path / "other.safetensors")
+        other = dataclasses.replace(recipe.teacher, weights=str(tmp_path / "other.safetensors"))
+        with pytest.raises(ValueError, match=r"was made with weights '[0-9a-f]{16}', the recipe says '[0-9a-f]{16}'"):
+            build_job(dataclasses.replace(recipe, teacher=other))
+
+    def test_another_padding(self, recipe):
+        loader = dataclasses.replace(recipe.loader, padding=1.5)
+        with pytest.raises(ValueError, match=r"was made with padding 1\.25, the recipe says 1.5"):
+            build_job(dataclasses.replace(recipe, loader=loader))
+
+    def test_a_teacher_of_several_stages_asked_stage_by_stage(self, recipe):
+        """The cache holds the last stage only; a student of one stage can learn from it, one of two cannot."""
+        settings = FpdSettings(teacher_stage="matched")
+        student = dataclasses.replace(recipe.student, name="hourglass_4x128", overrides={"size": [64, 64]})
+        job = build_job(dataclasses.replace(recipe, method=settings, student=student))
+        with pytest.raises(ValueError, match="cannot teach stage by stage"):
+            job.learner.method(job.prepare(next(job.loader.epoch(0))))
+
+    def test_nonsense(self, tmp_path, teacher):
+        with pytest.raises(ValueError, match="margin must be 1 or more"):
+            cache_teacher(tiny(tmp_path, teacher), tmp_path, margin=0.5)
+        with pytest.raises(ValueError, match="no teacher to cache"):
+            cache_teacher(tiny(tmp_path, teacher, teacher=None), tmp_path)
+
+
+def test_the_command_says_what_it_has_written(tmp_path, teacher, capsys):
+    import yaml
+
+    from posekd.engine.recipe import recipe_to_dict
+
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe_to_dict(tiny(tmp_path / "run", teacher))))
+    assert main(["cache-teacher", str(file), "--train.precision", "fp32"]) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "run" / "teacher_cache"
+    assert re.search(rf"\d+ persons, 17,544 bytes each \(0 MiB\) in {folder}; largest error 0\.00", out), out
+    assert f"train with --train.teacher_cache {folder}" in out
+    assert TeacherMaps(folder).card.error < 0.1
