@@ -44,6 +44,7 @@ POSEKD_INLINE void column_maxima(const A* x, int64_t row, int64_t width, A* best
   int64_t i = 0;
   for (; row == 0 && i < width; ++i) best[i] = x[i], argument[i] = 0;
   for (; i + L <= width; i += L) {
+    fetch_ahead<false>(x + i);
     const vec<A> value = load(x + i), m = load(best + i);
     const lanes<A> takes = takes_over_lanes<true, A>(value, m);
     store(best + i, choose<A>(takes, value, m));
@@ -57,7 +58,7 @@ template <int D, class A>
 POSEKD_INLINE vec<A> fold_max(vec<A> value) {
   if constexpr (D > 0) {
     const vec<A> other = shift<D, true, A>(value, value);
-    return fold_max<D / 2, A>(choose<A>(greater<A>(value, other), value, other));
+    return fold_max<D / 2, A>(larger(value, other));
   } else {
     return value;
   }
@@ -76,8 +77,9 @@ POSEKD_INLINE RowMaximum<A> row_maximum(const A* x, int64_t width, bool with_arg
   vec<A> best = broadcast(-std::numeric_limits<A>::infinity());
   lanes<A> nans = {};
   for (int64_t i = 0; i < whole; i += L) {
+    fetch_ahead<false>(x + i);
     const vec<A> value = load(x + i);
-    best = choose<A>(greater<A>(value, best), value, best);
+    best = larger(value, best);
     nans |= is_nan<A>(value);
   }
   A maximum = fold_max<L / 2, A>(best)[0];
@@ -152,6 +154,7 @@ POSEKD_INLINE A add_up(const A* dy, int64_t width, A* columns) {
   vec<A> sum = {};
   int64_t i = 0;
   for (; i + L <= width; i += L) {
+    fetch_ahead<false>(dy + i);
     const vec<A> value = load(dy + i);
     sum += value;
     store(columns + i, load(columns + i) + value);

@@ -7,19 +7,12 @@
 #include <limits>
 
 #include "core/pooling_math.h"
+#include "core/stream.h"
 #include "core/vec_lanes.h"
 
 namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
-
-// Bytes ahead of the scan at which lines are asked for: more than a page, past which the processor does not look.
-constexpr int64_t kAhead = 4096;
-
-template <bool kDown, class A>
-POSEKD_INLINE void fetch_ahead(const A* from) {
-  __builtin_prefetch(reinterpret_cast<const char*>(from) + (kDown ? -kAhead : kAhead));
-}
 
 // The columns of a word of head bits: whole vectors, then (end of the row) single elements from `whole` on.
 struct Word {

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/parallel.h"
+#include "core/stream.h"
 #include "core/vec.h"
 #include "decode_heatmaps/decode_heatmaps_math.h"
 
@@ -14,8 +15,6 @@ namespace POSEKD_LEVEL {
 namespace {
 
 constexpr int64_t kSerialPixels = 1 << 20;  // a quarter of a millisecond of one core: waking others can take as long
-
-constexpr int64_t kAhead = 1024;            // elements: a page or more, past which the processor does not look
 
 template <class T>
 struct Peak {
@@ -57,7 +56,7 @@ Peak<T> first_maximum(const T* x, int64_t n) {
   int64_t i = 0;
   for (; i + kChains * L <= n; i += kChains * L, index += kChains)
     for (int c = 0; c < kChains; ++c) {
-      __builtin_prefetch(x + i + c * L + kAhead);
+      fetch_ahead<false>(x + i + c * L);
       chains[c].add(load_as<V>(x + i + c * L), index + c);
     }
   for (int c = 1; c < kChains; ++c) chains[0].merge(chains[c]);
