@@ -26,6 +26,9 @@ class AssociativeEmbeddingSettings:
     Attributes:
         sigma: standard deviation of the label Gaussians in pixels of either heatmap; null for a 64th of the heatmap's
             width (so 2 and 4 at 512), which SmallerHRNet's code does to its students.
+        kind: how the labels are drawn: `higherhrnet` truncates a joint to a pixel; `exact` draws it where the parser's
+            half pixel will find it again, continuously. On ideal maps of twelve crowded COCO images at 256 pixels
+            that is an AP of 0.95 instead of 0.89.
         pull: weight of the pull term.
         push: weight of the push term.
         tag_kind: how people push each other: `exp` or `max`, see `posekd.ops.tag_loss`.
@@ -35,6 +38,7 @@ class AssociativeEmbeddingSettings:
     """
 
     sigma: float | None = 2.0
+    kind: Literal["higherhrnet", "exact"] = "higherhrnet"
     pull: float = 1e-3
     push: float = 1e-3
     tag_kind: Literal["exp", "max"] = "exp"
@@ -70,7 +74,7 @@ class AssociativeEmbedding(Method):
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
         """`{"labels", "pull", "push"}`, each weighted."""
         heatmaps, tags = split_maps(self.student(batch.images))
-        targets = label_heatmaps(heatmaps, batch, self.settings.sigma)
+        targets = label_heatmaps(heatmaps, batch, self.settings)
         terms = [
             heatmap_terms(s, None, g, mask, labels=1.0, teacher_weight=0.0)
             for s, g, mask in zip(heatmaps, targets, batch.masks, strict=True)
@@ -99,12 +103,16 @@ def split_maps(outputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     return [coarse[:, :K], fine], coarse[:, K:]
 
 
-def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, sigma: float | None) -> list[Tensor]:
+def label_heatmaps(
+    heatmaps: list[Tensor], batch: ImageBatch, settings: AssociativeEmbeddingSettings
+) -> list[Tensor]:
     """The label heatmaps of both resolutions, of all people of an image: `[B, K, h, w]` each."""
     targets = []
     for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
         size = (maps.shape[2], maps.shape[3])
-        targets.append(render_heatmaps(keypoints, size, sigma or size[1] / 64, "higherhrnet")[0])
+        if settings.kind == "exact":  # the parser takes the middle of a pixel, so a joint lies half a pixel before it
+            keypoints = keypoints - keypoints.new_tensor([0.5, 0.5, 0.0])
+        targets.append(render_heatmaps(keypoints, size, settings.sigma or size[1] / 64, settings.kind)[0])
     return targets
 
 

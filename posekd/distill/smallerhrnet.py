@@ -90,7 +90,7 @@ class SmallerHRNet(Method):
         settings, B = self.settings, len(batch)
         s, s_tags = split_maps(self.student(batch.images))
         t, t_tags = self._ask_teacher(batch, s)
-        g = label_heatmaps(s, batch, settings.sigma)
+        g = label_heatmaps(s, batch, settings)
         labels, teacher = settings.alpha, 1 - settings.alpha
 
         repeats = settings.distil_tags and settings.tag_reduction == "authors"

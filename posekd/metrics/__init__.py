@@ -1,6 +1,7 @@
 """Evaluators whose numbers agree with the official ones."""
 
 from posekd.lengths import head_sizes, torso_lengths
+from posekd.metrics.bootstrap import Gain, paired_bootstrap
 from posekd.metrics.coco import NUMBERS, CocoResult, PersonScore, evaluate_coco
 from posekd.metrics.coco_files import NoLabelsError
 from posekd.metrics.crowdpose import CrowdPoseResult, evaluate_crowdpose, evaluate_people
@@ -12,6 +13,7 @@ __all__ = [
     "NUMBERS",
     "CocoResult",
     "CrowdPoseResult",
+    "Gain",
     "KeypointScore",
     "NoLabelsError",
     "PckResult",
@@ -23,6 +25,7 @@ __all__ = [
     "keypoint_similarity",
     "oks",
     "oks_nms",
+    "paired_bootstrap",
     "pck",
     "pckh",
     "rescore",

@@ -101,7 +101,7 @@ def evaluate_coco(
     labels = read_labels(ground_truth)
     constants = resolve_sigmas(labels, sigmas)
     detections = read_results(results, labels)
-    run = _run(labels, detections, np.asarray(constants))
+    run = run_cocoeval(labels, detections, np.asarray(constants))
     people, pairs = _people(labels, run)
     by_id = {a["id"]: a for a in labels.annotations}
     table = keypoint_scores(
@@ -137,7 +137,8 @@ _Index = _quiet(pycoco.COCO, "createIndex", "loadRes")
 _Eval = _quiet(COCOeval, "evaluate", "accumulate", "summarize")
 
 
-def _run(labels: Labels, detections: list[dict[str, Any]], sigmas: np.ndarray) -> COCOeval:
+def run_cocoeval(labels: Labels, detections: list[dict[str, Any]], sigmas: np.ndarray) -> COCOeval:
+    """The finished evaluation of pycocotools, which prints nothing."""
     truth = _Index()
     truth.dataset = {
         "images": [{"id": i} for i in labels.image_ids],

@@ -15,6 +15,7 @@ from posekd.distill import (
     SmallerHRNet,
     SmallerHRNetSettings,
 )
+from posekd.distill.associative_embedding import label_heatmaps
 from posekd.structures import ImageBatch, InputSpec
 
 K, B, SIDE = 3, 2, 64
@@ -190,6 +191,18 @@ def test_resolved_weights():
     assert method.weights() == pytest.approx(
         {"labels": 0.9, "pull": 9e-4, "push": 9e-4, "teacher": 0.1, "teacher_tags": 0.1}
     )
+
+
+def test_exact_labels_lie_where_the_parser_finds_them():
+    """The parser adds half a pixel: a joint at 7.3 is drawn about 6.8, whole pixels and fractions alike."""
+    data = batch(people=1)
+    for points in data.keypoints:
+        points[0, 0] = torch.tensor([7.3, 5.0, 2.0])
+    heatmaps = [torch.zeros(B, K, 16, 16), torch.zeros(B, K, 32, 32)]
+    for maps in label_heatmaps(heatmaps, data, AssociativeEmbeddingSettings(kind="exact")):
+        x, y = torch.meshgrid(torch.arange(maps.shape[3]), torch.arange(maps.shape[2]), indexing="xy")
+        expected = torch.exp(-((x - 6.8) ** 2 + (y - 4.5) ** 2) / 8)
+        torch.testing.assert_close(maps[0, 0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("people", [1, 41])
