@@ -11,8 +11,8 @@ pictures; every student of a seed starts from the same weights, sees the same ba
     tags         + the teacher's heatmaps and tags, the tag term as a mean
     authors      what the paper's public code computes: the coarse heatmap term 1 + B times, no tags
 
-The paper's gain from tags (24.4 to 27.6 AP on COCO) came with the code of the last arm, so the question is whether it is the
-tag term or the repeated heatmap term. Scored is the network of the last step on 1,000 validation persons or more; none
+The paper's gain from tags (24.4 to 27.6 AP on COCO) came with the code of the last arm, so the question is whether it is
+the tag term or the repeated heatmap term. Scored is the network of the last step on 1,000 validation persons or more; none
 is picked by its score. Beside each difference stands its paired bootstrap interval over the images. A comparison
 counts only if the student alone reaches an AP of 0.30: below that the task was not learnt, and the report says so.
 A killed run goes on where it stopped when it is started again.
