@@ -11,10 +11,11 @@ pictures; every student of a seed starts from the same weights, sees the same ba
     tags         + the teacher's heatmaps and tags, the tag term as a mean
     authors      what the paper's public code computes: the coarse heatmap term 1 + B times, no tags
 
-The paper's gain from tags (24.4 to 27.6 AP on COCO) came with the code of the last arm, so the question is whether it is
-the tag term or the repeated heatmap term. Scored is the network of the last step on 1,000 validation persons or more; none
-is picked by its score. Beside each difference stands its paired bootstrap interval over the images. A comparison
-counts only if the student alone reaches an AP of 0.30: below that the task was not learnt, and the report says so.
+The paper's gain from tags (24.4 to 27.6 AP on COCO) came with the code of the last arm, so the question is whether it
+is the tag term or the repeated heatmap term. Scored is the network of the last step, on 1,000 validation persons or
+more; none is picked by its score. Beside each difference stands its paired bootstrap interval over the images. A
+comparison counts only if the student alone reaches an AP of 0.30: below that the task was not learnt, and the report
+says so.
 A killed run goes on where it stopped when it is started again.
 """
 
@@ -94,9 +95,7 @@ def run_arm(recipe: Recipe, validation: PoseSource) -> dict[str, Any]:
             write_json(clock, before + time.perf_counter() - start)
     model = load_model(folder / "last.safetensors")
     settings: Any = recipe.eval
-    report = evaluate_bottom_up(
-        model, validation, settings, loader=recipe.loader, results_file=folder / "people.json"
-    )
+    report = evaluate_bottom_up(model, validation, settings, loader=recipe.loader, results_file=folder / "people.json")
     assert report.coco is not None
     profile = profile_model(model)
     result = {

@@ -103,9 +103,7 @@ def split_maps(outputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     return [coarse[:, :K], fine], coarse[:, K:]
 
 
-def label_heatmaps(
-    heatmaps: list[Tensor], batch: ImageBatch, settings: AssociativeEmbeddingSettings
-) -> list[Tensor]:
+def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: AssociativeEmbeddingSettings) -> list[Tensor]:
     """The label heatmaps of both resolutions, of all people of an image: `[B, K, h, w]` each."""
     targets = []
     for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
