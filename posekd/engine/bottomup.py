@@ -42,8 +42,8 @@ class BottomUpSettings:
         refine: give everybody the joints that he misses, wherever his tag fits best. A stray peak then becomes a second
             copy of somebody: see `nms_threshold`.
         nms_threshold: of two people of one image with a higher OKS the weaker is removed; 1, the official way, keeps
-            all. On released networks it hardly moves AP, since copies are scored low; it matters where people are
-            counted or drawn.
+            all. For counting and drawing, not for AP: copies are scored low and cost little, while two people whom
+            `refine` gave the same joints look alike (docs/bottomup.md has figures).
         precision: `fp32`, or autocast to `bf16` or `fp16`.
         channels_last: images in channels-last memory.
     """
