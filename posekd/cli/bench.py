@@ -1,4 +1,4 @@
-"""`posekd bench [NAME] ...`: the microbenchmarks of the kernels."""
+"""`posekd bench [NAME] ...`: the microbenchmarks of the kernels; `posekd bench train CONFIG`: a training loop's."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ def benchmarks() -> dict[str, str]:
 def main(argv: Sequence[str]) -> int:
     """Runs the named benchmarks, or all of them, one after another; the options go to each."""
     known = benchmarks()
+    if argv and argv[0] == "train":
+        throughput = next(iter(known.values())).rsplit(".", 2)[0] + ".train_throughput"
+        return int(importlib.import_module(throughput).main(argv[1:]))
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     names, rest = list(argv[:count]), list(argv[count:])
     if "-h" in rest or "--help" in rest:
-        print(
-            f"usage: posekd bench [NAME ...] [options]\n\nbenchmarks (all without a name): {', '.join(sorted(known))}\n"
-        )
+        print("usage: posekd bench [NAME ...] [options]\n       posekd bench train CONFIG [options]\n")
+        print(f"benchmarks (all without a name): {', '.join(sorted(known))}\n")
         importlib.import_module(known["distill_loss"]).main(["--help"])
     for name in names:
         if name not in known:

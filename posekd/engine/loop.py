@@ -163,7 +163,7 @@ def fit(job: Job) -> dict[str, float] | None:
             f"{len(job.loader)} batches an epoch are too few for train.accumulate {job.settings.accumulate}"
         )
     learner = job.learner
-    log = RunLog(job.folder, learner.step, quiet=not distributed.is_main())
+    log = RunLog(job.folder, learner.step, job.validated, quiet=not distributed.is_main())
     ticker = Ticker(job.label, job.total_steps, learner.step, quiet=not distributed.is_main())
     weights = learner.method.weights()
     ticker.say(f"{job.label}: loss = " + " + ".join(f"{weight:g} {term}" for term, weight in weights.items()))
@@ -254,6 +254,7 @@ def _validate_if_due(job: Job, log: RunLog, ticker: Ticker) -> None:
         return
     job.learner.settle()
     if settings.validate_every and (step == job.total_steps or epoch % settings.validate_every == 0):
+        save(job)  # who is killed while this takes its time resumes here
         network = job.learner.best_guess.eval()
         distributed.share_buffers(network)
         start = time.perf_counter()

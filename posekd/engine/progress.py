@@ -22,17 +22,19 @@ class RunLog:
         folder: of the run.
         step: optimiser steps done so far. Records of later steps, which a killed run wrote and a resumed one
             will write again, are dropped.
+        validated: step of the last validation, likewise.
         quiet: write nothing (a process that is not the main one).
     """
 
-    def __init__(self, folder: Path, step: int = 0, *, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, step: int = 0, validated: int = 0, *, quiet: bool = False) -> None:
         self.path, self._quiet = folder / "log.jsonl", quiet
         if quiet:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_log(self.path) if step and record["step"] <= step]
+        last = {"validation": validated}
+        kept = [record for record in read_log(self.path) if step and record["step"] <= last.get(record["kind"], step)]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(self.path)

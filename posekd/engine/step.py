@@ -188,11 +188,18 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
             totals[name] = totals.get(name, 0.0) + value / len(batches)
     learner.settle()
     loss_value = sum(totals.values())
-    _update(learner, torch.cat([batch.sample_ids for batch in batches]), loss_value)
+    update(learner, torch.cat([batch.sample_ids for batch in batches]), loss_value)
     return {**totals, "loss": loss_value}
 
 
-def _update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
+def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
+    """The optimiser's part of a step: unscale, clip, look for non-finite gradients, update, average.
+
+    Args:
+        learner: whose parameters have their gradients.
+        sample_ids: int64 `[B]` of the step, for the message if a gradient is not finite.
+        loss: of the step, likewise.
+    """
     optimizer, scaler = learner.optimizer, learner.scaler
     scaler.unscale_(optimizer)
     parameters = [p for p in learner.parameters if p.grad is not None]

@@ -1,0 +1,302 @@
+"""Where the time of training goes: `posekd bench train CONFIG`, or `python benchmarks/train_throughput.py CONFIG`.
+
+Three loops train the recipe's student for some steps, in turn, round by round:
+
+    real        the loop as it is: workers decode and pack, the device crops, the step runs
+    preloaded   the same step on batches that are on the device already: what the loader could cost at most
+    baseline    `baselines/train_loop.py`, written as published code is (recipes of MAPD only)
+
+Then a few steps are taken apart, waiting for the device after each part, and the work of a worker is timed in this
+process. Figures are medians of the rounds with their extremes. `--synthetic N` writes N JPEGs of synthetic people and
+an untrained teacher to a temporary folder and uses those in place of the recipe's, so that nothing need be there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count, cycle, islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+if __package__ in (None, ""):  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "benchmarks"
+
+from posekd.data import PersonDataset
+from posekd.data.synthetic import SyntheticSettings, write_coco
+from posekd.distill import Mapd
+from posekd.engine.build import build_job, build_model
+from posekd.engine.loop import Job
+from posekd.engine.optim import set_rate
+from posekd.engine.recipe import Recipe, read_recipe, recipe_to_dict
+from posekd.engine.step import DTYPES, train_step, update
+from posekd.models import save_weights
+from posekd.structures import PackedBatch
+
+from .baselines import train_loop
+from .harness import environment
+
+KEPT = 8  # batches of the preloaded loop
+PARTS = ("transfer", "crop", "teacher", "student", "loss", "backward", "optimizer")
+
+
+def synthetic_recipe(recipe: Recipe, images: int, folder: Path) -> Recipe:
+    """The recipe on JPEGs of COCO's size and an untrained teacher: as fast as the real ones, and as wrong."""
+    people = write_coco(folder, images, settings=SyntheticSettings(size=(480, 640), people=(1, 4)))
+    teacher = recipe.teacher
+    if teacher is not None:
+        weights = folder / "teacher.safetensors"
+        save_weights(build_model(replace(teacher, weights=None), 17), weights)
+        teacher = replace(teacher, weights=str(weights))
+    train = replace(recipe.train, validate_every=0)
+    return replace(recipe, train_data=people, val_data=None, teacher=teacher, train=train)
+
+
+def real_steps(job: Job) -> Iterator[tuple[int, float]]:
+    """Takes steps for ever; persons and seconds of waiting of each."""
+    size = job.settings.accumulate
+    for epoch in count():
+        packed = job.loader.epoch(epoch)
+        for _ in range(job.steps_per_epoch):
+            start = time.perf_counter()
+            group = list(islice(packed, size))
+            waited = time.perf_counter() - start
+            train_step(job.learner, [job.prepare(batch) for batch in group])
+            yield sum(map(len, group)), waited
+
+
+def preloaded_steps(job: Job, groups: Sequence[Sequence[PackedBatch]]) -> Iterator[tuple[int, float]]:
+    """The same with batches that wait on the device."""
+    for group in cycle(groups):
+        train_step(job.learner, [job.prepare(batch) for batch in group])
+        yield sum(map(len, group)), 0.0
+
+
+def baseline_steps(job: Job, recipe: Recipe) -> Iterator[tuple[int, float]]:
+    """The published way; it has a loader of its own, and the student's weights are what they have become."""
+    method, device = job.learner.method, job.learner.device
+    assert isinstance(method, Mapd)
+    assert isinstance(job.loader.dataset, PersonDataset)  # type: ignore[attr-defined]
+    samples = train_loop.Samples(job.loader.dataset, method.student.spec, method.settings.sigma)  # type: ignore
+    plan = job.loader.plan  # type: ignore[attr-defined]
+    batches = train_loop.loader(
+        samples, plan, recipe.loader.workers, recipe.loader.pin_memory and device.type == "cuda"
+    )
+    eager = train_loop.EagerMapd(method)
+    optimizer = torch.optim.Adam(method.student.parameters(), lr=recipe.optim.lr * 1e-3)
+    for epoch in count():
+        plan.epoch, plan.start = epoch, 0
+        waiting = time.perf_counter()
+        for batch in batches:
+            waited = time.perf_counter() - waiting
+            train_loop.step(eager, optimizer, batch, device)
+            yield len(batch["images"]), waited
+            waiting = time.perf_counter()
+
+
+def measure(
+    loops: dict[str, Iterator[tuple[int, float]]], steps: int, rounds: int, idle: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Samples a second and share of waiting of each loop, in turn.
+
+    Args:
+        loops: by name.
+        steps: counted in a round.
+        rounds: of all loops.
+        idle: steps before each count, which use up what a loader has prepared while the others ran.
+        device: to wait for.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            for _ in range(idle):
+                next(loop)
+            _wait(device)
+            start = time.perf_counter()
+            taken = [next(loop) for _ in range(steps)]
+            _wait(device)
+            seconds = time.perf_counter() - start
+            found[name].append((sum(n for n, _ in taken) / seconds, sum(w for _, w in taken) / seconds))
+    return {
+        name: {
+            "samples_per_s": statistics.median(rate for rate, _ in rows),
+            "samples_per_s_extremes": [min(rows)[0], max(rows)[0]],
+            "data_wait": statistics.median(share for _, share in rows),
+        }
+        for name, rows in found.items()
+    }
+
+
+def take_apart(job: Job, groups: Sequence[Sequence[PackedBatch]], steps: int) -> dict[str, float]:
+    """Milliseconds a step of each part, the device idle between them."""
+    learner, device = job.learner, job.learner.device
+    spent = dict.fromkeys(PARTS, 0.0)
+    clock = SimpleNamespace(start=0.0)
+
+    def lap() -> float:
+        _wait(device)
+        now = time.perf_counter()
+        passed, clock.start = now - clock.start, now
+        return passed
+
+    def ends(part: str) -> Callable[..., None]:
+        return lambda *_: spent.__setitem__(part, spent[part] + lap())
+
+    networks = {"student": learner.method.student}
+    if learner.method.teacher is not None:
+        networks["teacher"] = learner.method.teacher.model
+    hooks = [network.register_forward_pre_hook(ends("loss")) for network in networks.values()]
+    hooks += [network.register_forward_hook(ends(name)) for name, network in networks.items()]
+    for step in range(-2, steps):
+        if step == 0:
+            spent.update(dict.fromkeys(PARTS, 0.0))
+        for packed in groups[step % len(groups)]:
+            lap()
+            packed = packed.to(device)
+            spent["transfer"] += lap()
+            batch = job.prepare(packed)
+            spent["crop"] += lap()
+            with torch.autocast(device.type, DTYPES[learner.precision], enabled=learner.precision != "fp32"):
+                terms = learner.forward(batch)
+            loss = torch.stack(list(terms.values())).sum() / len(groups[0])
+            spent["loss"] += lap()
+            learner.scaler.scale(loss).backward()
+            spent["backward"] += lap()
+        update(learner, batch.sample_ids, 0.0)
+        learner.settle()
+        spent["optimizer"] += lap()
+    for hook in hooks:
+        hook.remove()
+    return {part: seconds / steps * 1e3 for part, seconds in spent.items()}
+
+
+def worker_times(job: Job, batches: int) -> dict[str, float]:
+    """Milliseconds a person of a worker's work: decoding, and everything (decoding, draws, packing)."""
+    dataset, plan = job.loader.dataset, job.loader.plan  # type: ignore[attr-defined]
+    decode = whole = 0.0
+    persons = 0
+    for keys in islice(iter(plan), batches):
+        rows = {int(dataset.image_rows[row]) for _, row in keys}
+        start = time.perf_counter()
+        for row in rows:
+            dataset.source.load_image(row)
+        decode += time.perf_counter() - start
+        start = time.perf_counter()
+        dataset.__getitems__(keys)
+        whole += time.perf_counter() - start
+        persons += len(keys)
+    return {"decode_ms": decode / persons * 1e3, "all_ms": whole / persons * 1e3}
+
+
+def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True) -> dict[str, Any]:
+    """Measures a recipe; what `--json` writes."""
+    job = build_job(recipe)
+    device, workers = job.learner.device, recipe.loader.workers
+    set_rate(job.learner.optimizer, recipe.optim.lr * 1e-3)  # the weights hardly move: no loop spoils the next one's
+    first = job.loader.epoch(0)
+    groups = [list(islice(first, job.settings.accumulate)) for _ in range(min(KEPT, job.steps_per_epoch))]
+    del first
+    on_device = [[packed.to(device) for packed in group] for group in groups]
+    loops = {"real": real_steps(job), "preloaded": preloaded_steps(job, on_device)}
+    if baseline and isinstance(job.learner.method, Mapd) and recipe.train.teacher_cache is None:
+        loops["baseline"] = baseline_steps(build_job(_as_published(recipe)), recipe)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    result: dict[str, Any] = {"benchmark": "train", "recipe": recipe_to_dict(recipe), "steps": steps, "rounds": rounds}
+    options = SimpleNamespace(device=device.type, threads=torch.get_num_threads(), warm=True)
+    result["environment"] = environment(options)  # type: ignore[arg-type]
+    idle = max(2, workers * recipe.loader.prefetch + 1)
+    result["loops"] = measure(loops, steps, rounds, idle, device)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    for loop in loops.values():
+        loop.close()  # type: ignore[attr-defined]
+    apart = build_job(replace(recipe, train=replace(recipe.train, compile="none")))
+    result["step_ms"] = take_apart(apart, groups, steps)
+    result["worker"] = {**worker_times(job, 2), "workers": workers}
+    result["memory_mib"] = {
+        "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "device_peak": None if peak is None else peak / 2**20,
+    }
+    return result
+
+
+def _as_published(recipe: Recipe) -> Recipe:
+    """Float32, eager, contiguous; one batch a step."""
+    plain = replace(recipe.train, precision="fp32", compile="none", teacher_dtype=None, channels_last=False)
+    return replace(recipe, train=replace(plain, accumulate=1, ema_decay=None))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def report(result: dict[str, Any]) -> None:
+    """Prints what a person wants to know."""
+    recipe, loops = result["recipe"], result["loops"]
+    env = result["environment"]
+    teacher = recipe["teacher"]["name"] if recipe["teacher"] else "no teacher"
+    cached = " (cached)" if recipe["train"]["teacher_cache"] else ""
+    loader = recipe["loader"]
+    print(f"{recipe['student']['name']} from {teacher}{cached}, batch {loader['batch_size']}, on {env['device']}")
+    print(f"  {env['threads']} threads, {loader['workers']} workers, {recipe['train']['precision']}")
+    for name, row in loops.items():
+        low, high = row["samples_per_s_extremes"]
+        wait = f", waits for data {row['data_wait']:.0%} of the time" if name != "preloaded" else ""
+        print(f"  {name:<10}{row['samples_per_s']:9.1f} samples/s ({low:.1f} to {high:.1f}){wait}")
+    real = loops["real"]["samples_per_s"]
+    print(f"  the real loop runs at {real / loops['preloaded']['samples_per_s']:.0%} of the preloaded step", end="")
+    print(f", {real / loops['baseline']['samples_per_s']:.2f}x the baseline" if "baseline" in loops else "")
+    total = sum(result["step_ms"].values())
+    print(f"  a step in parts, the device idle between them ({total:.1f} ms):")
+    for part, ms in result["step_ms"].items():
+        print(f"    {part:<12}{ms:8.2f} ms {ms / total:5.0%}")
+    worker = result["worker"]
+    print(f"  a worker needs {worker['all_ms']:.2f} ms a person, {worker['decode_ms']:.2f} of it to decode", end="")
+    capacity = max(1, worker["workers"]) * 1e3 / worker["all_ms"]
+    print(f": {worker['workers']} of them give {capacity:.0f} samples/s" if worker["workers"] else "")
+    memory = result["memory_mib"]
+    device = f", {memory['device_peak']:.0f} MiB of the GPU" if memory["device_peak"] else ""
+    print(f"  peak memory {memory['host_peak']:.0f} MiB of the host{device}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the options, measures, prints, and appends to `--json`."""
+    parser = argparse.ArgumentParser(
+        "posekd bench train", description="where the time of training goes", allow_abbrev=False
+    )
+    parser.add_argument("config", help="a YAML file, or the name of a shipped recipe; its keys can be overridden")
+    parser.add_argument("--steps", type=int, default=10, help="steps counted a round (default 10)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all loops (default 3)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--synthetic", type=int, metavar="N", help="N JPEGs of synthetic people, an untrained teacher")
+    parser.add_argument("--no-baseline", action="store_true", help="leave out the loop written as published code is")
+    parser.add_argument("--json", type=Path, help="append the result to this file")
+    options, overrides = parser.parse_known_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = read_recipe(options.config, [*overrides, "--out", folder])
+        if options.synthetic:
+            recipe = synthetic_recipe(recipe, options.synthetic, Path(folder))
+        result = run(recipe, options.steps, options.rounds, not options.no_baseline)
+    report(result)
+    if options.json:
+        with open(options.json, "a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
