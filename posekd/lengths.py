@@ -40,8 +40,14 @@ def torso_lengths(keypoints: Any, skeleton: Skeleton) -> NDArray[np.float64]:
 
     Returns:
         float64 `[N]`, NaN where one of the two is not labelled, or both lie on one point.
+
+    Raises:
+        ValueError: another shape.
     """
     points = np.asarray(keypoints, np.float64)
+    K = skeleton.num_keypoints
+    if points.ndim != 3 or points.shape[1:] != (K, 3):
+        raise ValueError(f"keypoints of {skeleton.name} must be [N, {K}, 3] (x, y, visibility), got {points.shape}")
     ends = [skeleton.keypoints.index(name) for name in ("left_shoulder", "right_hip")]
     (a, b), labelled = points[:, ends, :2].swapaxes(0, 1), (points[:, ends, 2] > 0).all(axis=1)
     lengths = np.hypot(*(a - b).T)

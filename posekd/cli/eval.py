@@ -110,7 +110,7 @@ def run(
         outcome = _score_file(score_only, data, sigmas)
         _show(outcome, console, score_only, score_only, data, report, curve)
         if outcome.note and outcome.coco is None:
-            console.print(f"note: {outcome.note}", highlight=False, markup=False)
+            console.print(f"note: {outcome.note}", highlight=False, markup=False, soft_wrap=True)
         return outcome.coco or outcome.pck
     if model is None or images is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
@@ -139,7 +139,7 @@ def run(
     if results is not None:
         console.print(f"{len(outcome.results)} poses written to {results}", highlight=False, markup=False)
     if outcome.note:
-        console.print(f"note: {outcome.note}", highlight=False, markup=False)
+        console.print(f"note: {outcome.note}", highlight=False, markup=False, soft_wrap=True)
     return outcome.coco or outcome.pck
 
 
@@ -172,6 +172,8 @@ def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalRep
     records = read_pck_labels(data)
     keypoints, ids = read_predictions(Path(path), records)
     result, torso, note = score_pck(keypoints, ids, records)
+    if result is None:
+        raise ValueError(f"{path} cannot be scored: {note}")
     absent = len(records) - len(ids)
     notes = (note, f"{absent} of {len(records)} people have no prediction: not scored" if absent else "")
     return EvalReport(None, [], len(ids), 0.0, "; ".join(n for n in notes if n), result, torso)
@@ -180,21 +182,25 @@ def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalRep
 def _show(
     outcome: EvalReport, console: Console, subject: str, title: str, data: Any, report: str | None, curve: str | None
 ) -> None:
-    """Prints the tables, writes the report, draws the curve."""
+    """Writes the report, draws the curve, prints the tables: files first, for who reads may stop (`| head`)."""
     from posekd.metrics.tables import print_pck, print_result
 
     if outcome.coco is not None:
-        print_result(outcome.coco, console, title=title)
         _write_report(_coco_report(outcome.coco), report)
+        print_result(outcome.coco, console, title=title)
     if outcome.pck is not None:
         from posekd.engine.curves import plot_pck
         from posekd.engine.evaluate_pck import pck_report
 
         joints = _skeleton_of(data).keypoints
-        print_pck(outcome.pck, joints, console, title, outcome.torso)
         _write_report(pck_report(outcome.pck, joints, outcome.torso, outcome.note), report)
         if curve is not None:
             plot_pck(outcome.pck, Path(curve), Path(subject).name)
+        print_pck(outcome.pck, joints, console, title, outcome.torso)
+    unwritten = [file for file in (report, curve) if file is not None]
+    if unwritten and outcome.coco is None and outcome.pck is None:
+        text = f"note: nothing was scored, so these were not written: {', '.join(unwritten)}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _skeleton_of(data: Any) -> Skeleton:

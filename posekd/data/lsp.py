@@ -94,6 +94,11 @@ def read_lsp(settings: LspSettings) -> LspLabels:
     """
     parts = [_read_part(Path(settings.annotations), settings.images, settings.split)]
     if settings.extended_annotations is not None and settings.extended_images is not None:
+        if parts[0].extended.all():
+            raise ValueError(
+                f"{settings.annotations} is LSP Extended's joints.mat already: with `extended_annotations` beside it, "
+                "`annotations` is LSP's"
+            )
         parts.append(_read_part(Path(settings.extended_annotations), settings.extended_images, "train"))
         if not parts[1].extended.all():
             raise ValueError(f"{settings.extended_annotations} is not LSP Extended's joints.mat, but LSP's")
@@ -120,6 +125,7 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
         ValueError: a file is not what it should be; the message names it.
     """
     labels = read_lsp(settings)
+    everyone = labels.ids
     for name in ("images", "extended_images"):
         folder = getattr(settings, name)
         if folder is not None and not Path(folder).is_dir():
@@ -130,7 +136,7 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
         raise ValueError(f"{settings.annotations}: none of the pictures of split {settings.split!r} is there")
     sizes = image_sizes(labels.files)
     by_image = ~labels.extended if settings.box is None else np.full(len(labels), settings.box == "image")
-    return PeopleInFiles(lsp_records(labels, sizes, by_image), labels.files, partial(lsp_predictions, labels.ids))
+    return PeopleInFiles(lsp_records(labels, sizes, by_image), labels.files, partial(lsp_predictions, everyone))
 
 
 def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np.ndarray | None = None) -> PoseRecords:

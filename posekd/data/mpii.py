@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class MpiiSettings:
     on_missing_image: Literal["refuse", "skip"] = "refuse"
 
     def __post_init__(self) -> None:
+        if self.split not in (None, *get_args(Split)):
+            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, or none; got {self.split!r}")
         if self.first_pixel not in (0, 1):
             raise ValueError(f"first_pixel is 0 or 1, got {self.first_pixel!r}")
 

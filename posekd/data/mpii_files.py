@@ -191,10 +191,15 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
     held_out = _validation(validation_list)
     annolist = elements(field(release, "annolist", f"{file}: RELEASE"))
     is_train = np.atleast_1d(field(release, "img_train", f"{file}: RELEASE"))
-    if len(is_train) != len(annolist):
-        raise ValueError(f"{file}: RELEASE has {len(annolist)} images in annolist but {len(is_train)} in img_train")
-    alone = elements(field(release, "single_person", f"{file}: RELEASE")) if split == "test" else []
-    people = []
+    alone: Sequence[Any] = annolist
+    if split == "test":
+        alone = field(release, "single_person", f"{file}: RELEASE")
+        alone = [alone] if len(annolist) == 1 else elements(alone)  # a cell array of one has lost its shape
+    for name, values in (("img_train", is_train), ("single_person", alone)):
+        if len(values) != len(annolist):
+            raise ValueError(f"{file}: RELEASE has {len(annolist)} images in annolist but {len(values)} in {name}")
+    people: list[_Person] = []
+    strangers = set() if split == "test" else set(held_out)
     for index, image in enumerate(annolist):
         if bool(is_train[index]) == (split == "test"):
             continue
@@ -202,6 +207,7 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
         chosen = set(np.atleast_1d(alone[index]).tolist()) if split == "test" else None
         for number_, rect in enumerate(elements(getattr(image, "annorect", None)), start=1):
             where = (index + 1, number_)
+            strangers.discard(where)
             if chosen is not None and number_ not in chosen:
                 continue
             if chosen is None and (where in held_out) != (split == "valid"):
@@ -209,6 +215,12 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
             person = _from_rect(rect, _image_name(image, who), f"{who}.annorect({number_})", where)
             if split == "test" or person.visibility.any():
                 people.append(person)
+    if strangers:
+        first = min(strangers)
+        raise ValueError(
+            f"{validation_list} does not belong to {file}: {len(strangers)} of its {len(held_out)} people are not "
+            f"among the training images, the first is annolist({first[0]}).annorect({first[1]})"
+        )
     if not people:
         raise ValueError(f"{file}: the split {split!r} has no people")
     return _labels(people)
@@ -252,7 +264,10 @@ def _release_index(content: Mapping[str, Any], file: Path) -> np.ndarray:
     for name in ("RELEASE_img_index", "RELEASE_person_index"):
         if name not in content:
             raise ValueError(f"{file} has no variable {name!r}; it has {sorted(content)}")
-        columns.append(np.atleast_1d(content[name]).astype(np.int64))
+        try:
+            columns.append(np.atleast_1d(content[name]).astype(np.int64))
+        except (TypeError, ValueError):
+            raise ValueError(f"{file}: {name} must be whole numbers") from None
     if columns[0].shape != columns[1].shape:
         raise ValueError(f"{file}: {len(columns[0])} image indices but {len(columns[1])} person indices")
     return np.stack(columns, axis=1)

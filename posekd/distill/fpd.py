@@ -40,7 +40,8 @@ class FpdSettings:
     """Settings of FPD.
 
     Attributes:
-        alpha: weight of the teacher's term; the labels weigh 1 - alpha. 0 is plain training (Table 8).
+        alpha: weight of the teacher's term; the labels weigh 1 - alpha. 0 is plain training (Table 8), which
+            asks no teacher, for unlabelled persons neither.
         teacher_stage: which heatmaps teach: `last`, the teacher's final ones at every stage of the student; or
             `matched`, stage by stage.
         loss: of the teacher's term: `mse` (Eq. 4), or `cross_entropy` between L1-normalised maps (Table 7).

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from posekd.data import LspSettings, MpiiSettings, PoseRecords, PoseSource
-from posekd.data.coco_json import load_json
+from posekd.data.coco_json import finite_numbers, load_json
 from posekd.data.lsp import lsp_records, read_lsp
 from posekd.data.matlab import load_mat, save_mat, scipy_io
 from posekd.data.mpii import mpii_records, read_mpii
@@ -50,6 +50,8 @@ def score_pck(
         need one. None where nobody can be scored.
     """
     rows = _rows_of(sample_ids, records)
+    if not len(rows):
+        return None, None, "no predictions"
     assert records.reference_lengths is not None
     points, lengths = records.keypoints[rows].astype(np.float64), records.reference_lengths[rows]
     labelled = (points[..., 2] > 0).any(axis=1)
@@ -155,38 +157,50 @@ def read_predictions(path: Path, records: PoseRecords) -> tuple[np.ndarray, np.n
         records: the people.
 
     Returns:
-        Keypoints `[P, K, 2]` counting from 0, and sample ids `[P]`. People whose row in a `.mat` is NaN are left out.
+        Keypoints `[P, K, 2]` counting from 0, and sample ids `[P]`. People whose row in a `.mat` is all NaN are left
+        out.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: with a sentence.
     """
+    return _from_mat(path, records) if path.suffix == ".mat" else _from_json(path, records.skeleton.num_keypoints)
+
+
+def _from_json(path: Path, K: int) -> tuple[np.ndarray, np.ndarray]:
+    entries = load_json(path, "score_only")
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and {"sample_id", "keypoints"} <= e.keys() for e in entries
+    ):
+        raise ValueError(f"{path} must be a list of predictions with sample_id and keypoints")
+    for row, entry in enumerate(entries):
+        if type(entry["sample_id"]) is not int:
+            raise ValueError(f"{path}: prediction {row}: sample_id must be a whole number, got {entry['sample_id']!r}")
+    points = [
+        finite_numbers(e["keypoints"], 3 * K, f"{path}: the prediction for {e['sample_id']}: keypoints (x, y, score)")
+        for e in entries
+    ]
+    ids = np.array([e["sample_id"] for e in entries], np.int64)
+    return np.array(points, np.float64).reshape(-1, K, 3)[..., :2], ids
+
+
+def _from_mat(path: Path, records: PoseRecords) -> tuple[np.ndarray, np.ndarray]:
     N, K = len(records), records.skeleton.num_keypoints
-    if path.suffix != ".mat":
-        entries = load_json(path, "score_only")
-        if not isinstance(entries, list) or not all(
-            isinstance(e, dict) and {"sample_id", "keypoints"} <= e.keys() for e in entries
-        ):
-            raise ValueError(f"{path} must be a list of predictions with sample_id and keypoints")
-        wrong = next((e for e in entries if len(e["keypoints"]) != 3 * K), None)
-        if wrong is not None:
-            raise ValueError(
-                f"{path}: the prediction for {wrong['sample_id']} has {len(wrong['keypoints'])} keypoint values; "
-                f"{K} keypoints need 3 each"
-            )
-        points = np.array([e["keypoints"] for e in entries], np.float64).reshape(-1, K, 3)
-        return points[..., :2], np.array([e["sample_id"] for e in entries], np.int64)
     content = load_mat(path, "score_only")
-    if "preds" in content:
-        name, found = "preds", np.asarray(content["preds"], np.float64)
-    elif "pos_pred_src" in content:
-        name, found = "pos_pred_src", np.asarray(content["pos_pred_src"], np.float64).transpose(2, 0, 1)
-    else:
+    name = next((name for name in ("preds", "pos_pred_src") if name in content), None)
+    if name is None:
         raise ValueError(f"{path} has neither 'preds' nor 'pos_pred_src'; it has {sorted(content)}")
-    found = found.reshape(1, *found.shape) if found.ndim == 2 else found  # of one person
-    if found.shape[:2] != (N, K) or found.shape[2] < 2:
+    try:
+        found = np.asarray(content[name], np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: {name} must be numbers") from None
+    if found.ndim == 2:  # of one person
+        found = found[None] if name == "preds" else found[..., None]
+    if name == "pos_pred_src" and found.ndim == 3:
+        found = found.transpose(2, 0, 1)
+    if found.ndim != 3 or found.shape[:2] != (N, K) or found.shape[2] < 2:
         raise ValueError(f"{path}: {name} must hold (x, y) of {N} people x {K} keypoints, it has shape {found.shape}")
     first_pixel = 1 if records.metric == "pckh" else 0
-    given = np.isfinite(found[..., :2]).all(axis=(1, 2))
+    given = ~np.isnan(found[..., :2]).all(axis=(1, 2))
     return found[given, :, :2] - first_pixel, np.sort(records.sample_ids)[given]
 
 
@@ -194,10 +208,16 @@ def _rows_of(sample_ids: np.ndarray, records: PoseRecords) -> np.ndarray:
     """The record of each sample id.
 
     Raises:
-        ValueError: an id that the records do not have.
+        ValueError: an id that the records do not have, or one that occurs twice.
     """
     rows = {int(i): row for row, i in enumerate(records.sample_ids)}
     unknown = [int(i) for i in sample_ids if int(i) not in rows]
     if unknown:
         raise ValueError(f"predictions for {len(unknown)} people that the labels do not list: {unknown[:5]}")
+    ids, counts = np.unique(sample_ids, return_counts=True)
+    if (counts > 1).any():
+        twice = ids[counts > 1].tolist()
+        raise ValueError(
+            f"{len(twice)} people have more than one prediction, which would count them twice: {twice[:5]}"
+        )
     return np.array([rows[int(i)] for i in sample_ids], np.int64)

@@ -116,6 +116,11 @@ class Recipe:
                 "this method learns nothing from persons without labels (fpd does): set labels.others to left_out, and "
                 "unlabelled_data to null"
             )
+        if unlabelled and getattr(self.method, "alpha", None) == 0:  # such a method asks no teacher
+            raise ValueError(
+                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
+                "labels: give alpha another value, or set labels.others to left_out and unlabelled_data to null"
+            )
 
 
 def _settings_of(student: Any) -> dict[str, type]:

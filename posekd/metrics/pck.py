@@ -195,7 +195,7 @@ def _array(values: Any, name: str) -> Floats:
 def _checked(
     pred: Any, gt: Any, visible: Any, length_name: str, lengths: Any
 ) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
-    """The four inputs as arrays that fit each other."""
+    """The four inputs as arrays that fit each other; coordinates of unlabelled joints are 0."""
     found, truth = _array(pred, "pred"), _array(gt, "gt")
     flags, length = _array(visible, "visible"), _array(lengths, length_name)
     if truth.ndim != 3 or truth.shape[2] != 2:
@@ -225,6 +225,7 @@ def _checked(
             f"{length_name} must be positive, but {int(unusable.sum())} of {N} people have another, first person {row} "
             f"with {length[row]:g}: leave such people out"
         )
+    found, truth = (np.where(seen[..., None], points, 0.0) for points in (found, truth))
     return found, truth, seen, length
 
 

@@ -57,7 +57,8 @@ def fractional_max_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Fractional max pooling (Graham 2014) with fixed, overlapping 2x2 regions.
 
     Region i of n along an axis of N pixels starts at `floor(i (N - 2) / (n - 1))`: what `F.fractional_max_pool2d` gives
-    for random samples of 0. A region is at most as far from its place in an even grid as random ones are.
+    for random samples of 0, but for its rounding in float32 (from 28 to 23 pixels, for one). A region is at most as far
+    from its place in an even grid as random ones are.
 
     Args:
         x: `[B, C, H, W]`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -53,6 +54,25 @@ def test_a_checkpoint_on_mpii_and_its_predictions_again(tmp_path, mpii, capsys):
     assert capsys.readouterr().out.splitlines()[1:5] == lines[1:5]
 
 
+def test_files_are_there_even_if_nobody_reads_the_tables(tmp_path, mpii, monkeypatch):
+    """`posekd eval ... | head` closes the pipe while the tables are printed."""
+
+    def closed(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("posekd.metrics.tables.print_pck", closed)
+    people = json.loads((tmp_path / "labels.json").read_text())
+    preds = [
+        {"sample_id": i, "keypoints": [v for x, y in p["joints"] for v in (x, y, 1)]} for i, p in enumerate(people)
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(preds))
+    files = [tmp_path / "r.json", tmp_path / "c.png"]
+    words = ["--score-only", str(tmp_path / "p.json"), *mpii, "--report", str(files[0]), "--curve", str(files[1])]
+    with contextlib.suppress(BrokenPipeError):
+        main(["eval", *words])
+    assert all(file.is_file() for file in files)
+
+
 def test_a_checkpoint_on_lsp(tmp_path, capsys):
     settings, _ = lsp_folder(tmp_path, range(1001, 1009))
     words = ["--dataset", "lsp", "--split", "test", "--images", settings.images, "--annotations", settings.annotations]
@@ -65,6 +85,23 @@ def test_a_checkpoint_on_lsp(tmp_path, capsys):
     assert lines[0].endswith("PCK@0.2 of 8 people, in percent")
     assert lines[1].split() == COLUMNS
     assert lines[3].startswith("PCK@0.1")
+
+
+def test_files_that_cannot_be_written_are_named(tmp_path, capsys):
+    person = {k: v for k, v in hrnet_person("a.png").items() if not k.startswith("joints")}
+    settings = mpii_folder(tmp_path, [person])
+    words = [checkpoint(tmp_path, 16), "--dataset", "mpii", "--images", settings.images, "--workers", "0"]
+    words += ["--annotations", settings.annotations, "--device", "cpu", "--report", "r.json", "--curve", "c.png"]
+    assert main(["eval", *words]) == 0
+    out = capsys.readouterr().out
+    assert "note: nothing was scored, so these were not written: r.json, c.png" in out
+    assert "note: no labels: not scored" in out
+
+
+def test_a_results_file_that_cannot_be_scored_is_an_error(tmp_path, mpii, capsys):
+    (tmp_path / "none.json").write_text("[]")
+    assert main(["eval", "--score-only", str(tmp_path / "none.json"), *mpii]) == 2
+    assert "none.json cannot be scored: no predictions" in capsys.readouterr().err
 
 
 @pytest.mark.data

@@ -101,6 +101,15 @@ def test_predictions_become_a_file_in_order(tmp_path):
     assert np.isnan(variables["preds"][1]).all()
 
 
+def test_the_file_of_predictions_has_a_row_for_pictures_that_are_not_there(tmp_path):
+    settings, joints = lsp_folder(tmp_path, range(1, 3), image_ids=[1, 2, 3], on_missing_image="skip")
+    with pytest.warns(UserWarning, match="going on without them"):
+        source = open_lsp(settings)
+    variables = source.to_mat(source.records.sample_ids, joints[:2])
+    assert variables["image_ids"].tolist() == [1, 2, 3]
+    assert np.isnan(variables["preds"]).any(axis=(1, 2)).tolist() == [False, False, True]
+
+
 class TestRefusals:
     def put(self, folder: Path, joints: np.ndarray, split: str = "train") -> LspSettings:
         savemat(folder / "j.mat", {"joints": joints})
@@ -146,6 +155,12 @@ class TestRefusals:
     def test_settings(self, change, message):
         with pytest.raises(ValueError, match=message):
             LspSettings(**{"images": "i", "annotations": "a", "split": "train", **change})
+
+    def test_the_extended_set_twice(self, tmp_path):
+        images, annotations = lspet_folder(tmp_path, 1)
+        twice = LspSettings(images, annotations, "train", images, annotations)
+        with pytest.raises(ValueError, match=r"is LSP Extended's joints\.mat already"):
+            read_lsp(twice)
 
     def test_pictures_that_are_not_in_the_split(self, tmp_path):
         settings, _ = lsp_folder(tmp_path, range(0), image_ids=[1, 1500])

@@ -17,6 +17,7 @@ from scipy.io import loadmat, savemat
 
 from posekd import codecs
 from posekd.data import MpiiSettings, open_mpii
+from posekd.data.matlab import struct_array
 from posekd.data.mpii import mpii_predictions, mpii_records, read_mpii
 from posekd.skeleton import MPII
 
@@ -185,6 +186,33 @@ class TestRelease:
         release(tmp_path / "r.mat", list(self.IMAGES), without)
         with pytest.raises(ValueError, match=f"RELEASE has no field '{without}'; it has"):
             open_mpii(settings)
+
+    def test_single_people_that_do_not_belong_to_the_images(self, tmp_path):
+        images = [{"image": {"name": f"{n}.png"}, "annorect": np.zeros((0, 0))} for n in "abc"]
+        struct = {"annolist": struct_array(images), "img_train": [0, 0, 0], "single_person": [1, 1]}
+        savemat(tmp_path / "r.mat", {"RELEASE": struct})
+        with pytest.raises(ValueError, match="RELEASE has 3 images in annolist but 2 in single_person"):
+            read_mpii(MpiiSettings("", str(tmp_path / "r.mat"), "test"))
+
+    def test_one_image_may_have_several_single_people(self, tmp_path):
+        people = [rect(seed, labelled=False, head=False) for seed in (1, 2, 3)]
+        file = release(tmp_path / "r.mat", [("a.png", False, people, [1, 3])])
+        assert read_mpii(MpiiSettings("", file, "test")).release.tolist() == [[1, 1], [1, 3]]
+
+    @pytest.mark.parametrize("split", ["train", "valid"])
+    def test_a_list_of_other_people_would_leave_the_validation_split_in_training(self, tmp_path, split):
+        savemat(tmp_path / "v.mat", {"RELEASE_img_index": [[1, 2]], "RELEASE_person_index": [[3, 1]]})
+        settings = self.settings(tmp_path, split, validation_list=str(tmp_path / "v.mat"))
+        message = r"v.mat does not belong to .*: 1 of its 2 people are not .* the first is annolist\(2\).annorect\(1\)"
+        with pytest.raises(ValueError, match=message):
+            read_mpii(settings)
+        savemat(tmp_path / "v.mat", {"RELEASE_img_index": ["a"], "RELEASE_person_index": [1]})
+        with pytest.raises(ValueError, match="RELEASE_img_index must be whole numbers"):
+            read_mpii(settings)
+
+    def test_an_unknown_split(self):
+        with pytest.raises(ValueError, match="split must be one of train, valid, test, or none; got 'trian'"):
+            MpiiSettings("", "r.mat", "trian")
 
     def test_a_split_must_be_chosen_and_made(self, tmp_path):
         with pytest.raises(ValueError, match="holds all splits: choose one with `split: train`"):

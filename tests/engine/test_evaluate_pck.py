@@ -77,6 +77,15 @@ class TestScoring:
         with pytest.raises(ValueError, match=r"predictions for 1 people that the labels do not list: \[9\]"):
             score_pck(np.zeros((1, 16, 2)), np.array([9]), source.records)
 
+    def test_nobody_is_counted_twice(self, tmp_path):
+        source = open_mpii(three_people(tmp_path))
+        with pytest.raises(ValueError, match=r"1 people have more than one prediction, .* twice: \[2\]"):
+            score_pck(np.zeros((4, 16, 2)), np.array([0, 2, 1, 2]), source.records)
+
+    def test_no_predictions_are_not_called_no_labels(self, tmp_path):
+        source = open_mpii(three_people(tmp_path))
+        assert score_pck(np.zeros((0, 16, 2)), np.zeros(0, int), source.records) == (None, None, "no predictions")
+
 
 class Corner(TinyPose):
     """A network of another number of keypoints than 3, on square crops."""
@@ -157,7 +166,10 @@ class TestEvaluate:
     ("content", "message"),
     [
         ("{}", "must be a list of predictions with sample_id and keypoints"),
-        ('[{"sample_id": 1, "keypoints": [1, 2, 3]}]', "the prediction for 1 has 3 keypoint values; 16"),
+        ('[{"sample_id": 1, "keypoints": [1, 2, 3]}]', r"for 1: keypoints \(x, y, score\) must be 48 numbers, got"),
+        ('[{"sample_id": 1, "keypoints": 3}]', "must be 48 numbers, got 3"),
+        (json.dumps([{"sample_id": 1, "keypoints": [None] * 48}]), "must be 48 finite numbers"),
+        ('[{"sample_id": 1.5, "keypoints": []}]', "prediction 0: sample_id must be a whole number, got 1.5"),
     ],
 )  # fmt: skip
 def test_a_wrong_json_of_predictions_is_answered(tmp_path, content, message):
@@ -171,6 +183,8 @@ def test_a_wrong_json_of_predictions_is_answered(tmp_path, content, message):
     ("content", "message"),
     [
         ({"x": [1]}, r"neither 'preds' nor 'pos_pred_src'; it has \['x'\]"),
+        ({"preds": "text"}, "preds must be numbers"),
+        ({"pos_pred_src": np.zeros(2)}, r"pos_pred_src must hold \(x, y\) of 3 people"),
         ({"preds": np.zeros((2, 16, 2))}, r"must hold \(x, y\) of 3 people x 16 keypoints, it has shape \(2, 16, 2\)"),
     ],
 )
@@ -179,6 +193,29 @@ def test_a_wrong_mat_of_predictions_is_answered(tmp_path, content, message):
     savemat(tmp_path / "p.mat", content)
     with pytest.raises(ValueError, match=message):
         read_predictions(tmp_path / "p.mat", labels)
+
+
+def test_the_mat_of_one_person_has_lost_an_axis(tmp_path):
+    person = [hrnet_person("a.png")]
+    file = head_boxes(tmp_path / "gt.mat", person, [[0, 0, 30, 40]])
+    labels = read_pck_labels(mpii_folder(tmp_path, person, head_boxes=file))
+    joints = np.array(person[0]["joints"])
+    for name, values in (("preds", joints[None]), ("pos_pred_src", joints[..., None])):
+        savemat(tmp_path / "p.mat", {name: values})
+        assert score_pck(*read_predictions(tmp_path / "p.mat", labels), labels)[0].mean == 100
+
+
+def test_one_missing_joint_does_not_take_its_person_out_of_the_score(tmp_path):
+    labels = read_pck_labels(three_people(tmp_path))
+    preds = labels.keypoints[..., :2] + 1
+    preds[1, 3], preds[2] = np.nan, np.nan
+    savemat(tmp_path / "p.mat", {"preds": preds})
+    keypoints, ids = read_predictions(tmp_path / "p.mat", labels)
+    assert ids.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="pred holds a NaN or infinite number at a labelled joint, first for person 1"):
+        score_pck(keypoints, ids, labels)
+    labels.keypoints[1, 3] = 0
+    assert score_pck(keypoints, ids, labels)[0].people == 2
 
 
 @dataclass

@@ -90,6 +90,10 @@ def test_another_method_is_a_one_word_change():
             "learns nothing from persons without labels (fpd does): set labels.others to left_out",
         ),
         ({"unlabelled_data": {"name": "synthetic"}}, "and unlabelled_data to null"),
+        (
+            {"labels": {"images": 4}, "method": {"name": "fpd", "alpha": 0.0}},
+            "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without",
+        ),
         ({"labels": {"images": 0, "others": "left_out"}}, "labels.images must be 1 or more, got 0"),
     ],
 )

@@ -53,6 +53,12 @@ class TestRules:
         assert math.isnan(result.per_joint[1])
         assert result.people == 1
 
+    def test_coordinates_of_unlabelled_joints_do_not_matter(self, recwarn):
+        pred, gt, visible, size = people([[0.0, 0.0]])
+        visible[0, 1], pred[0, 1], gt[0, 1] = 0, np.inf, np.inf
+        assert pckh(pred, gt, visible, size).mean == 100
+        assert not recwarn.list
+
     def test_occluded_and_visible_labels_count_alike(self):
         pred, gt, visible, size = people([[0.0, 99.0]])
         assert pckh(pred, gt, visible * [2, 1], size).mean == 50
@@ -117,6 +123,8 @@ class TestLengths:
         lengths = torso_lengths(keypoints, skeleton)
         assert lengths[0] == 50
         assert math.isnan(lengths[1])
+        with pytest.raises(ValueError, match=rf"{skeleton.name} must be \[N, {skeleton.num_keypoints}, 3\]"):
+            torso_lengths(keypoints[:, 1:], skeleton)
 
 
 @pytest.mark.parametrize(
