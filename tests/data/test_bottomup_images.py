@@ -21,6 +21,7 @@ from posekd.data.bottomup import (
 )
 from posekd.data.regions import decode_mask
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+from posekd.skeleton import CROWDPOSE
 from posekd.structures import InputSpec
 
 SPEC = InputSpec(size=(64, 64), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -70,6 +71,14 @@ def test_which_images_are_kept(tmp_path, scene):
     assert everything.records.image_ids.tolist() == [1, 2, 3]
     assert everything.records.sample_ids.tolist() == [10, 11]
     assert everything.records.ignored.image_rows.tolist() == [0, 1]
+
+
+def test_crowdposes_files_have_the_edges_of_coco(tmp_path, scene):
+    """14 joints and edges up to 17: the official files are so."""
+    joints = [v for k in range(14) for v in (10.0 + k, 20.0 + k, 2)]
+    scene["annotations"] = [coco_folder.person(1, 1, keypoints=joints, num_keypoints=14)]
+    scene["categories"] = [{"id": 1, "name": "person", "keypoints": list(CROWDPOSE.keypoints), "skeleton": [[16, 14]]}]
+    assert open_scene(tmp_path, scene).records.skeleton is CROWDPOSE
 
 
 def test_a_split_without_labels_can_be_listed(tmp_path, scene):
