@@ -31,7 +31,8 @@ from posekd.data import (
     prepare,
 )
 from posekd.data.mpii import mpii_records, read_mpii
-from posekd.engine.evaluate import EvalReport, EvalSettings, evaluate
+from posekd.engine.evaluate import EvalSettings, evaluate
+from posekd.engine.report import EvalReport
 from posekd.structures import InputSpec, PoseBatch
 
 SPEC = InputSpec(size=(256, 256))

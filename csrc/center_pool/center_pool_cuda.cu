@@ -20,19 +20,6 @@ struct Params {
   int height, width;
 };
 
-template <class T, int V>
-__device__ __forceinline__ void read(const void* from, int64_t offset, float (&out)[V]) {
-  const auto pack = *reinterpret_cast<const Pack<T, V>*>(static_cast<const T*>(from) + offset);
-  for (int v = 0; v < V; ++v) out[v] = to_float(pack.v[v]);
-}
-
-template <class T, int V>
-__device__ __forceinline__ void write(void* to, int64_t offset, const float (&values)[V]) {
-  Pack<T, V> pack;
-  for (int v = 0; v < V; ++v) pack.v[v] = from_float<T>(values[v]);
-  *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(to) + offset) = pack;
-}
-
 // A maximum and where it is; among equals the larger index, NaN above all. An argument below 0: nothing yet.
 struct Peak {
   float value;
@@ -63,8 +50,8 @@ __global__ void __launch_bounds__(kThreads, 4) forward_kernel(Params p) {
       float down[V], across[V];
       for (int v = 0; v < V; ++v) down[v] = across[v] = -INFINITY;
       if (active) {
-        read<T, V>(p.vertical, plane + static_cast<int64_t>(row) * p.width + column, down);
-        read<T, V>(p.horizontal, plane + static_cast<int64_t>(row) * p.width + column, across);
+        read_pack<T, V>(p.vertical, plane + static_cast<int64_t>(row) * p.width + column, down);
+        read_pack<T, V>(p.horizontal, plane + static_cast<int64_t>(row) * p.width + column, across);
       }
       Peak peak{-INFINITY, -1};
       for (int v = 0; v < V; ++v) {
@@ -92,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 4) forward_kernel(Params p) {
     for (int column = lane * V; column < p.width; column += kWarp * V) {
       float sum[V];
       for (int v = 0; v < V; ++v) sum[v] = columns[column + v] + peak.value;
-      write<T, V>(p.output, plane + static_cast<int64_t>(row) * p.width + column, sum);
+      write_pack<T, V>(p.output, plane + static_cast<int64_t>(row) * p.width + column, sum);
     }
   }
 }
@@ -112,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 4) backward_kernel(Params p) {
     for (int row = warp; row < p.height; row += kWarps) {
       float dy[V];
       for (int v = 0; v < V; ++v) dy[v] = 0.0f;
-      if (column < p.width) read<T, V>(p.upstream, plane + static_cast<int64_t>(row) * p.width + column, dy);
+      if (column < p.width) read_pack<T, V>(p.upstream, plane + static_cast<int64_t>(row) * p.width + column, dy);
       float across = 0.0f;
       for (int v = 0; v < V; ++v) {
         sums[v] += dy[v];
@@ -145,8 +132,8 @@ __global__ void __launch_bounds__(kThreads, 4) backward_kernel(Params p) {
         across[v] = peak == column + v ? rows[row] : 0.0f;
         if (!p.d_horizontal) down[v] += across[v];
       }
-      write<T, V>(p.d_vertical, offset, down);
-      if (p.d_horizontal) write<T, V>(p.d_horizontal, offset, across);
+      write_pack<T, V>(p.d_vertical, offset, down);
+      if (p.d_horizontal) write_pack<T, V>(p.d_horizontal, offset, across);
     }
   }
 }

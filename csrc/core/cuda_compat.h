@@ -82,4 +82,21 @@ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+namespace {
+
+// Elements [offset, offset + N) of type T as floats; the address is that of a Pack.
+template <class T, int N>
+__device__ __forceinline__ void read_pack(const void* from, int64_t offset, float (&out)[N]) {
+  const auto pack = *reinterpret_cast<const Pack<T, N>*>(static_cast<const T*>(from) + offset);
+  for (int i = 0; i < N; ++i) out[i] = to_float(pack.v[i]);
+}
+
+template <class T, int N>
+__device__ __forceinline__ void write_pack(void* to, int64_t offset, const float (&values)[N]) {
+  Pack<T, N> pack;
+  for (int i = 0; i < N; ++i) pack.v[i] = from_float<T>(values[i]);
+  *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(to) + offset) = pack;
+}
+
+}  // namespace
 }  // namespace posekd

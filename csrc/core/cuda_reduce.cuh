@@ -1,4 +1,4 @@
-// Reductions over a warp and a block, in a fixed order.
+// Reductions over a warp, a block and a grid, in a fixed order.
 #pragma once
 
 #include "core/cuda_compat.h"
@@ -23,6 +23,28 @@ __device__ __forceinline__ T block_reduce(T value, T* scratch, Shuffle shuffle_d
   if (threadIdx.x == 0)
     for (int i = 1; i < warps; ++i) value = combine(value, scratch[i]);
   return value;
+}
+
+// Sum over the block, as block_reduce.
+template <class T>
+__device__ __forceinline__ T block_sum(T value, T* scratch) {
+  return block_reduce(
+      value, scratch, [](T mine, int offset) { return __shfl_down_sync(0xffffffffu, mine, offset); },
+      [](T a, T b) { return a + b; });
+}
+
+// Whether this block is the last of the grid to come here: it may then read, through volatile, what thread 0 of every
+// block wrote before. `counter` is 0 before the launch, and after it again. Contains a barrier.
+__device__ __forceinline__ bool last_block(unsigned* counter) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
+    last = atomicInc(counter, blocks - 1) == blocks - 1;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
 }
 
 }  // namespace posekd

@@ -26,19 +26,6 @@ struct Params {
   bool descending, last_wins;
 };
 
-template <class T, int V>
-__device__ __forceinline__ void read(const void* from, int64_t offset, float (&out)[V]) {
-  const auto pack = *reinterpret_cast<const Pack<T, V>*>(static_cast<const T*>(from) + offset);
-  for (int v = 0; v < V; ++v) out[v] = to_float(pack.v[v]);
-}
-
-template <class T, int V>
-__device__ __forceinline__ void write(void* to, int64_t offset, const float (&values)[V]) {
-  Pack<T, V> pack;
-  for (int v = 0; v < V; ++v) pack.v[v] = from_float<T>(values[v]);
-  *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(to) + offset) = pack;
-}
-
 __device__ __forceinline__ bool takes(float value, float best, bool last_wins) {
   return last_wins ? takes_over<true>(value, best) : takes_over<false>(value, best);
 }
@@ -104,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_forward(Params p) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       for (int v = 0; v < V; ++v) x[r][v] = -INFINITY;
-      if (at.active && r < s.rows) read<T, V>(p.input, s.element + r * s.element_step, x[r]);
+      if (at.active && r < s.rows) read_pack<T, V>(p.input, s.element + r * s.element_step, x[r]);
     }
 #pragma unroll
     for (int r = 0; r < R; ++r)
@@ -134,10 +121,10 @@ __global__ void __launch_bounds__(kThreads, 2) column_forward(Params p) {
       if (at.active) {
         if (p.other) {
           float other[V];
-          read<T, V>(p.other, s.element + r * s.element_step, other);
+          read_pack<T, V>(p.other, s.element + r * s.element_step, other);
           for (int v = 0; v < V; ++v) x[r][v] += other[v];
         }
-        write<T, V>(p.output, s.element + r * s.element_step, x[r]);
+        write_pack<T, V>(p.output, s.element + r * s.element_step, x[r]);
       }
       if (p.heads) {
         const unsigned word = gather_word<V>(bits);
@@ -165,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_backward(Params p) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       for (int v = 0; v < V; ++v) dy[r][v] = 0.0f;
-      if (at.active && r < s.rows) read<T, V>(p.input, s.element + r * s.element_step, dy[r]);
+      if (at.active && r < s.rows) read_pack<T, V>(p.input, s.element + r * s.element_step, dy[r]);
     }
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -198,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_backward(Params p) {
         dy[r][v] = head ? sum[v] : 0.0f;
         sum[v] = head ? 0.0f : sum[v];
       }
-      if (at.active && r < s.rows) write<T, V>(p.output, s.element + r * s.element_step, dy[r]);
+      if (at.active && r < s.rows) write_pack<T, V>(p.output, s.element + r * s.element_step, dy[r]);
     }
   }
 }
@@ -238,7 +225,8 @@ __global__ void __launch_bounds__(kThreads) row_forward(Params p) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       for (int v = 0; v < V; ++v) x[u][v] = -INFINITY;
-      if (group_row(p, u) < rows && column < p.width) read<T, V>(p.input, group_row(p, u) * p.width + column, x[u]);
+      if (group_row(p, u) < rows && column < p.width)
+        read_pack<T, V>(p.input, group_row(p, u) * p.width + column, x[u]);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -266,10 +254,10 @@ __global__ void __launch_bounds__(kThreads) row_forward(Params p) {
       if (active) {
         if (p.other) {
           float other[V];
-          read<T, V>(p.other, row * p.width + column, other);
+          read_pack<T, V>(p.other, row * p.width + column, other);
           for (int v = 0; v < V; ++v) x[u][v] += other[v];
         }
-        write<T, V>(p.output, row * p.width + column, x[u]);
+        write_pack<T, V>(p.output, row * p.width + column, x[u]);
       }
       if (p.heads) {
         const unsigned word = gather_word<V>(bits);
@@ -296,7 +284,7 @@ __global__ void __launch_bounds__(kThreads) row_backward(Params p) {
       for (int v = 0; v < V; ++v) dy[u][v] = 0.0f;
       const int64_t row = group_row(p, u);
       if (row >= rows || column >= p.width) continue;
-      read<T, V>(p.input, row * p.width + column, dy[u]);
+      read_pack<T, V>(p.input, row * p.width + column, dy[u]);
       heads[u] = p.heads[row * p.words + column / 32] >> (column % 32) & ((1u << V) - 1u);
     }
 #pragma unroll
@@ -328,7 +316,7 @@ __global__ void __launch_bounds__(kThreads) row_backward(Params p) {
         sum = head ? 0.0f : sum;
       }
       const int64_t row = group_row(p, u);
-      if (row < rows && column < p.width) write<T, V>(p.output, row * p.width + column, dy[u]);
+      if (row < rows && column < p.width) write_pack<T, V>(p.output, row * p.width + column, dy[u]);
     }
   }
 }

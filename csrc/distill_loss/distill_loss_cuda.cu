@@ -14,20 +14,14 @@ struct Map {
   DType dtype;
 };
 
-template <class T, int N>
-__device__ __forceinline__ void read_as(const Map& map, int64_t offset, float (&out)[N]) {
-  const auto pack = *reinterpret_cast<const Pack<T, N>*>(static_cast<const T*>(map.data) + offset);
-  for (int i = 0; i < N; ++i) out[i] = to_float(pack.v[i]);
-}
-
 template <int N>
 __device__ __forceinline__ void read(const Map& map, int64_t offset, float (&out)[N]) {
   if (map.dtype == DType::float32)
-    read_as<float, N>(map, offset, out);
+    read_pack<float, N>(map.data, offset, out);
   else if (map.dtype == DType::float16)
-    read_as<half_t, N>(map, offset, out);
+    read_pack<half_t, N>(map.data, offset, out);
   else
-    read_as<bfloat16_t, N>(map, offset, out);
+    read_pack<bfloat16_t, N>(map.data, offset, out);
 }
 
 struct Params {
@@ -148,22 +142,13 @@ __device__ __forceinline__ void add_teacher(Sums& sums, const float (&s)[N], con
 
 // The last block to finish adds up the rows, in a fixed order.
 __device__ void finish(const Params& p, double* scratch) {
-  __shared__ bool last;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicInc(p.counter, gridDim.x - 1) == gridDim.x - 1;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
+  if (!last_block(p.counter)) return;
   const volatile float* stats = p.stats;
   double total[3] = {0.0, 0.0, 0.0};
   for (int64_t row = threadIdx.x; row < gridDim.x; row += blockDim.x)
     for (int term = 0; term < 3; ++term) total[term] += stats[5 * row + term];
-  const auto down = [](double value, int offset) { return __shfl_down_sync(0xffffffffu, value, offset); };
-  const auto plus = [](double a, double b) { return a + b; };
   for (int term = 0; term < 3; ++term) {
-    total[term] = block_reduce(total[term], scratch, down, plus);
+    total[term] = block_sum(total[term], scratch);
     __syncthreads();
   }
   if (threadIdx.x != 0) return;

@@ -78,23 +78,13 @@ __device__ __forceinline__ void sample(const Params& p, const DeviceBox& box, in
 
 // The last block to finish adds up the crops' sums, in a fixed order.
 __device__ void finish(const Params& p, double* scratch) {
-  __shared__ bool last;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    const unsigned blocks = gridDim.x * gridDim.y;
-    last = atomicInc(p.counter, blocks - 1) == blocks - 1;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
+  if (!last_block(p.counter)) return;
   const volatile float* stats = p.stats;
   const int64_t crops = static_cast<int64_t>(p.boxes.count) * p.joints;
-  const auto down = [](double value, int offset) { return __shfl_down_sync(0xffffffffu, value, offset); };
-  const auto plus = [](double a, double b) { return a + b; };
   for (int m = 0; m < p.sets; ++m) {
     double sum = 0.0;
     for (int64_t i = threadIdx.x; i < crops; i += blockDim.x) sum += static_cast<double>(stats[m * crops + i]);
-    sum = block_reduce(sum, scratch, down, plus);
+    sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) p.loss[m] = static_cast<float>(sum * p.scale);
     __syncthreads();
   }
@@ -112,8 +102,6 @@ __global__ void __launch_bounds__(kRoiThreads, 4) sums_kernel(Params p) {
   const int from = static_cast<int>(blockIdx.y) * p.group, to = min(from + p.group, p.joints);
   float* middle = at;
   float* crop = at + p.rows * p.boxes.width;
-  const auto down = [](float value, int offset) { return __shfl_down_sync(0xffffffffu, value, offset); };
-  const auto plus = [](float a, float b) { return a + b; };
   open_box(p.boxes, r, box);
   for (int k = from; k < to; ++k) {
     const bool any = p.any_weight(r, k);
@@ -130,7 +118,7 @@ __global__ void __launch_bounds__(kRoiThreads, 4) sums_kernel(Params p) {
             sum += d * d;
           }
         }
-        sum = block_reduce(sum, warp_sums, down, plus);
+        sum = block_sum(sum, warp_sums);
         if (threadIdx.x == 0) {
           float* stat = p.stats + p.row(m, r, k);
           *stat = (begin == 0 ? 0.0f : *stat) + (weight != 0.0f ? weight * sum : 0.0f);

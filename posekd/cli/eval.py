@@ -14,7 +14,8 @@ from posekd.cli.progress import Bar
 
 if TYPE_CHECKING:
     from posekd.engine.bottomup import BottomUpSettings
-    from posekd.engine.evaluate import EvalReport, EvalSettings
+    from posekd.engine.evaluate import EvalSettings
+    from posekd.engine.report import EvalReport
     from posekd.metrics import CocoResult, PckResult
     from posekd.models.base import PoseModel
     from posekd.skeleton import Skeleton
@@ -162,8 +163,8 @@ def _data_settings(dataset: str, annotations: str, images: str, given: dict[str,
 
 def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalReport:
     from posekd.data import CocoSettings
-    from posekd.engine.evaluate import EvalReport
     from posekd.engine.evaluate_pck import read_pck_labels, read_predictions, score_pck
+    from posekd.engine.report import EvalReport
     from posekd.metrics import evaluate_people
 
     if isinstance(data, CocoSettings):
@@ -328,6 +329,6 @@ def _coco_report(result: CocoResult) -> dict[str, Any]:
 def _write_report(content: dict[str, Any], path: str | None) -> None:
     if path is None:
         return
-    from posekd.engine.evaluate import write_atomically
+    from posekd.engine.report import write_atomically
 
     write_atomically(json.dumps(content, indent=2) + "\n", path)

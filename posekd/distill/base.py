@@ -156,6 +156,19 @@ def stages_of(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [output] if isinstance(output, Tensor) else list(output)
 
 
+def check_same_maps(teacher: Tensor, student: Tensor) -> None:
+    """Refuses heatmaps of a teacher that are not of the student's shape.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"the teacher's heatmaps are {tuple(teacher.shape)}, the student's {tuple(student.shape)}: teacher and "
+            "student must have the same keypoints and output resolutions"
+        )
+
+
 def heatmap_keypoints(keypoints: Tensor, images: Tensor, heatmaps: Tensor) -> Tensor:
     """Keypoints `[B, K, 3]` from input pixels to heatmap pixels (`heatmap = input / 4`, no half-pixel shift)."""
     scale = heatmaps.shape[-1] / images.shape[-1]

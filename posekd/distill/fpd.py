@@ -27,7 +27,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, input_spec, name_terms, stages_of
+from posekd.distill.base import (
+    FrozenTeacher,
+    Method,
+    check_same_maps,
+    heatmap_keypoints,
+    input_spec,
+    name_terms,
+    stages_of,
+)
 from posekd.distill.convert import resample
 from posekd.ops import distill_loss, render_heatmaps
 from posekd.structures import PoseBatch
@@ -127,11 +135,7 @@ class Fpd(Method):
                 "stage: set method.teacher_stage to last"
             )
         maps = [resample(t, (s.shape[-2], s.shape[-1])) for s, t in zip(stages, taught, strict=True)]
-        if maps[0].shape != stages[0].shape:
-            raise ValueError(
-                f"the teacher's heatmaps are {tuple(maps[0].shape)}, the student's {tuple(stages[0].shape)}: "
-                "teacher and student must have the same keypoints"
-            )
+        check_same_maps(maps[0], stages[0])
         return maps
 
     def _teacher_share(self, keypoints: Tensor, w: Tensor) -> Tensor:

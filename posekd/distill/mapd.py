@@ -21,7 +21,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, input_spec, name_terms, stages_of
+from posekd.distill.base import (
+    FrozenTeacher,
+    Method,
+    check_same_maps,
+    heatmap_keypoints,
+    input_spec,
+    name_terms,
+    stages_of,
+)
 from posekd.distill.convert import resample
 from posekd.ops import distill_loss, render_heatmaps
 from posekd.structures import PoseBatch
@@ -87,11 +95,7 @@ class Mapd(Method):
             raise ValueError(f"mapd is for networks of one stage, this student has {1 + len(more)}; fpd distils such")
         assert self.teacher is not None
         t = resample(self.teacher.stages(batch, input_spec(self.student))[-1], (s.shape[-2], s.shape[-1]))
-        if t.shape != s.shape:
-            raise ValueError(
-                f"the teacher's heatmaps are {tuple(t.shape)}, the student's {tuple(s.shape)}: "
-                "teacher and student must have the same keypoints"
-            )
+        check_same_maps(t, s)
         keypoints = heatmap_keypoints(batch.keypoints, batch.images, s)
         if self.settings.kl == "clamped":
             return self._clamped(s, t, keypoints)

@@ -32,7 +32,7 @@ from posekd.distill.associative_embedding import (
     split_maps,
     tag_terms,
 )
-from posekd.distill.base import FrozenTeacher, Method, input_spec, name_terms
+from posekd.distill.base import FrozenTeacher, Method, check_same_maps, input_spec, name_terms
 from posekd.structures import ImageBatch
 
 
@@ -128,9 +128,5 @@ class SmallerHRNet(Method):
         seen = replace(self.teacher.spec, size=(height, width))  # it is convolutional: any size goes
         t, t_tags = split_maps(self.teacher.outputs(batch.images, input_spec(self.student), seen))
         for mine, other in zip(s, t, strict=True):
-            if mine.shape != other.shape:
-                raise ValueError(
-                    f"the teacher's heatmaps are {tuple(other.shape)}, the student's {tuple(mine.shape)}: teacher and "
-                    "student must have the same keypoints and output resolutions"
-                )
+            check_same_maps(other, mine)
         return t, t_tags

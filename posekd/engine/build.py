@@ -20,11 +20,12 @@ from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
 from posekd.engine import distributed
 from posekd.engine.datasets import open_dataset
 from posekd.engine.ema import Ema
-from posekd.engine.evaluate import EvalReport, evaluate
+from posekd.engine.evaluate import evaluate
 from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 from posekd.engine.loop import Job, LoopSettings
 from posekd.engine.optim import make_optimizer
 from posekd.engine.recipe import ModelSettings, Recipe, recipe_to_dict
+from posekd.engine.report import EvalReport
 from posekd.engine.step import DTYPES, Learner
 from posekd.models import PoseModel, create_model, init_backbone, is_bottom_up, save_weights
 from posekd.structures import ImageBatch, PackedBatch, PackedImageBatch, PoseBatch

@@ -6,23 +6,25 @@ published tables of HRNet, SimpleBaseline, FPD, ELPN and MAPD follow.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from posekd import codecs, ops
-from posekd.data import CocoSource, LoaderSettings, PoseLoader, PoseSource, prepare
+from posekd.data import LoaderSettings, PoseLoader, PoseSource, prepare
 from posekd.engine import distributed
 from posekd.engine.evaluate_pck import check_results_file, predictions, score_pck, write_mat
-from posekd.metrics import CocoResult, NoLabelsError, PckResult, evaluate_people, oks_nms, rescore
+from posekd.engine.progress import counted
+from posekd.engine.report import EvalReport, coco_result, not_scored, score_coco, to_thousandths, write_results
+from posekd.metrics import oks_nms, rescore
 from posekd.structures import InputSpec, PoseBatch
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,38 +85,6 @@ class Poses:
         return len(self.keypoints)
 
 
-@dataclass(frozen=True)
-class EvalReport:
-    """An evaluation.
-
-    Attributes:
-        coco: the ten numbers and more; None where the data have no labels, or are scored by PCK.
-        results: the poses in COCO's results format, or as `evaluate_pck.predictions` gives them.
-        persons: crops that went through the network.
-        seconds: for all of it: loading, network, decoding, scoring.
-        note: a sentence where the numbers need one, else empty.
-        pck: PCKh@0.5 (MPII) or PCK@0.2 (LSP); None where the data have no labels, or are scored by AP.
-        torso: of MPII also PCK@0.5 by the torso, ELPN's Equation 5.
-    """
-
-    coco: CocoResult | None
-    results: list[dict[str, Any]]
-    persons: int
-    seconds: float
-    note: str = ""
-    pck: PckResult | None = None
-    torso: PckResult | None = None
-
-    def numbers(self) -> dict[str, float] | None:
-        """The scores by name, the main one first (AP in 0..1; PCK in percent); None where nothing was scored."""
-        if self.coco is not None:
-            return self.coco.numbers()
-        if self.pck is None:
-            return None
-        torso = {f"torso {self.torso.name}": self.torso.mean} if self.torso is not None else {}
-        return {**self.pck.numbers(), **torso}
-
-
 def evaluate(
     model: nn.Module,
     source: PoseSource,
@@ -151,8 +121,8 @@ def evaluate(
         check_results_file(source, Path(results_file))
     rank, world = distributed.rank(), distributed.world()
     batches = PoseLoader(source, spec.size, loader, training=False, rank=rank, world=world)
-    crops = _crops(batches, spec, skeleton.flip, _device_of(model), settings)
-    poses = predict(model, _counted(crops, len(source.records), on_batch), skeleton.flip, settings)
+    crops = _crops(batches, spec, skeleton.flip, device_of(model), settings)
+    poses = predict(model, counted(crops, len(source.records), on_batch), skeleton.flip, settings)
     if world > 1:
         poses = _gather(poses, source.records.sample_ids)
         batches.skipped = sum(distributed.gather(batches.skipped))
@@ -173,31 +143,6 @@ def _judge_by_coco(
     return score_coco(results, source, results_file, len(poses))
 
 
-def score_coco(
-    results_of: Callable[[int], list[dict[str, Any]]],
-    source: PoseSource,
-    results_file: str | os.PathLike[str] | None,
-    count: int,
-) -> EvalReport:
-    """Writes results and scores them by COCO's metric (CrowdPose's, where images have a crowd index).
-
-    Args:
-        results_of: from the label file's id of the category to the results in COCO's format.
-        source: a `CocoSource`.
-        results_file: where to write the results, if anywhere.
-        count: what `EvalReport.persons` shall say.
-    """
-    truth = cast(CocoSource, source).coco_ground_truth()
-    results = results_of(truth["categories"][0]["id"] if truth.get("categories") else 1)
-    if results_file is not None:
-        write_results(results, results_file)
-    try:
-        coco = evaluate_people(truth, results, source.records.skeleton.sigmas)
-    except NoLabelsError:
-        return EvalReport(None, results, count, 0.0, _not_scored("no labels", results_file))
-    return EvalReport(coco, results, count, 0.0, coco.note)
-
-
 def _judge_by_pck(
     poses: Poses, source: PoseSource, settings: EvalSettings, results_file: str | os.PathLike[str] | None
 ) -> EvalReport:
@@ -208,12 +153,8 @@ def _judge_by_pck(
         write_results(results, results_file)
     score, torso, note = score_pck(poses.keypoints, poses.sample_ids, source.records)
     if score is None:
-        note = _not_scored(note, results_file)
+        note = not_scored(note, results_file)
     return EvalReport(None, results, len(poses), 0.0, note, score, torso)
-
-
-def _not_scored(why: str, results_file: str | os.PathLike[str] | None) -> str:
-    return f"{why}: results written, not scored" if results_file is not None else f"{why}: not scored"
 
 
 def predict(
@@ -237,17 +178,12 @@ def predict(
         FloatingPointError: the output is not finite.
     """
     settings = settings or EvalSettings()
-    was_training = model.training
-    model.eval()
     parts: list[tuple[Tensor, ...]] = []
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                heatmaps = forward_heatmaps(model, batch.images, flip_permutation, settings)
-                keypoints = decode(heatmaps, batch, settings)
-                parts.append((keypoints, batch.box_scores, batch.areas, batch.image_ids, batch.sample_ids))
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            heatmaps = forward_heatmaps(model, batch.images, flip_permutation, settings)
+            keypoints = decode(heatmaps, batch, settings)
+            parts.append((keypoints, batch.box_scores, batch.areas, batch.image_ids, batch.sample_ids))
     if not parts:
         K = len(flip_permutation)
         empty, ids = np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -255,6 +191,23 @@ def predict(
     poses = Poses(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
     _refuse_non_finite(poses)
     return poses
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network is."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without autograd for a while; then the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def forward_heatmaps(
@@ -315,40 +268,16 @@ def coco_results(
         are rounded to a thousandth of a pixel.
     """
     scores = rescore(poses.box_scores, poses.keypoints[..., 2], settings.joint_threshold)
-    keypoints = poses.keypoints.astype(np.float64)
-    keypoints[..., :2] = keypoints[..., :2].round(3)
+    keypoints = to_thousandths(poses.keypoints)
     order = np.argsort(poses.image_ids, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(poses.image_ids[order])) + 1) if len(order) else []
     results = []
     for rows in groups:
         kept = oks_nms(keypoints[rows], scores[rows], poses.areas[rows], sigmas, settings.nms_threshold)
         results += [
-            {
-                "image_id": int(poses.image_ids[row]),
-                "category_id": category_id,
-                "keypoints": keypoints[row].reshape(-1).tolist(),
-                "score": float(scores[row]),
-            }
-            for row in rows[kept]
+            coco_result(int(poses.image_ids[row]), category_id, keypoints[row], scores[row]) for row in rows[kept]
         ]
     return results
-
-
-def write_results(results: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Writes results as a JSON file that the COCO server takes, whole or not at all."""
-    write_atomically(json.dumps(list(results)), path)
-
-
-def write_atomically(text: str, path: str | os.PathLike[str]) -> None:
-    """Writes a text file, whole or not at all; makes the folder if need be."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _heatmaps(model: nn.Module, images: Tensor, num_keypoints: int, precision: str) -> Tensor:
@@ -377,17 +306,6 @@ def _crops(
         yield prepare(packed.to(device), spec, flip, memory_format=layout)
 
 
-def _counted(
-    batches: Iterable[PoseBatch], total: int, on_batch: Callable[[int, int], None] | None
-) -> Iterator[PoseBatch]:
-    done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch)
-        if on_batch is not None:
-            on_batch(done, total)
-
-
 def _gather(poses: Poses, sample_ids: np.ndarray) -> Poses:
     """The poses of all processes, in the dataset's order: as one process would have found them."""
     parts = distributed.gather(poses)
@@ -412,7 +330,3 @@ def _spec_of(model: nn.Module) -> InputSpec:
     if not isinstance(spec, InputSpec):
         raise ValueError(f"{type(model).__name__} has no `spec`: say what input it wants with `spec=InputSpec(...)`")
     return spec
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

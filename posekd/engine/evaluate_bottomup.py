@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import nn
 
 from posekd.data import LoaderSettings, PoseSource
 from posekd.data.bottomup import ImageLoader
 from posekd.engine import distributed
 from posekd.engine.bottomup import BottomUpSettings, People, find_people, remove_copies, resized
-from posekd.engine.evaluate import EvalReport, score_coco
-from posekd.structures import InputSpec
+from posekd.engine.evaluate import device_of, evaluating
+from posekd.engine.progress import counted
+from posekd.engine.report import EvalReport, coco_result, score_coco, to_thousandths
+from posekd.structures import InputSpec, PackedImageBatch
 
 
 def people_results(people: Sequence[People], category_id: int = 1) -> list[dict[str, Any]]:
     """People in COCO's results format, by image id and descending score; coordinates to a thousandth of a pixel."""
     results = []
     for image in sorted(people, key=lambda image: image.image_id):
-        points = image.keypoints.astype(np.float64)
-        points[..., :2] = points[..., :2].round(3)
+        points = to_thousandths(image.keypoints)
         results += [
-            {
-                "image_id": image.image_id,
-                "category_id": category_id,
-                "keypoints": points[row].reshape(-1).tolist(),
-                "score": float(image.scores[row]),
-            }
+            coco_result(image.image_id, category_id, points[row], image.scores[row])
             for row in np.argsort(-image.scores, kind="stable")
         ]
     return results
@@ -81,16 +76,11 @@ def evaluate_bottom_up(
         rank=distributed.rank(),
         world=distributed.world(),
     )
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     people: list[People] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for packed in _counted(batches, source.records.num_images, on_batch):
-                people += find_people(model, packed.to(device), spec, skeleton.flip, settings)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for packed in counted(batches, source.records.num_images, on_batch):
+            people += find_people(model, cast(PackedImageBatch, packed.to(device)), spec, skeleton.flip, settings)
     people = [image for share in distributed.gather(people) for image in share]
     skipped = sum(distributed.gather(batches.skipped))
     people = [remove_copies(image, skeleton.sigmas, settings.nms_threshold) for image in people]
@@ -98,12 +88,3 @@ def evaluate_bottom_up(
     report = score_coco(lambda category_id: people_results(people, category_id), source, results_file, len(people))
     notes = [f"{skipped} images were skipped: unreadable" if skipped else "", report.note]
     return replace(report, seconds=time.perf_counter() - start, note="; ".join(note for note in notes if note))
-
-
-def _counted(batches: ImageLoader, total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[Any]:
-    done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch)
-        if on_batch is not None:
-            on_batch(done, total)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+
+BatchT = TypeVar("BatchT", bound=Sized)
 
 
 class RunLog:
@@ -71,6 +74,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def counted(batches: Iterable[BatchT], total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[BatchT]:
+    """The batches; tells `on_batch` of (elements done, `total`) when the next one is asked for."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        if on_batch is not None:
+            on_batch(done, total)
 
 
 class Ticker:

@@ -27,10 +27,10 @@ from posekd.engine.build import assemble, pick_device
 from posekd.engine.curves import plot_curves
 from posekd.engine.datasets import open_dataset
 from posekd.engine.drawing import draw_poses, save_sheet
-from posekd.engine.evaluate import EvalReport
 from posekd.engine.loop import fit
 from posekd.engine.progress import read_log
 from posekd.engine.recipe import Recipe, read_recipe, save_recipe
+from posekd.engine.report import EvalReport
 from posekd.metrics import NUMBERS
 
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"

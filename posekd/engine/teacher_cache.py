@@ -14,6 +14,7 @@ from posekd.data import LoaderSettings, PersonDataset, PoseLoader, PoseSource, p
 from posekd.data.teacher_maps import MapsCard, canvas_crops, canvas_size, fingerprint, write_maps
 from posekd.distill.base import FrozenTeacher, stages_of
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
+from posekd.engine.progress import counted
 from posekd.engine.recipe import Recipe
 from posekd.engine.step import DTYPES
 
@@ -64,7 +65,7 @@ def cache_teacher(
         teacher=teacher_facts(recipe.teacher),
     )
     batches = _heatmaps(teacher, source, card, recipe, device)
-    return write_maps(folder, card, _counted(batches, card.persons, on_batch))
+    return write_maps(folder, card, counted(batches, card.persons, on_batch))
 
 
 class _CanvasDataset(PersonDataset):
@@ -108,12 +109,3 @@ def _shape(
     with torch.inference_mode():
         K, h, w = _ask(teacher, torch.zeros(1, 3, *canvas, device=device), precision).shape[1:]
     return K, h, w
-
-
-def _counted(batches: Iterator[Tensor], total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[Tensor]:
-    done = 0
-    for maps in batches:
-        yield maps
-        done += len(maps)
-        if on_batch is not None:
-            on_batch(done, total)

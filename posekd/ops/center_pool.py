@@ -71,9 +71,8 @@ def _backward_fake(dy: Tensor, columns: Tensor, rows: Tensor, two_maps: bool) ->
 
 def _supports(x: Tensor, *rest: Any) -> bool:
     """The device kernels have no float64 and a limit of size; an empty batch has nothing to launch for."""
-    on_device = x.device.type == "cuda" or library.emulated()
     too_much = x.dtype == torch.float64 or max(x.shape[2:]) > LARGEST_ON_DEVICE
-    return x.numel() > 0 and not (on_device and too_much)
+    return x.numel() > 0 and not (library.on_device(x) and too_much)
 
 
 _forward = library.define(

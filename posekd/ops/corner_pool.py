@@ -66,8 +66,7 @@ def _backward_fake(dy: Tensor, heads: Tensor, direction: int) -> Tensor:
 
 def _supports(x: Tensor, *rest: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
-    on_device = x.device.type == "cuda" or library.emulated()
-    return x.numel() > 0 and not (x.dtype == torch.float64 and on_device)
+    return x.numel() > 0 and not (x.dtype == torch.float64 and library.on_device(x))
 
 
 _forward = library.define(

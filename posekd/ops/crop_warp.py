@@ -124,9 +124,8 @@ def _reference_into(out: Tensor, *args: Any) -> None:
 def _supports(*args: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
     images, matrices, channels, dtype = args[0], args[3], args[5], args[10]
-    on_device = matrices.device.type == "cuda" or library.emulated()
     wide = dtype == torch.float64 or images[0].dtype == torch.float64
-    return matrices.shape[0] * channels > 0 and not (wide and on_device)
+    return matrices.shape[0] * channels > 0 and not (wide and library.on_device(matrices))
 
 
 _warp = library.define(

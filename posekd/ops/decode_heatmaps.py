@@ -31,8 +31,7 @@ def _reference(heatmaps: Tensor, matrices: Tensor | None, method: int, blur: int
 
 def _supports(heatmaps: Tensor, matrices: Tensor | None, method: int, blur: int) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
-    on_device = heatmaps.device.type == "cuda" or library.emulated()
-    return heatmaps.numel() > 0 and not (heatmaps.dtype == torch.float64 and on_device)
+    return heatmaps.numel() > 0 and not (heatmaps.dtype == torch.float64 and library.on_device(heatmaps))
 
 
 _decode = library.define(

@@ -41,7 +41,7 @@ def _sort(args: tuple[Any, ...]) -> tuple[Inputs, Numbers]:
 def _supports(student: Tensor, teacher: Tensor | None, target: Tensor | None, *rest: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
     wide = any(x is not None and x.dtype == torch.float64 for x in (student, teacher, target))
-    return student.numel() > 0 and not (wide and (student.device.type == "cuda" or library.emulated()))
+    return student.numel() > 0 and not (wide and library.on_device(student))
 
 
 def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

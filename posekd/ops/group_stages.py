@@ -49,10 +49,6 @@ def _channels(tags: Tensor) -> int:
     return tags.shape[4] if tags.ndim == 5 else 1
 
 
-def _on_device(x: Tensor) -> bool:
-    return x.device.type == "cuda" or library.emulated()
-
-
 # ---- Stage 1: peaks --------------------------------------------------------------------------------------------
 
 
@@ -65,7 +61,7 @@ def _peaks_kernel(heatmaps: Tensor, tags: Tensor, max_people: int, threshold: fl
     peaks = _peaks_output(heatmaps, tags, max_people)
     B, K, H, _ = heatmaps.shape
     workspace = None
-    if _on_device(heatmaps):
+    if library.on_device(heatmaps):
         workspace = heatmaps.new_empty((B * K, -(-H // STRIP_ROWS), max_people), dtype=torch.int64)
     library.core().top_k_peaks(*_maps(heatmaps, tags), peaks, workspace, threshold, nms_kernel, library.threads())
     return peaks
@@ -273,7 +269,7 @@ def _refine_kernel(
     channels = _channels(tags)
     means = keypoints.new_empty((B, keypoints.shape[1], channels))
     bounds = None
-    if fill and _on_device(heatmaps):
+    if fill and library.on_device(heatmaps):
         bounds = keypoints.new_empty((B * K, 1 + 2 * channels, -(-H // TILE) * -(-W // TILE)))
     library.core().refine_people(
         *_maps(heatmaps, tags), keypoints.contiguous(), refined, counts.contiguous(), means, bounds,

@@ -67,6 +67,11 @@ def emulated() -> bool:
     return _override is not None
 
 
+def on_device(x: Tensor) -> bool:
+    """Whether the CUDA kernels take `x`, on a GPU or in emulation: they have no float64, and limits of size."""
+    return x.device.type == "cuda" or emulated()
+
+
 def core() -> Any:
     """The compiled core in use."""
     return _override if _override is not None else _core

@@ -31,8 +31,7 @@ def _inputs(maps: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor) -> tup
 
 def _supports(maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any) -> bool:
     """Where roi_align's kernels serve; on a GPU targets may not be float64 either."""
-    on_device = maps.device.type == "cuda" or library.emulated()
-    if targets.numel() == 0 or (on_device and targets.dtype == torch.float64):
+    if targets.numel() == 0 or (library.on_device(maps) and targets.dtype == torch.float64):
         return False
     return crop_supports(maps.shape, maps.dtype, boxes, targets.shape[3], targets.shape[4])
 

@@ -33,9 +33,8 @@ def _reference(
 
 def _supports(keypoints: Tensor, height: int, width: int, sigma: float, kind: int, dtype: torch.dtype) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
-    on_device = keypoints.device.type == "cuda" or library.emulated()
     empty = keypoints.shape[0] * keypoints.shape[2] == 0
-    return not empty and not (dtype == torch.float64 and on_device)
+    return not empty and not (dtype == torch.float64 and library.on_device(keypoints))
 
 
 _render = library.define(

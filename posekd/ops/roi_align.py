@@ -48,8 +48,7 @@ def supports(size: Sequence[int], dtype: torch.dtype, boxes: Tensor, height: int
     """Whether the kernels take maps of `size`: not float64 on a GPU; nothing empty, for which there is no launch."""
     if boxes.shape[0] == 0 or 0 in tuple(size):
         return False
-    on_device = boxes.device.type == "cuda" or library.emulated()
-    return not on_device or (dtype != torch.float64 and fits_device(size, boxes, height, width))
+    return not library.on_device(boxes) or (dtype != torch.float64 and fits_device(size, boxes, height, width))
 
 
 def _forward_kernel(

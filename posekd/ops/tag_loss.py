@@ -46,8 +46,9 @@ def _backward_kernel(
     pull_upstream: Tensor, push_upstream: Tensor, pull_slope: Tensor, push_slope: Tensor, keypoints: Tensor,
     tags: Tensor,
 ) -> Tensor:  # fmt: skip
-    on_device = tags.device.type == "cuda" or library.emulated()
-    allocate = torch.zeros_like if on_device else torch.empty_like  # the CPU kernel fills with zeros itself
+    allocate = (
+        torch.zeros_like if library.on_device(tags) else torch.empty_like
+    )  # the CPU kernel fills with zeros itself
     gradient = allocate(tags, memory_format=torch.contiguous_format)
     library.core().tag_loss_backward(
         keypoints.float().contiguous(), pull_slope.contiguous(), push_slope.contiguous(),
@@ -75,9 +76,8 @@ def _backward_fake(
 
 def _supports(tags: Tensor, keypoints: Tensor) -> bool:
     """The device kernels have no float64 and a limit of people; without joints there is nothing to launch for."""
-    on_device = tags.device.type == "cuda" or library.emulated()
     too_much = tags.dtype == torch.float64 or keypoints.shape[1] > MOST_PEOPLE_ON_DEVICE
-    return tags.numel() > 0 and keypoints.numel() > 0 and not (on_device and too_much)
+    return tags.numel() > 0 and keypoints.numel() > 0 and not (library.on_device(tags) and too_much)
 
 
 _forward = library.define(

@@ -20,14 +20,12 @@ from pathlib import Path
 import torch
 from coco_folder import labels, person, write
 from safetensors.torch import load_file
+from tiny_recipe import tiny_recipe
 
 from posekd.engine import checkpoint, loop
 from posekd.engine.progress import read_log
-from posekd.engine.recipe import Recipe, recipe_from_dict
+from posekd.engine.recipe import Recipe
 from posekd.engine.train import train
-
-TINY_NET = {"size": [64, 64], "width": 8, "modules": [1], "blocks": 1, "stem_width": 8, "stage1_width": 4}
-TINY_NET["stage1_blocks"] = 1
 
 
 def recipe(folder: Path, workers: int) -> Recipe:
@@ -37,17 +35,14 @@ def recipe(folder: Path, workers: int) -> Recipe:
         data.mkdir()
         write(data, labels([person(10 * i, i) for i in range(1, 9)], range(1, 9)))
     people = {"name": "coco", "images": str(data / "images"), "annotations": str(data / "labels.json")}
-    return recipe_from_dict(
-        {
-            "student": {"name": "elpn_v1", "overrides": TINY_NET},
-            "method": {"name": "supervised"},
-            "train_data": people,
-            "val_data": people,
-            "loader": {"batch_size": 2, "workers": workers},
-            "train": {"epochs": 2, "log_every": 1, "validate_every": 1, "ema_decay": 0.9, "checkpoint_steps": 2},
-            "eval": {"flip": False},
-            "out": str(folder),
-        }
+    return tiny_recipe(
+        folder,
+        train_data=people,
+        val_data=people,
+        loader__workers=workers,
+        train__validate_every=1,
+        train__ema_decay=0.9,
+        train__checkpoint_steps=2,
     )
 
 

@@ -11,7 +11,7 @@ import ranks
 import torch
 
 import posekd
-from posekd.engine import checkpoint, distributed, loop
+from posekd.engine import checkpoint, distributed
 from posekd.engine.build import pick_device
 from posekd.engine.loop import fit
 from posekd.engine.progress import read_log
@@ -37,15 +37,6 @@ def in_two_processes(kind, folder):
     done = torchrun(ranks.__file__, kind, str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
-    yield
-    torch.set_num_threads(threads)
 
 
 def distance(weights, others):
@@ -136,13 +127,14 @@ def test_the_same_yaml_trains_in_one_process_and_under_torchrun(tmp_path):
     """
     import killing
     import yaml
+    from tiny_recipe import TINY_NET
 
     from posekd.engine.recipe import recipe_to_dict
     from posekd.models import create_model, save_weights
 
-    save_weights(create_model("hrnet_w32", **killing.TINY_NET), tmp_path / "teacher.safetensors")
+    save_weights(create_model("hrnet_w32", **TINY_NET), tmp_path / "teacher.safetensors")
     values = recipe_to_dict(killing.recipe(tmp_path / "two", 0))
-    teacher = {"name": "hrnet_w32", "overrides": killing.TINY_NET, "weights": str(tmp_path / "teacher.safetensors")}
+    teacher = {"name": "hrnet_w32", "overrides": TINY_NET, "weights": str(tmp_path / "teacher.safetensors")}
     values |= {"method": {"name": "mapd"}, "teacher": teacher}
     values["train"]["checkpoint_steps"] = None
     values["optim"] |= {"name": "sgd", "lr": 0.01}

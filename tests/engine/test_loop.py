@@ -16,15 +16,7 @@ from posekd.engine.optim import OptimSettings, ScheduleSettings, make_optimizer
 from posekd.engine.progress import read_log
 from posekd.engine.step import Learner, NonFiniteLossError, train_step
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """One thread, and pictures only where they are looked at: they cost more than the tiny training."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 class NoiseLoader:

@@ -1,6 +1,5 @@
 """What stops a run before its end, and what it leaves behind: bad numbers, full disks, lost data, signals."""
 
-import copy
 import json
 import os
 import re
@@ -15,27 +14,17 @@ import pytest
 import torch
 from coco_folder import labels, person, write
 from test_loop import DropoutPose, NoiseLoader, losses, make_job
+from tiny_recipe import tiny_recipe
 
 import posekd
 from posekd.distill import Method, Supervised
 from posekd.engine import checkpoint, loop
 from posekd.engine.loop import fit, load_state_dict
-from posekd.engine.recipe import recipe_from_dict
 from posekd.engine.step import NonFiniteGradientError
 from posekd.engine.stopping import LoadingError
 from posekd.engine.train import train
 
-TINY_NET = {"size": [64, 64], "width": 8, "modules": [1], "blocks": 1, "stem_width": 8, "stage1_width": 4}
-TINY_NET["stage1_blocks"] = 1
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 class Edge(torch.autograd.Function):
@@ -168,18 +157,8 @@ class TestDisk:
 
 
 def coco_recipe(folder, source, **changes):
-    values = {
-        "student": {"name": "elpn_v1", "overrides": TINY_NET},
-        "method": {"name": "supervised"},
-        "train_data": {"name": "coco", "images": source.images, "annotations": source.annotations},
-        "loader": {"batch_size": 2, "workers": 0},
-        "train": {"epochs": 2, "log_every": 1, "validate_every": 0},
-        "out": str(folder),
-    }
-    for key, value in changes.items():
-        group, _, name = key.partition("__")
-        values[group] = {**values[group], name: value}
-    return recipe_from_dict(copy.deepcopy(values))
+    people = {"name": "coco", "images": source.images, "annotations": source.annotations}
+    return tiny_recipe(folder, train_data=people, train__validate_every=0, **changes)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import TINY_NET, losses, tiny
+from test_train import losses, tiny
+from tiny_recipe import TINY_NET
 
 from posekd import codecs
 from posekd.cli import main
@@ -26,7 +27,6 @@ from posekd.data.teacher_maps import (
     write_maps,
 )
 from posekd.distill import CachedTeacher, FpdSettings
-from posekd.engine import loop
 from posekd.engine.build import build_job, open_training_data
 from posekd.engine.recipe import Recipe
 from posekd.engine.teacher_cache import cache_teacher
@@ -38,13 +38,7 @@ from posekd.structures import InputSpec
 SPEC = InputSpec(size=(64, 64))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")

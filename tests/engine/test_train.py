@@ -1,28 +1,18 @@
 """`train(recipe)` on real batches of a few synthetic people: resume through the files, and what is refused."""
 
-import copy
 import dataclasses
 
 import pytest
 import torch
+from tiny_recipe import TINY_NET, tiny_recipe
 
 from posekd.engine import build, loop
 from posekd.engine.progress import read_log
-from posekd.engine.recipe import ModelSettings, Recipe, recipe_from_dict
+from posekd.engine.recipe import ModelSettings, Recipe
 from posekd.engine.train import train
 from posekd.models import create_model, load_model, save_weights
 
-TINY_NET = {"size": [64, 64], "width": 8, "modules": [1], "blocks": 1, "stem_width": 8, "stage1_width": 4}
-TINY_NET["stage1_blocks"] = 1
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "plot_curves", lambda runs, path: None)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +25,16 @@ def teacher(tmp_path_factory):
 
 def tiny(folder, weights, /, **changes) -> Recipe:
     values = {
-        "student": {"name": "elpn_v1", "overrides": TINY_NET},
         "teacher": {"name": "hrnet_w32", "overrides": TINY_NET, "weights": weights},
         "method": {"name": "mapd"},
         "train_data": {"name": "synthetic", "images": 12},
         "val_data": {"name": "synthetic", "images": 4, "split": "val"},
-        "loader": {"batch_size": 8, "workers": 0},
-        "train": {"epochs": 2, "log_every": 1, "validate_every": 1, "channels_last": True, "ema_decay": 0.9},
-        "eval": {"flip": False},
-        "out": str(folder),
+        "loader__batch_size": 8,
+        "train__validate_every": 1,
+        "train__channels_last": True,
+        "train__ema_decay": 0.9,
     }
-    for key, value in changes.items():
-        group, _, name = key.partition("__")
-        values[group] = {**values[group], name: value} if name else value
-    return recipe_from_dict(copy.deepcopy(values))
+    return tiny_recipe(folder, **{**values, **changes})
 
 
 def losses(folder):

@@ -10,29 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pooling_maps import DTYPES, EPS, make_map, upstream_of
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import center_pool, corner_pool, library
 from posekd.ops.reference import center_pool as definition
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-EPS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-
-
-def make_map(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, special: bool = False) -> Tensor:
-    """Small integers, so that equal maxima are common; with `special`, NaN and both infinities among them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(-4, 5, shape, generator=generator).to(dtype)
-    if special:
-        kind = torch.rand(shape, generator=generator)
-        x[kind < 0.01] = math.nan
-        x[(kind > 0.01) & (kind < 0.02)] = math.inf
-        x[kind > 0.5] = -math.inf
-    return x
-
-
-def upstream_of(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
 
 
 def last_peak(values: list[float]) -> int:
@@ -216,13 +199,10 @@ class TestAutograd:
 
     def test_the_same_bits_every_time_and_with_any_threads(self) -> None:
         x, dy = make_map((3, 5, 120, 64), torch.float32), upstream_of((3, 5, 120, 64), torch.float32)
-        before, gradients = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2, 2):
-                torch.set_num_threads(threads)
+        gradients = []
+        for count in (1, 2, 2):
+            with threads(count):
                 gradients.append(run(x, None, dy, torch.device("cpu"))[1])
-        finally:
-            torch.set_num_threads(before)
         assert torch.equal(gradients[0], gradients[1])
         assert torch.equal(gradients[1], gradients[2])
 

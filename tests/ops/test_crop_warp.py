@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import PackedImages, crop_warp, library
@@ -288,13 +289,10 @@ class TestSources:
 
     def test_the_number_of_threads_changes_nothing(self) -> None:
         images, matrices = some_images(3), some_matrices(24)
-        before, found = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2):
-                torch.set_num_threads(threads)
+        found = []
+        for count in (1, 2):
+            with threads(count):
                 found.append(crop_warp(images, matrices, (70, 61), image_index=torch.arange(24) % 3))
-        finally:
-            torch.set_num_threads(before)
         assert torch.equal(*found)
 
     def test_no_crops_and_no_pictures(self, backend: backends.Backend) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import decode_heatmaps, library, render_heatmaps
@@ -226,13 +227,10 @@ class TestTypesAndShapes:
     @pytest.mark.parametrize("method", METHODS)
     def test_the_number_of_threads_changes_nothing(self, method: str) -> None:
         maps = noisy_maps(20, 17, 128, 104)  # above the size from which threads are used
-        before, found = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2):
-                torch.set_num_threads(threads)
+        found = []
+        for count in (1, 2):
+            with threads(count):
                 found.append(decode_heatmaps(maps, method))
-        finally:
-            torch.set_num_threads(before)
         assert torch.equal(*found)
 
     def test_no_derivative(self) -> None:

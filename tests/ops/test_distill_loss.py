@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import distill_loss, library, render_heatmaps
@@ -379,15 +380,11 @@ class TestProperties:
     @given(seed=st.integers(0, 10**6))
     def test_threads_do_not_change_a_bit(self, seed: int) -> None:
         case = {n: v.float() for n, v in make_case(4, 17, 16, 12, seed).items()}
-        before = torch.get_num_threads()
-        try:
-            results = []
-            for threads in (1, 2):
-                torch.set_num_threads(threads)
+        results = []
+        for count in (1, 2):
+            with threads(count):
                 results.append(distill_loss(case["student"], case["teacher"], case["target"]))
-            assert torch.equal(*results)
-        finally:
-            torch.set_num_threads(before)
+        assert torch.equal(*results)
 
 
 GOOD = torch.rand(2, 3, 8, 6)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_grouping import Parse, Parser
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import group_keypoints, group_keypoints_list, library, match_by_tag, top_k_peaks
@@ -226,13 +227,10 @@ class TestResult:
     def test_threads_change_nothing(self) -> None:
         scenes = [make_scene(seed) for seed in range(4)]
         heat, tags = (torch.stack(x) for x in zip(*scenes, strict=True))
-        threads, results = torch.get_num_threads(), []
-        try:
-            for count in (1, 2):
-                torch.set_num_threads(count)
+        results = []
+        for count in (1, 2):
+            with threads(count):
                 results.append(group_keypoints(heat, tags))
-        finally:
-            torch.set_num_threads(threads)
         for one, two in zip(*results, strict=True):
             assert torch.equal(one, two)
 

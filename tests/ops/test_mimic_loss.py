@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import library, mimic_loss, roi_align
@@ -241,14 +242,10 @@ class TestAutograd:
 
     def test_deterministic_whatever_the_threads(self) -> None:
         case = {n: v.float() for n, v in make_case(K=17, size=(32, 24), crop=(32, 24)).items()}
-        before = torch.get_num_threads()
-        try:
-            results = []
-            for threads in (1, 2):
-                torch.set_num_threads(threads)
+        results = []
+        for count in (1, 2):
+            with threads(count):
                 results.append(run(case, CPU, torch.float32))
-        finally:
-            torch.set_num_threads(before)
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
     def test_double_backward_is_a_clear_error(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import library, render_heatmaps
@@ -219,13 +220,10 @@ class TestTypesAndShapes:
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_number_of_threads_changes_nothing(self, kind: str) -> None:
         keypoints = some_keypoints(20, 2, 17, height=128, width=104)  # above the size from which threads are used
-        before, found = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2):
-                torch.set_num_threads(threads)
+        found = []
+        for count in (1, 2):
+            with threads(count):
                 found.append(render_heatmaps(keypoints, (128, 104), kind=kind))
-        finally:
-            torch.set_num_threads(before)
         assert torch.equal(found[0][0], found[1][0])
         assert torch.equal(found[0][1], found[1][1])
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads
 from torch import Tensor
 from torchvision_roi_align import oracle, torchvision_weights, upstream
 
@@ -238,14 +239,10 @@ class TestAutograd:
     def test_deterministic_whatever_the_threads(self) -> None:
         maps, boxes = make_maps(3, 19, 32, 24).float(), torch.rand(40, 5) * 24
         boxes[:, 0] = torch.arange(40) % 3
-        before = torch.get_num_threads()
-        try:
-            results = []
-            for threads in (1, 2, 2):
-                torch.set_num_threads(threads)
+        results = []
+        for count in (1, 2, 2):
+            with threads(count):
                 results.append(run(maps, boxes, (16, 12), sampling_ratio=2))
-        finally:
-            torch.set_num_threads(before)
         assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
     def test_double_backward_is_a_clear_error(self) -> None:

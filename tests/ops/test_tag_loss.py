@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads
 from torch import Tensor
 
 from posekd.ops import library, tag_loss
@@ -260,13 +261,10 @@ class TestAutograd:
 
     def test_the_same_bits_every_time_and_with_any_threads(self) -> None:
         tags, keypoints = make_case(8, 17, 64, 64, 30)
-        before, results = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2, 2):
-                torch.set_num_threads(threads)
+        results = []
+        for count in (1, 2, 2):
+            with threads(count):
                 results.append(losses_and_gradient(tag_loss, tags.float(), keypoints, "exp"))
-        finally:
-            torch.set_num_threads(before)
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
