@@ -32,9 +32,9 @@ if __package__ in (None, ""):  # run as a file
 
 from posekd.data.teacher_maps import CARD, TeacherMaps
 from posekd.engine.build import build_job
-from posekd.engine.evaluate import write_atomically
 from posekd.engine.quickstart import STUDENT, TEACHER
 from posekd.engine.recipe import Recipe, read_recipe
+from posekd.engine.report import write_atomically
 from posekd.engine.teacher_cache import cache_teacher
 from posekd.engine.train import train
 
