@@ -20,8 +20,8 @@ from posekd.engine.evaluate import (
     evaluate,
     forward_heatmaps,
     predict,
-    write_results,
 )
+from posekd.engine.report import write_results
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, PoseBatch
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from threads import threads
 from tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.cli import bench, main
@@ -24,10 +25,8 @@ TINY = "{size: [64, 64], width: 8, modules: [1], blocks: 1, stem_width: 8, stage
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 def test_the_baselines_losses_are_the_fused_ones_on_the_same_tensors():
