@@ -11,10 +11,13 @@ from posekd.ops.reference import render_heatmaps as definition
 KINDS = ("msra", "higherhrnet", "exact")
 
 
+def _weight(keypoints: Tensor) -> Tensor:
+    return keypoints.new_empty((keypoints.shape[0], keypoints.shape[2]), dtype=torch.float32)
+
+
 def _outputs(keypoints: Tensor, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    batch, _, joints, _ = keypoints.shape
-    maps = keypoints.new_empty((batch, joints, height, width), dtype=dtype)
-    return maps, keypoints.new_empty((batch, joints), dtype=torch.float32)
+    maps = keypoints.new_empty((keypoints.shape[0], keypoints.shape[2], height, width), dtype=dtype)
+    return maps, _weight(keypoints)
 
 
 def _kernel(
@@ -23,6 +26,18 @@ def _kernel(
     maps, weight = _outputs(keypoints, height, width, dtype)
     library.core().render_heatmaps(keypoints.float().contiguous(), maps, weight, sigma, kind, library.threads())
     return maps, weight
+
+
+def _kernel_into(out: Tensor, keypoints: Tensor, sigma: float, kind: int) -> Tensor:
+    weight = _weight(keypoints)
+    library.core().render_heatmaps(keypoints.float().contiguous(), out, weight, sigma, kind, library.threads())
+    return weight
+
+
+def _reference_into(out: Tensor, keypoints: Tensor, sigma: float, kind: int) -> Tensor:
+    maps, weight = _reference(keypoints, out.shape[2], out.shape[3], sigma, kind, out.dtype)
+    out.copy_(maps)
+    return weight
 
 
 def _reference(
@@ -45,6 +60,15 @@ _render = library.define(
     fake=lambda keypoints, height, width, sigma, kind, dtype: _outputs(keypoints, height, width, dtype),
     supports=_supports,
 )
+_render_into = library.define(
+    "render_heatmaps_into(Tensor(a!) out, Tensor keypoints, float sigma, int kind) -> Tensor",
+    kernel=_kernel_into,
+    reference=_reference_into,
+    fake=lambda out, keypoints, sigma, kind: _weight(keypoints),
+    supports=lambda out, keypoints, sigma, kind: _supports(
+        keypoints, out.shape[2], out.shape[3], sigma, kind, out.dtype
+    ),
+)
 
 
 def render_heatmaps(
@@ -54,6 +78,7 @@ def render_heatmaps(
     kind: str = "msra",
     *,
     dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws one Gaussian a joint, peak 1, where the batch lives.
 
@@ -78,9 +103,11 @@ def render_heatmaps(
         sigma: standard deviation in heatmap pixels.
         kind: `"msra"`, `"higherhrnet"` or `"exact"`.
         dtype: of the maps.
+        out: contiguous `[B, K, H, W]` in `dtype` to draw into; every pixel is written. A fresh buffer of many megabytes
+            costs more than the drawing.
 
     Returns:
-        heatmaps `[B, K, H, W]` in `dtype`, and weights `[B, K]` in float32 (the maximum over people).
+        heatmaps `[B, K, H, W]` in `dtype` (`out`, if given), and weights `[B, K]` in float32 (the maximum over people).
 
     Raises:
         TypeError: keypoints that are not a float tensor, or a `dtype` that is not a float type.
@@ -93,8 +120,16 @@ def render_heatmaps(
     checks.check_positive("sigma", sigma)
     checks.check_choice("kind", kind, KINDS)
     checks.check_dtype("dtype", dtype)
-    people = keypoints if keypoints.ndim == 4 else keypoints[:, None]
-    return _render(people.detach(), int(size[0]), int(size[1]), float(sigma), KINDS.index(kind), dtype)
+    people = (keypoints if keypoints.ndim == 4 else keypoints[:, None]).detach()
+    height, width = int(size[0]), int(size[1])
+    if out is None:
+        return _render(people, height, width, float(sigma), KINDS.index(kind), dtype)
+    checks.check_tensor("out", out, "B K H W", (dtype,))
+    checks.check_shape("out", out, (people.shape[0], people.shape[2], height, width), "keypoints and size")
+    checks.check_device("out", out, keypoints, "keypoints")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, got strides {out.stride()}")
+    return out, _render_into(out, people, float(sigma), KINDS.index(kind))
 
 
 def _people_given(keypoints: object) -> bool:

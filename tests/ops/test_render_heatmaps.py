@@ -323,3 +323,32 @@ def test_bad_input_is_answered_with_a_sentence(
 def test_an_integer_dtype_is_refused() -> None:
     with pytest.raises(TypeError, match=r"dtype must be .*float32.*, got int32"):
         render_heatmaps(KEYPOINTS, (8, 6), dtype=torch.int32)
+
+
+class TestReusedOutput:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_draws_into_out(self, backend: backends.Backend, dtype: torch.dtype) -> None:
+        keypoints = torch.tensor([[[3.2, 4.0, 2.0], [30.0, 4.0, 2.0]], [[7.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+        keypoints = keypoints.to(backend.device)
+        fresh, weight = render_heatmaps(keypoints, (12, 10), 1.5, dtype=dtype)
+        out = torch.full_like(fresh, 7.0)
+        drawn, again = render_heatmaps(keypoints, (12, 10), 1.5, dtype=dtype, out=out)
+        assert drawn is out
+        assert torch.equal(out, fresh)
+        assert torch.equal(again, weight)
+
+    def test_the_op_says_what_it_writes(self) -> None:
+        out, keypoints = torch.zeros(1, 2, 8, 8), torch.rand(1, 1, 2, 3) * 8
+        torch.library.opcheck(torch.ops.posekd.render_heatmaps_into, (out, keypoints, 2.0, 0))
+
+    @pytest.mark.parametrize(
+        ("out", "message"),
+        [
+            (torch.zeros(1, 2, 8, 9), "out must have shape"),
+            (torch.zeros(1, 2, 8, 8, dtype=torch.float64), "out"),
+            (torch.zeros(1, 2, 8, 8).transpose(2, 3), "out must be contiguous"),
+        ],
+    )
+    def test_another_out_is_refused(self, out: Tensor, message: str) -> None:
+        with pytest.raises((TypeError, ValueError), match=message):
+            render_heatmaps(torch.zeros(1, 2, 3), (8, 8), 2.0, out=out)
