@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+from threads import threads
 
 import posekd
 from posekd.engine import checkpoint, distributed
@@ -18,6 +19,13 @@ from posekd.engine.progress import read_log
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(map(str, (Path(posekd.__file__).parents[1], HERE, HERE.parent)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As each rank has: another number of threads adds up in another order."""
+    with threads(1):
+        yield
 
 
 def torchrun(*words, processes=2):
