@@ -7,6 +7,7 @@ through NCCL. Only rank 0 writes files.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -61,7 +62,9 @@ def group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        dist.barrier()  # a process that leaves early takes its connections from the others
     finally:
+        gc.collect()  # what still holds the group (DDP and its method hold each other) goes before it
         dist.destroy_process_group()
 
 
