@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +45,8 @@ from posekd.engine.datasets import open_dataset
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
 from posekd.engine.recipe import Recipe, read_recipe
-from posekd.engine.train import train
+from posekd.engine.report import write_atomically
+from posekd.engine.train import train_timed
 from posekd.metrics import PckResult, pck
 from posekd.models import load_model, profile_model
 
@@ -92,14 +91,7 @@ def run_arm(recipe: Recipe, test: PoseSource) -> dict[str, Any]:
     done = folder / "result.json"
     if done.is_file():
         return json.loads(done.read_text())
-    clock = folder / "seconds.json"
-    before = json.loads(clock.read_text()) if clock.is_file() else 0.0
-    start = time.perf_counter()
-    try:
-        train(recipe, resume="auto")
-    finally:
-        if folder.is_dir():
-            write_json(clock, before + time.perf_counter() - start)
+    seconds = train_timed(recipe)
     model = load_model(folder / "last.safetensors")
     report = evaluate(model, test, recipe.eval, loader=recipe.loader)
     assert report.pck is not None
@@ -109,9 +101,9 @@ def run_arm(recipe: Recipe, test: PoseSource) -> dict[str, Any]:
         "parameters": profile.params,
         "macs": profile.macs,
         "steps": read_log(folder / "log.jsonl")[-1]["step"],
-        "seconds": round(json.loads(clock.read_text()), 1),
+        "seconds": round(seconds, 1),
     }
-    write_json(done, result)
+    write_atomically(json.dumps(result, indent=2) + "\n", done)
     return result
 
 
@@ -136,13 +128,6 @@ def mean_pose(training: PoseSource, test: PoseSource, size: tuple[int, int], pad
     found = codecs.transform_keypoints(mean.expand(len(records), -1, -1), crops(test)).numpy()
     assert records.reference_lengths is not None
     return pck(found, records.keypoints[..., :2], records.keypoints[..., 2], records.reference_lengths)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -215,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for arm in ARMS:
             arms[arm] = run_arm(recipe_of(arm, seed, options.data, options.out, overrides), test)
         results["seeds"][str(seed)] = arms
-        write_json(options.out / "results.json", results)
+        write_atomically(json.dumps(results, indent=2) + "\n", options.out / "results.json")
     draw(results, options.out / "pck.png")
     report(results)
     return 0

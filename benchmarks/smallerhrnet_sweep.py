@@ -23,10 +23,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,8 @@ from posekd.data import PoseSource
 from posekd.engine.datasets import open_dataset
 from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 from posekd.engine.recipe import Recipe, read_recipe
-from posekd.engine.train import train
+from posekd.engine.report import write_atomically
+from posekd.engine.train import train_timed
 from posekd.metrics import paired_bootstrap
 from posekd.models import load_model, profile_model
 
@@ -85,14 +84,7 @@ def run_arm(recipe: Recipe, validation: PoseSource) -> dict[str, Any]:
     done = folder / "result.json"
     if done.is_file():
         return json.loads(done.read_text())
-    clock = folder / "seconds.json"
-    before = json.loads(clock.read_text()) if clock.is_file() else 0.0
-    start = time.perf_counter()
-    try:
-        train(recipe, resume="auto")
-    finally:
-        if folder.is_dir():
-            write_json(clock, before + time.perf_counter() - start)
+    seconds = train_timed(recipe)
     model = load_model(folder / "last.safetensors")
     settings: Any = recipe.eval
     report = evaluate_bottom_up(model, validation, settings, loader=recipe.loader, results_file=folder / "people.json")
@@ -103,9 +95,9 @@ def run_arm(recipe: Recipe, validation: PoseSource) -> dict[str, Any]:
         "persons": len(report.coco.people),
         "parameters": profile.params,
         "macs": profile.macs,
-        "seconds": round(json.loads(clock.read_text()), 1),
+        "seconds": round(seconds, 1),
     }
-    write_json(done, result)
+    write_atomically(json.dumps(result, indent=2) + "\n", done)
     return result
 
 
@@ -157,13 +149,6 @@ def report(results: dict[str, Any]) -> None:
     console.print(results["verdict"], highlight=False)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/smallerhrnet_sweep"), help="folder of runs and results")
@@ -187,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "posekd": posekd.__version__,
     }
     results["verdict"] = verdict(results)
-    write_json(options.out / "results.json", results)
+    write_atomically(json.dumps(results, indent=2) + "\n", options.out / "results.json")
     report(results)
     return 0
 

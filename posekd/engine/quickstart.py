@@ -9,7 +9,6 @@ its validation score. Task, data and steps were fixed from the undistilled stude
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from posekd.engine.drawing import draw_poses, save_sheet
 from posekd.engine.loop import fit
 from posekd.engine.progress import read_log
 from posekd.engine.recipe import Recipe, read_recipe, save_recipe
-from posekd.engine.report import EvalReport
+from posekd.engine.report import EvalReport, write_atomically
 from posekd.metrics import NUMBERS
 
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
@@ -98,7 +97,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
     _draw(runs, validation, out / "poses.png")
     results["seconds"] = round(time.perf_counter() - start, 1)
     results["cpu_seconds"] = round(time.process_time() - cpu_start, 1)
-    _write(results, out / "results.json")
+    write_atomically(json.dumps(results, indent=2) + "\n", out / "results.json")
     report(results, out)
     return results
 
@@ -137,12 +136,6 @@ def _draw(runs: dict[str, Run], validation: PoseSource, path: Path) -> None:
 def _poses(report: EvalReport, image_id: int) -> np.ndarray:
     found = [result["keypoints"] for result in report.results if result["image_id"] == image_id]
     return np.array(found, float).reshape(len(found), -1)
-
-
-def _write(results: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def report(results: dict[str, Any], out: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from posekd.engine import checkpoint, distributed
 from posekd.engine.build import build_job, pick_device
 from posekd.engine.loop import Job, fit, load_state_dict
 from posekd.engine.recipe import Recipe, recipe_to_dict, save_recipe
+from posekd.engine.report import write_atomically
 
 
 def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
@@ -46,6 +49,25 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
         if distributed.is_main():
             save_recipe(recipe, folder / "recipe.yaml")
         return fit(job)
+
+
+def train_timed(recipe: Recipe) -> float:
+    """Trains, or goes on where a run was interrupted; for programs of several runs that report what each has cost.
+
+    Returns:
+        Seconds of wall-clock time over all attempts, but for those that were killed outright.
+    """
+    folder = Path(recipe.out)
+    clock = folder / "seconds.json"
+    before = json.loads(clock.read_text()) if clock.is_file() else 0.0
+    start = time.perf_counter()
+    try:
+        train(recipe, resume="auto")
+    finally:
+        seconds = before + time.perf_counter() - start
+        if folder.is_dir():
+            write_atomically(json.dumps(seconds), clock)
+    return seconds
 
 
 def resume_job(job: Job, state: dict[str, Any]) -> None:

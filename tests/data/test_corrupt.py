@@ -101,7 +101,7 @@ def test_no_stump_of_a_file_passes_for_a_picture(tmp_path, kind):
             read_rgb(tmp_path / "a.bin", size)
 
 
-def picture_or_sentence(path, size):
+def assert_picture_or_sentence(path, size):
     image = outcome(lambda: read_rgb(path, size), BadImageError, str(path))
     if image is not None:
         assert image.shape == (*size, 3)
@@ -128,7 +128,7 @@ def test_any_damage_gives_a_picture_of_the_stated_size_or_a_sentence(tmp_path, k
     for where, value in damage:
         data[int(where * (len(data) - 1))] = value
     (tmp_path / "a").write_bytes(data)
-    picture_or_sentence(tmp_path / "a", size)
+    assert_picture_or_sentence(tmp_path / "a", size)
 
 
 @MANY
@@ -136,7 +136,7 @@ def test_any_damage_gives_a_picture_of_the_stated_size_or_a_sentence(tmp_path, k
 @example(data=b"", start=b"")
 def test_any_bytes_at_all(tmp_path, data, start):
     (tmp_path / "a").write_bytes(start + data)
-    picture_or_sentence(tmp_path / "a", (HEIGHT, WIDTH))
+    assert_picture_or_sentence(tmp_path / "a", (HEIGHT, WIDTH))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
