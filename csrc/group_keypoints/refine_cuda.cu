@@ -26,10 +26,12 @@ __device__ float mean_tag(const RefineParams<In>& p, int64_t b, int64_t person, 
   return count > 0 ? sum / static_cast<float>(count) : NAN;
 }
 
-// A warp a person, or a place for one: copies him, finds his mean tag, adjusts him.
+// A warp a person, or a place for one: copies him, finds his mean tag, adjusts him. The places of an image fill
+// `blocks` blocks of a one-dimensional grid: the other dimensions end at 65535.
 template <class In>
-__global__ void __launch_bounds__(kThreads) mean_kernel(RefineParams<In> p) {
-  const int64_t b = blockIdx.x, person = blockIdx.y * (kThreads / kWarp) + threadIdx.x / kWarp;
+__global__ void __launch_bounds__(kThreads) mean_kernel(RefineParams<In> p, unsigned blocks) {
+  const int64_t b = blockIdx.x / blocks, place = blockIdx.x % blocks;
+  const int64_t person = place * (kThreads / kWarp) + threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (person >= p.capacity) return;  // the whole warp
   const int64_t row = static_cast<int64_t>(p.joints) * (3 + p.channels), begin = (b * p.capacity + person) * row;
@@ -197,7 +199,8 @@ void launch_refine(const RefinePeople& args, const CudaContext& context) {
   const int64_t tiles = static_cast<int64_t>(across) * down;
   const auto images = static_cast<unsigned>(args.in.images()), maps = static_cast<unsigned>(args.in.maps());
   const auto capacity = static_cast<unsigned>(args.capacity());
-  launch(context, mean_kernel<In>, dim3(images, ceil_div(capacity, unsigned{kThreads / kWarp})), dim3(kThreads), 0, p);
+  const unsigned blocks = ceil_div(capacity, unsigned{kThreads / kWarp});
+  launch(context, mean_kernel<In>, dim3(images * blocks), dim3(kThreads), 0, p, blocks);
   if (!args.fill) return;
   launch(context, bounds_kernel<In>, dim3(maps, static_cast<unsigned>(down)), dim3(kThreads), 0, p, across, tiles);
   launch(context, search_kernel<In>, dim3(maps, min(capacity, unsigned{kSlots})), dim3(kThreads), 0, p, across, tiles);

@@ -1,7 +1,8 @@
 """Object keypoint similarity and the two rules that turn top-down poses into detections.
 
 The similarity is that of the COCO keypoint task (cocodataset/cocoapi, `COCOeval.computeOks`); duplicate
-removal and rescoring are those of HRNet's evaluation, which SimpleBaseline, FPD, ELPN and MAPD share.
+removal and rescoring are those of HRNet's evaluation, which SimpleBaseline, FPD, ELPN and MAPD share. Pairs of poses
+and duplicates are the work of `posekd.ops`; here is what evaluation, which lives in NumPy, puts around it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from posekd import ops
 
 Floats = NDArray[np.float64]
 
@@ -58,9 +63,9 @@ def oks(
     Returns:
         float64 `[N, M]` in 0..1.
     """
-    a, b = np.asarray(poses, dtype=np.float64), np.asarray(others, dtype=np.float64)
-    pair = (np.asarray(areas, dtype=np.float64)[:, None] + np.asarray(other_areas, dtype=np.float64)[None]) / 2
-    return keypoint_similarity(a[:, None], b[None], pair, sigmas).mean(axis=-1)
+    a, b, area_a, area_b = (_tensor(x) for x in (poses, others, areas, other_areas))
+    similarities: Floats = ops.oks(a, b, area_a, area_b, _tensor(sigmas)).numpy()
+    return similarities
 
 
 def oks_nms(
@@ -70,10 +75,9 @@ def oks_nms(
     sigmas: ArrayLike,
     threshold: float = 0.9,
 ) -> NDArray[np.int64]:
-    """Greedy removal of duplicate poses of one image (HRNet's `oks_nms`).
+    """Greedy removal of duplicate poses of one image: `posekd.ops.oks_nms`, which states the rule, for arrays.
 
-    Poses are visited by descending score (the earlier of two equal ones first); each that is still there
-    stays and removes every later pose whose OKS with it is above `threshold`. A pose exactly at it is kept.
+    Poses that are not finite, which the op removes, are an error here: a network that gives them must not be scored.
 
     Args:
         poses: `[N, K, >=2]` (x, y) in pixels. All K keypoints count, seen or not.
@@ -86,19 +90,14 @@ def oks_nms(
         int64 indices of the kept poses, by descending score.
 
     Raises:
-        ValueError: shapes that do not fit each other, or values that are not finite.
+        ValueError: shapes that do not fit each other, values that are not finite, a threshold out of range.
     """
-    p = np.asarray(poses, dtype=np.float64)
-    s, a = np.asarray(scores, dtype=np.float64), np.asarray(areas, dtype=np.float64)
-    _check_poses(p, s, a, np.asarray(sigmas, dtype=np.float64))
-    order = np.argsort(-s, kind="stable")
-    kept = []
-    while order.size:
-        best, order = order[0], order[1:]
-        kept.append(best)
-        overlap = oks(p[best][None], a[best][None], p[order], a[order], sigmas)[0]
-        order = order[overlap <= threshold]
-    return np.asarray(kept, dtype=np.int64)
+    p, s, a, widths = (_tensor(x) for x in (poses, scores, areas, sigmas))
+    _check_poses(p.numpy(), s.numpy(), a.numpy(), widths.numpy())
+    kept = ops.oks_nms(p, s, a, threshold, sigmas=widths)
+    assert isinstance(kept, Tensor)  # not padded
+    indices: NDArray[np.int64] = kept.numpy()
+    return indices
 
 
 def rescore(box_scores: ArrayLike, joint_scores: ArrayLike, threshold: float = 0.2) -> Floats:
@@ -116,6 +115,10 @@ def rescore(box_scores: ArrayLike, joint_scores: ArrayLike, threshold: float = 0
     counted = joints > threshold
     total = np.where(counted, joints, 0.0).sum(axis=-1)
     return np.asarray(box_scores, dtype=np.float64) * total / np.maximum(counted.sum(axis=-1), 1)
+
+
+def _tensor(values: ArrayLike) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
 
 
 def _check_poses(poses: Floats, scores: Floats, areas: Floats, sigmas: Floats) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,10 +43,15 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_number(name: str, value: object) -> None:
+    """Checks that `value` is a real number of Python or NumPy."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
 def check_positive(name: str, value: float) -> None:
     """Checks that `value` is a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    check_number(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
@@ -57,7 +63,15 @@ def check_dtype(name: str, value: object, dtypes: Sequence[torch.dtype] = FLOATS
         raise TypeError(f"{name} must be {allowed}, got {str(value).removeprefix('torch.')}")
 
 
+def is_whole(value: object) -> bool:
+    """Whether `value` is a whole number of Python, NumPy or a traced shape."""
+    return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
 def check_size(name: str, value: Sequence[int]) -> None:
-    """Checks that `value` is `(height, width)`, both at least 1."""
-    if len(value) != 2 or value[0] < 1 or value[1] < 1:
-        raise ValueError(f"{name} must be (height, width), both at least 1, got {tuple(value)}")
+    """Checks that `value` is `(height, width)`, whole numbers, both at least 1."""
+    sides = tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(is_whole(side) for side in sides):
+        raise TypeError(f"{name} must be (height, width), two whole numbers, got {value!r}")
+    if len(sides) != 2 or sides[0] < 1 or sides[1] < 1:
+        raise ValueError(f"{name} must be (height, width), both at least 1, got {sides}")

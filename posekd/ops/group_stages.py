@@ -19,7 +19,7 @@ COCO_ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 STRIP_ROWS = 32  # rows of a map that one CUDA block scans
 TILE = 16  # kTile of csrc/group_keypoints/group_keypoints.h
 MOST_JOINTS = 256  # kMaxJoints there
-MOST_PEOPLE = 4096  # what a CUDA block can sort in shared memory, with a wide margin
+MOST_PEOPLE = 3072  # with a round of new peaks (kRound of peaks_cuda.cu) 4096: what any GPU's block can sort
 
 
 class GroupedKeypoints(NamedTuple):
@@ -96,7 +96,7 @@ def check_maps(heatmaps: Tensor, tags: Tensor) -> None:
 
 def check_count(name: str, value: int, least: int = 1, most: int | None = None) -> None:
     """Checks that `value` is an integer in a range."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if not checks.is_whole(value):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -105,8 +105,7 @@ def check_count(name: str, value: int, least: int = 1, most: int | None = None) 
 
 def check_threshold(name: str, value: float) -> None:
     """Checks that `value` is a number, at least 0 and finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    checks.check_number(name, value)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
@@ -128,7 +127,7 @@ def top_k_peaks(
     Args:
         heatmaps: `[B, K, H, W]`, float32, float16 or bfloat16.
         tags: `[B, K, H, W]`, `[B, K, H, W, T]`, or one map for all joints, `[B, 1, H, W]` or `[B, 1, H, W, T]`.
-        max_people: how many peaks of a map are kept, 1 to 4096.
+        max_people: how many peaks of a map are kept, 1 to 3072.
         detection_threshold: at least 0; a peak is above it.
         nms_kernel: side of the window, odd.
 
@@ -195,10 +194,10 @@ def resolve_order(joint_order: Sequence[int] | None, joints: int) -> list[int]:
     """The order in which joints are visited: given, HigherHRNet's for 17 joints, or ascending."""
     if joint_order is None:
         return list(COCO_ORDER) if joints == len(COCO_ORDER) else list(range(joints))
-    order = [int(k) for k in joint_order]
+    order = list(joint_order)
     if sorted(order) != list(range(joints)):
         raise ValueError(f"joint_order must name each of the joints 0 to {joints - 1} once, got {order}")
-    return order
+    return [int(k) for k in order]
 
 
 def match_by_tag(

@@ -165,6 +165,8 @@ def counter(like: Tensor) -> Tensor | None:
     """A zero on the device of `like`, which kernels leave zero: one a stream, so that streams do not share it."""
     if like.device.type != "cuda":
         return torch.zeros(1, dtype=torch.int32)
+    if torch.cuda.is_current_stream_capturing():  # a graph fills its own: it may be replayed on any stream
+        return torch.zeros(1, dtype=torch.int32, device=like.device)
     key = (like.get_device(), torch.cuda.current_stream(like.device).cuda_stream)
     if key not in _counters:
         _counters[key] = torch.zeros(1, dtype=torch.int32, device=like.device)

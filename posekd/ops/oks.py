@@ -105,7 +105,10 @@ def _sigmas(sigmas: Sequence[float] | Tensor | None, K: int) -> list[float]:
         if len(COCO_SIGMAS) != K:
             raise ValueError(f"sigmas must be given: the default is COCO's, for 17 keypoints, and these are {K}")
         return list(COCO_SIGMAS)
-    values = sigmas.tolist() if isinstance(sigmas, Tensor) else [float(s) for s in sigmas]
+    try:
+        values = sigmas.tolist() if isinstance(sigmas, Tensor) else [float(s) for s in sigmas]
+    except TypeError:
+        raise TypeError(f"sigmas must be {K} numbers, one a keypoint, got {sigmas!r}") from None
     if len(values) != K:
         raise ValueError(f"sigmas must be {K} numbers, one a keypoint, got {len(values)}")
     if not all(0 < s < float("inf") for s in values):
@@ -175,6 +178,7 @@ def oks_nms(
     """
     points = _points("keypoints", keypoints)
     rows = _row("scores", scores, points, "keypoints"), _row("areas", areas, points, "keypoints")
+    checks.check_number("threshold", threshold)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
     kept, count = _nms(points, *rows, _sigmas(sigmas, points.shape[1]), float(threshold))

@@ -28,20 +28,20 @@ def check_image_index(boxes: Tensor, images: int) -> None:
     wrong = finite & ~((boxes[:, 0] > -1) & (boxes[:, 0] < images))
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"boxes[{row}] is on image {boxes[row, 0].item():g}, but there are {images} images (0 to {images - 1})"
-        )
+        there = f"there are {images} images (0 to {images - 1})" if images else "there are no images"
+        raise ValueError(f"boxes[{row}] is on image {boxes[row, 0].item():g}, but {there}")
 
 
 def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> bool:
     """Whether the tables of a box and the rows in work fit a block's shared memory (as in roi_align_device.cuh)."""
-    N, _, H, W = (int(n) for n in size)
+    N, C, H, W = (int(n) for n in size)
     words = 6 * (height + width) + 3 * (H + W) + 16 + 16 * (W + width) + max(8192, W)
+    words += 256  # what the kernels declare beside it
     available = 99 * 1024
     if boxes.device.type == "cuda":
         properties = torch.cuda.get_device_properties(boxes.device)
         available = getattr(properties, "shared_memory_per_block_optin", 48 * 1024)
-    return 4 * words <= available and N <= 65535
+    return 4 * words <= available and max(N, C) <= 65535  # of which a grid has no more
 
 
 def supports(size: Sequence[int], dtype: torch.dtype, boxes: Tensor, height: int, width: int) -> bool:
@@ -141,6 +141,8 @@ def as_table(boxes: Tensor | Sequence[Tensor], maps: Tensor, name: str = "input"
             )
         checks.check_device("boxes", boxes, maps, name)
         return boxes.detach()
+    if not isinstance(boxes, Sequence):
+        raise TypeError(f"boxes must be a tensor [R, 5] or a list of tensors [R_i, 4], got {type(boxes).__name__}")
     if len(boxes) != maps.shape[0]:
         raise ValueError(f"boxes is a list of {len(boxes)}, but {name} holds {maps.shape[0]} images: one each")
     rows = [maps.new_zeros((0, 5), dtype=torch.float32)]
@@ -156,8 +158,8 @@ def as_table(boxes: Tensor | Sequence[Tensor], maps: Tensor, name: str = "input"
 def check_sampling(spatial_scale: float, sampling_ratio: int) -> None:
     """Checks the two numbers that say where samples lie."""
     checks.check_positive("spatial_scale", spatial_scale)
-    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
-        raise TypeError(f"sampling_ratio must be an int, got {type(sampling_ratio).__name__}")
+    if not checks.is_whole(sampling_ratio):
+        raise TypeError(f"sampling_ratio must be a whole number, got {type(sampling_ratio).__name__}")
     if sampling_ratio > MAX_SAMPLING_RATIO:
         raise ValueError(f"sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {sampling_ratio}")
 
@@ -198,7 +200,7 @@ def roi_align(
         ValueError: a wrong shape, size, scale or device; on the CPU, a box on an image that is not there.
     """
     checks.check_tensor("input", input, "N C H W")
-    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    size = (output_size, output_size) if checks.is_whole(output_size) else output_size
     checks.check_size("output_size", size)
     check_sampling(spatial_scale, sampling_ratio)
     table = as_table(boxes, input)

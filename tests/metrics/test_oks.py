@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from posekd import ops
 from posekd.metrics.oks import keypoint_similarity, oks, oks_nms, rescore
 
 SIGMA = 0.05  # (2 sigma)^2 = 0.01
@@ -96,6 +97,15 @@ def test_no_poses_and_threshold_one():
 def test_bad_input_is_refused_with_a_sentence(poses, scores, areas, sigmas, message):
     with pytest.raises(ValueError, match=message):
         oks_nms(poses, scores, areas, sigmas)
+
+
+def test_duplicates_are_removed_by_the_kernel(monkeypatch):
+    called = []
+    kernel = ops.oks_nms
+    monkeypatch.setattr(ops, "oks_nms", lambda *args, **options: called.append(1) or kernel(*args, **options))
+    poses = np.random.default_rng(0).uniform(0, 50, (4, 3, 3))[::-1]  # whatever the strides
+    assert sorted(oks_nms(poses, [0.1, 0.4, 0.3, 0.2], [900.0] * 4, [SIGMA] * 3, 1.0).tolist()) == [0, 1, 2, 3]
+    assert called
 
 
 def test_rescoring_counts_joints_above_the_threshold_only():

@@ -287,6 +287,18 @@ class TestRefinement:
         assert torch.equal(self.run(backend, heat, tags, people), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.emu
+def test_more_places_than_a_grid_has_rows() -> None:
+    """A warp a place, four a block: with 262145 places more blocks than the 65535 of a grid's second dimension."""
+    heat, people = torch.rand(1, 1, 4, 4), torch.zeros(1, 262145, 1, 4)
+    people[0, -1, 0, :3] = torch.tensor([1.0, 1.0, 0.5])
+    counts = torch.tensor([262145])
+    with backends.use("emu-forward"):
+        found = refine(heat, heat, people, counts, fill=False)
+    assert torch.equal(found, definition.refine(heat, heat, people, counts, True, False))
+
+
 MAPS = torch.rand(2, 3, 8, 8)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import backends
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from torchvision_roi_align import oracle, torchvision_weights, upstream
 
 from posekd.ops import library, roi_align
 from posekd.ops.reference import roi_align as definition
+from posekd.ops.roi_align import fits_device
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 EPS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -337,6 +339,24 @@ class TestProperties:
 MAPS = torch.rand(2, 3, 8, 6)
 
 
+def test_numbers_may_be_numpys() -> None:
+    table = TABLE.float()
+    crops = roi_align(MAPS, table, np.int64(3), np.float32(0.5), np.int32(2))
+    assert torch.equal(crops, roi_align(MAPS, table, (3, 3), 0.5, 2))
+    assert torch.equal(crops, roi_align(MAPS, table, np.array([3, 3]), 0.5, 2))
+
+
+def test_what_exceeds_a_gpus_limits_is_left_to_the_definition() -> None:
+    """99 KB of shared memory (as the emulation assumes), with what the kernels declare in it, and 65535 channel groups or images."""
+    boxes = torch.zeros(1, 5)
+    assert fits_device((1, 17, 128, 128), boxes, 64, 48)
+    widest = max(width for width in range(600, 1000) if fits_device((1, 1, 64, width), boxes, 64, 48))
+    words = 6 * (64 + 48) + 3 * (64 + widest) + 16 + 16 * (widest + 48) + 8192
+    assert 98 * 1024 - 80 < 4 * words <= 98 * 1024
+    assert not fits_device((1, 65536, 8, 8), boxes, 7, 7)
+    assert not fits_device((65536, 1, 8, 8), boxes, 7, 7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -347,8 +367,13 @@ MAPS = torch.rand(2, 3, 8, 6)
         ((MAPS, [TABLE, TABLE], 3), ValueError, r"boxes\[0\] must have shape \(13, 4\)"),
         ((MAPS, TABLE.long(), 3), TypeError, r"boxes must be float32"),
         ((MAPS, TABLE, (3, 0)), ValueError, r"output_size must be \(height, width\)"),
+        ((MAPS, TABLE, (3.5, 3)), TypeError, r"output_size must be .* two whole numbers, got \(3.5, 3\)"),
+        ((MAPS, TABLE, 3.5), TypeError, r"output_size must be .* two whole numbers, got 3.5"),
+        ((MAPS, TABLE, "33"), TypeError, r"output_size must be .* two whole numbers, got '33'"),
+        ((MAPS, None, 3), TypeError, r"boxes must be a tensor \[R, 5\] or a list of tensors .* got NoneType"),
+        ((MAPS[:0], TABLE, 3), ValueError, r"boxes\[0\] is on image 0, but there are no images"),
         ((MAPS, TABLE, 3, 0.0), ValueError, r"spatial_scale must be positive"),
-        ((MAPS, TABLE, 3, 1.0, 2.0), TypeError, r"sampling_ratio must be an int, got float"),
+        ((MAPS, TABLE, 3, 1.0, 2.0), TypeError, r"sampling_ratio must be a whole number, got float"),
         ((MAPS, TABLE, 3, 1.0, 5000), ValueError, r"sampling_ratio must be at most 1024, got 5000"),
     ],
 )

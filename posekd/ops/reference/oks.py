@@ -10,9 +10,14 @@ from torch import Tensor
 EPS = torch.finfo(torch.float64).eps  # what the official code adds to an area
 
 
+def _on_device_of(like: Tensor, values: Sequence[float]) -> Tensor:
+    """float64 `[K]`, without a copy from the host: that would wait for the GPU, and fail in a CUDA graph."""
+    return torch.cat([like.new_full((1,), value, dtype=torch.float64) for value in values])
+
+
 def oks(a: Tensor, b: Tensor, areas_a: Tensor, areas_b: Tensor, sigmas: Sequence[float]) -> Tensor:
     """float64 `[N, M]` of poses `[N, K, 2]` and `[M, K, 2]`; see `posekd.ops.oks`."""
-    variances = (2 * torch.tensor(sigmas, dtype=torch.float64, device=a.device)).square()
+    variances = (2 * _on_device_of(a, sigmas)).square()
     area = (areas_a.double()[:, None] + areas_b.double()[None]) / 2 + EPS
     squared = (a.double()[:, None] - b.double()[None]).square().sum(-1)
     return (-squared / variances / area[..., None] / 2).exp().mean(-1)
@@ -51,6 +56,6 @@ def soft_oks_nms(
     for i in range(capacity):
         best = torch.where(alive, current, -torch.inf).argmax()
         taken[i] = torch.where(alive.any(), best, -1)
-        current = current * decay[best]
+        current = current * decay.index_select(0, best[None])[0]  # decay[best] would read `best` back
         alive = alive & (torch.arange(N, device=alive.device) != best)
     return taken, (taken >= 0).sum()
