@@ -200,7 +200,7 @@ def roi_align(
         ValueError: a wrong shape, size, scale or device; on the CPU, a box on an image that is not there.
     """
     checks.check_tensor("input", input, "N C H W")
-    size = (output_size, output_size) if checks.is_whole(output_size) else output_size
+    size: Any = (output_size, output_size) if checks.is_whole(output_size) else output_size
     checks.check_size("output_size", size)
     check_sampling(spatial_scale, sampling_ratio)
     table = as_table(boxes, input)

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from posekd.ops import library, oks, oks_nms, soft_oks_nms

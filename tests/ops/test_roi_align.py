@@ -347,7 +347,7 @@ def test_numbers_may_be_numpys() -> None:
 
 
 def test_what_exceeds_a_gpus_limits_is_left_to_the_definition() -> None:
-    """99 KB of shared memory (as the emulation assumes), with what the kernels declare in it, and 65535 channel groups or images."""
+    """99 KB of shared memory in emulation, a part of which the kernels declare, and 65535 channels or images."""
     boxes = torch.zeros(1, 5)
     assert fits_device((1, 17, 128, 128), boxes, 64, 48)
     widest = max(width for width in range(600, 1000) if fits_device((1, 1, 64, width), boxes, 64, 48))
