@@ -108,6 +108,11 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def speaks() -> bool:
+    """Whether this process is the one that prints and writes: under torchrun the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def command_parser(name: str, **kwargs: object) -> argparse.ArgumentParser:
     """An argument parser that calls itself `posekd NAME`."""
     return argparse.ArgumentParser(prog=f"posekd {name}", description=COMMANDS[name], **kwargs)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from posekd.cli import command_parser
+from posekd.cli import command_parser, speaks
 from posekd.cli.progress import Bar
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ EPILOG = """examples:
   posekd eval higherhrnet_w32 --weights pose_higher_hrnet_w32_512.pth --scales 0.5 1 2 --images ... --annotations ...
   posekd eval runs/hg/best.safetensors --dataset mpii --images images --annotations valid.json --head-boxes gt_valid.mat
   posekd eval runs/hg/best.safetensors --dataset lsp --split test --images lsp/images --annotations lsp/joints.mat
-  posekd eval --score-only preds.mat --dataset mpii --annotations valid.json --head-boxes gt_valid.mat"""
+  posekd eval --score-only preds.mat --dataset mpii --annotations valid.json --head-boxes gt_valid.mat
+  torchrun --nproc-per-node 8 -m posekd eval ...     # on 8 GPUs"""
 
 
 def run(
@@ -60,6 +61,8 @@ def run(
     device: str | None = None,
 ) -> CocoResult | PckResult | None:
     """Evaluates a network on a dataset, or scores a results file, and prints the tables.
+
+    Under torchrun each process takes its share of the images, and the first one prints and writes.
 
     Args:
         model: a `.safetensors` file with its card, or the name of a model (with `weights`).
@@ -93,9 +96,11 @@ def run(
         ValueError: options that do not go together, or any input that does not fit.
         FileNotFoundError: a file or folder that is not there.
     """
-    console = Console()
+    console = Console(quiet=not speaks())
     if curve is not None and dataset == "coco":
         raise ValueError("--curve draws PCK: it has no meaning for --dataset coco")
+    if not speaks():
+        report = curve = None
     given: dict[str, Any] = {
         "split": split,
         "head_boxes": head_boxes,
@@ -116,9 +121,9 @@ def run(
     if model is None or images is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
 
-    import torch
-
     from posekd.data import LoaderSettings
+    from posekd.engine import distributed
+    from posekd.engine.build import pick_device
     from posekd.engine.datasets import open_dataset
     from posekd.engine.evaluate import evaluate
     from posekd.engine.evaluate_bottomup import evaluate_bottom_up
@@ -126,12 +131,13 @@ def run(
     data = _data_settings(dataset, annotations, images, {**given, "on_missing_image": on_bad_image})
     source = open_dataset(data, "all" if _is_bottom_up(model) else "labelled")
     network = _open_model(model, weights, size, source.records.skeleton.num_keypoints)
-    network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = pick_device(device or "auto")
+    network.to(place)
     loader = LoaderSettings(batch_size, workers, pin_memory=True, on_bad_image=on_bad_image)
     if network.bottom_up and detections is not None:
         raise ValueError(f"--detections are boxes to crop: {model} sees whole images and needs none")
     judge: Callable[..., EvalReport] = evaluate_bottom_up if network.bottom_up else evaluate
-    with Bar("evaluating") as on_batch:
+    with distributed.group(place), Bar("evaluating") as on_batch:
         outcome = judge(network, source, settings, loader=loader, results_file=results, on_batch=on_batch)
     _show(outcome, console, model, f"{model} on {annotations}", data, report, curve)
     rate = outcome.persons / max(outcome.seconds, 1e-9)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from posekd.cli import speaks
+
 
 class Bar:
     """In a `with` block gives a function of (done, total).
@@ -18,7 +20,8 @@ class Bar:
     def __init__(self, label: str) -> None:
         console = Console(stderr=True)
         columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        shown = console.is_terminal and speaks()
+        self._progress = Progress(*columns, console=console, transient=True, disable=not shown)
         self._task = self._progress.add_task(label, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:

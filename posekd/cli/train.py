@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from posekd.cli import command_parser
+from posekd.cli import command_parser, speaks
 
 EPILOG = """Any key of the recipe can be overridden: --optim.lr 0.0005 --train.precision bf16 --out runs/mine.
 --show prints the resolved recipe, every key spelt out, and trains nothing.
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from posekd.engine.train import train
 
     scores = train(recipe, resume=options.resume)
-    if not int(os.environ.get("RANK", "0")):  # under torchrun one of the processes speaks
+    if speaks():
         name, score = main_score(scores) if scores else ("", 0.0)
         print(f"done: {recipe.out}" + (f", {name} {score:.3f} after the last step" if scores else ""))
     return 0

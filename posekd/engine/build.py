@@ -76,18 +76,18 @@ def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Me
         _check_paradigm(method_type, teacher.model)
     student = distributed.synchronise_norms(student, device)
     method: Method = method_type(student, teacher, recipe.method)
+    if loop.shard_teacher:  # goes to the device block by block: whole it may not fit
+        _shard_teacher(method, device)
     method.to(device)
     if loop.channels_last:
         _to_channels_last(method, loop.shard_teacher)
-    if loop.shard_teacher:
-        _shard_teacher(method)
     return method
 
 
-def _shard_teacher(method: Method) -> None:
+def _shard_teacher(method: Method, device: torch.device) -> None:
     if method.teacher is None:
         raise ValueError("train.shard_teacher: there is no teacher")
-    distributed.shard(method.teacher.model)
+    distributed.shard(method.teacher.model, device)
     method.teacher.sharded = True
 
 

@@ -47,7 +47,7 @@ def local_device(name: str) -> str:
     if launched() == 1 or name == "cpu":
         return name
     if name not in ("auto", "cuda"):
-        raise ValueError(f"train.device {name!r} is one device for {launched()} processes: use auto, cuda or cpu")
+        raise ValueError(f"device {name!r} is one device for {launched()} processes: use auto, cuda or cpu")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" or torch.cuda.is_available() else "cpu"
 
 
@@ -133,19 +133,23 @@ def no_sync(replicated: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def shard(network: nn.Module) -> None:
+def shard(network: nn.Module, device: torch.device) -> None:
     """Spreads a frozen network's parameters over the processes (FSDP2), gathered block by block when it runs.
+
+    Blocks go to the device one by one, and of each only this process's share stays there.
 
     Raises:
         ValueError: there is one process only, or a parameter is not contiguous (channels-last).
     """
     if world() == 1:
         raise ValueError("train.shard_teacher spreads the teacher over processes, and there is one: use torchrun")
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(device.type, (world(),))
     for block in _blocks(network):
-        fully_shard(block)
-    fully_shard(network)
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:

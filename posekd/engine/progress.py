@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from posekd.engine import distributed
+
 SECONDS_BETWEEN_LINES = 10.0
 
 BatchT = TypeVar("BatchT", bound=Sized)
@@ -77,11 +79,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def counted(batches: Iterable[BatchT], total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[BatchT]:
-    """The batches; tells `on_batch` of (elements done, `total`) when the next one is asked for."""
+    """The batches; tells `on_batch` of (elements done, `total`) when the next one is asked for.
+
+    In a group of processes each has a share; the others are taken to be as far as this one.
+    """
     done = 0
     for batch in batches:
         yield batch
-        done += len(batch)
+        done = min(total, done + len(batch) * distributed.world())
         if on_batch is not None:
             on_batch(done, total)
 

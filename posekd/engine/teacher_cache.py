@@ -13,6 +13,7 @@ from torch import Tensor
 from posekd.data import LoaderSettings, PersonDataset, PoseLoader, PoseSource, prepare
 from posekd.data.teacher_maps import MapsCard, canvas_crops, canvas_size, fingerprint, write_maps
 from posekd.distill.base import FrozenTeacher, stages_of
+from posekd.engine import distributed
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
 from posekd.engine.progress import counted
 from posekd.engine.recipe import Recipe
@@ -49,6 +50,8 @@ def cache_teacher(
         raise ValueError("the recipe has no teacher to cache")
     if not margin >= 1 or bits not in (8, 16):
         raise ValueError(f"margin must be 1 or more and bits 8 or 16, got {margin} and {bits}")
+    if distributed.launched() > 1:
+        raise ValueError("a teacher cache is written by one process: start it without torchrun")
     device = pick_device(recipe.train.device)
     source = open_training_data(recipe)
     teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton.num_keypoints)

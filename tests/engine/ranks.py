@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -12,7 +14,9 @@ import torch
 from test_loop import make_job
 from tiny_pose import SPEC, TinyPose, random_batch
 
+from posekd.cli import main as posekd
 from posekd.data import LoaderSettings, PoseRecords
+from posekd.data.packing import PackedDataset
 from posekd.distill import FrozenTeacher, Mapd
 from posekd.engine import distributed, loop
 from posekd.engine.evaluate import EvalSettings, evaluate
@@ -110,9 +114,30 @@ def evaluate_people():
     return {"results": report.results, "numbers": report.coco.numbers(), "persons": report.persons}
 
 
+def commands(folder, file):
+    """Runs the `posekd` commands that `commands.json` lists: what each has printed, and how many rows it has loaded.
+
+    A process cannot leave a gloo group and join another at once, so the first command's stays open for the others.
+    """
+    join, load = distributed.group, PackedDataset.__getitems__
+    found = []
+    with contextlib.ExitStack() as joined:
+        distributed.group = lambda device: contextlib.nullcontext(joined.enter_context(join(device)))
+        for words in json.loads((folder / "commands.json").read_text()):
+            rows = []
+            PackedDataset.__getitems__ = lambda data, keys, rows=rows: rows.extend(keys) or load(data, keys)
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                assert posekd(words) == 0
+            found.append({"printed": out.getvalue(), "rows": len(rows)})
+    file.write_text(json.dumps(found))
+
+
 def main(kind: str, folder: Path) -> None:
     loop.plot_curves = lambda runs, path: None
     torch.set_num_threads(1)
+    if kind == "commands":
+        commands(folder, folder / f"rank{os.environ['RANK']}.json")
+        return
     with distributed.group(torch.device("cpu")):
         rank = distributed.rank()
         out = folder / f"rank{rank}.json"
@@ -122,7 +147,7 @@ def main(kind: str, folder: Path) -> None:
         if kind == "shard":
             teacher, images = FrozenTeacher(TinyPose(seed=1)), random_batch(COUNT, seed=rank).images
             whole = teacher(images, SPEC, (8, 6))
-            distributed.shard(teacher.model)
+            distributed.shard(teacher.model, torch.device("cpu"))
             local = sum(p.to_local().numel() for p in teacher.model.parameters())
             error = float((teacher(images, SPEC, (8, 6)) - whole).abs().max())
             method = Mapd(TinyPose(), teacher)
@@ -132,8 +157,8 @@ def main(kind: str, folder: Path) -> None:
             loss.backward()
             out.write_text(json.dumps({"local": local, "all": sum(before), "error": error, "loss": float(loss)}))
             return
-        # two runs of one folder are those of two processes: only rank 0 may write
-        job = job_for(folder / "run", kind, rank, distributed.world())
+        # a folder of its own for rank 1, which may not write: it would be seen there
+        job = job_for(folder / ("run" if rank == 0 else "other"), kind, rank, distributed.world())
         written = []
         job.save_weights = lambda model, path, facts: (written.append(path.name), path.write_text("{}"))
         if kind == "stop":

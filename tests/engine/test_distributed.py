@@ -1,7 +1,10 @@
 """Two processes under torchrun (gloo, CPU) against one process that sees the same micro-batches."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +12,19 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+from test_bottomup_training import TINY as TINY_BOTTOM_UP
 from threads import threads
+from tiny_pose import TinyPose
+from tiny_recipe import TINY_NET
 
 import posekd
+from posekd.cli import main
+from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.engine import checkpoint, distributed
 from posekd.engine.build import pick_device
 from posekd.engine.loop import fit
 from posekd.engine.progress import read_log
+from posekd.models import create_model, save_weights
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(map(str, (Path(posekd.__file__).parents[1], HERE, HERE.parent)))
@@ -70,7 +79,8 @@ def test_two_processes_equal_one_with_two_accumulated_micro_batches(tmp_path, qu
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6), "the log shows the mean over the processes"
     assert first["written"] == ["best.safetensors", "last.safetensors"]
-    assert second["written"] == [], "only rank 0 writes"
+    assert second["written"] == []
+    assert not (tmp_path / "other").exists(), "only rank 0 writes"
     assert first["scores"] == second["scores"]
     assert len(checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")) == 2
 
@@ -78,7 +88,7 @@ def test_two_processes_equal_one_with_two_accumulated_micro_batches(tmp_path, qu
 def test_a_nan_on_one_rank_stops_both_at_the_same_step_and_names_its_sample(tmp_path):
     first, second = in_two_processes("poison", tmp_path)
     assert first["step"] == second["step"] == 1
-    assert first["message"] == second["message"]
+    assert first["message"] == second["message"].replace(str(tmp_path / "other"), str(tmp_path / "run"))
     assert "step 1: the loss term" in first["message"]
     assert "because of the annotations 131" in first["message"], "row 1 of the fourth micro-batch, of rank 1"
     assert (tmp_path / "run" / "checkpoints" / "nonfinite_000000001.safetensors").is_file()
@@ -99,6 +109,64 @@ def test_evaluation_is_sharded_and_gathered_without_duplicates(tmp_path):
     assert first == json.loads(json.dumps(ranks.evaluate_people()))
 
 
+def eval_commands(folder, out):
+    """Words of `posekd eval` for a top-down network by AP, a bottom-up one, and one by PCK, that write into `out`."""
+    pytest.importorskip("scipy")
+    from pck_folders import head_boxes, hrnet_person, mpii_folder
+
+    top, bottom = create_model("elpn_v1", **TINY_NET), create_model("higherhrnet_w32", **TINY_BOTTOM_UP)
+    torch.nn.init.normal_(top.final_layer.weight)  # untrained maps are all but flat
+    save_weights(top, folder / "top.safetensors")
+    save_weights(bottom, folder / "bottom.safetensors")
+    save_weights(create_model("elpn_v1", 16, **TINY_NET), folder / "mpii.safetensors")
+    coco = write_coco(folder, 5, settings=SyntheticSettings(split="val", size=(96, 128), people=(1, 2)))
+    people = [hrnet_person(f"{i}.png", i) for i in range(5)]
+    mpii = mpii_folder(folder / "mpii", people)
+    heads = head_boxes(folder / "mpii" / "gt.mat", people, [[0, 0, 30, 40]] * 5)
+    both = ["--images", coco.images, "--annotations", coco.annotations]
+    data = {
+        "top": both,
+        "bottom": [*both, "--max-people", "5"],
+        "mpii": [
+            "--dataset",
+            "mpii",
+            "--images",
+            mpii.images,
+            "--annotations",
+            mpii.annotations,
+            "--head-boxes",
+            heads,
+        ],
+    }
+    out.mkdir()
+    files = ("--results", "results.json"), ("--report", "report.json")
+    return [
+        ["eval", str(folder / f"{name}.safetensors"), *words, "--batch-size", "2", "--workers", "0", "--device", "cpu",
+         "--no-flip", *[word for flag, file in files for word in (flag, str(out / f"{name}_{file}"))]]
+        for name, words in data.items()
+    ]  # fmt: skip
+
+
+def test_the_eval_command_is_sharded_and_only_one_process_speaks(tmp_path):
+    one = eval_commands(tmp_path, tmp_path / "one")
+    two = [[word.replace(str(tmp_path / "one"), str(tmp_path / "two")) for word in words] for words in one]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "commands.json").write_text(json.dumps(two))
+    first, second = in_two_processes("commands", tmp_path)
+    assert [found["printed"] for found in second] == [""] * 3
+    counts = [re.search(r"(\d+) (?:crops|images) in", found["printed"])[1] for found in first]
+    assert counts == ["8", "5", "5"]
+    assert [[found["rows"] for found in rank] for rank in (first, second)] == [[4, 3, 3], [4, 2, 2]], "each its share"
+    with contextlib.redirect_stdout(io.StringIO()):
+        for words in one:
+            assert main(words) == 0
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 6
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()), "no file of a second process"
+    for name in names:
+        assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
+
+
 def test_a_teacher_spread_over_processes_says_the_same(tmp_path):
     """FSDP2: each process keeps half of the parameters between two questions, and a loss has its gradient."""
     for found in in_two_processes("shard", tmp_path):
@@ -113,7 +181,18 @@ def test_one_process_alone_needs_none_of_it():
     assert distributed.gather(3) == [3]
     assert distributed.share("x") == "x"
     with pytest.raises(ValueError, match=r"shard_teacher .*there is one: use torchrun"):
-        distributed.shard(torch.nn.Linear(1, 1))
+        distributed.shard(torch.nn.Linear(1, 1), torch.device("cpu"))
+
+
+def test_batch_norms_are_synchronised_on_gpus_and_keep_their_names(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    plain, gpu = TinyPose(), torch.device("cuda")
+    names = list(plain.state_dict())
+    assert distributed.synchronise_norms(plain, torch.device("cpu")) is plain
+    assert type(plain.bn) is torch.nn.BatchNorm2d
+    synchronised = distributed.synchronise_norms(plain, gpu)
+    assert type(synchronised.bn) is torch.nn.SyncBatchNorm
+    assert list(synchronised.state_dict()) == names
 
 
 def test_each_process_takes_the_gpu_of_its_place(monkeypatch):
@@ -135,10 +214,8 @@ def test_the_same_yaml_trains_in_one_process_and_under_torchrun(tmp_path):
     """
     import killing
     import yaml
-    from tiny_recipe import TINY_NET
 
     from posekd.engine.recipe import recipe_to_dict
-    from posekd.models import create_model, save_weights
 
     save_weights(create_model("hrnet_w32", **TINY_NET), tmp_path / "teacher.safetensors")
     values = recipe_to_dict(killing.recipe(tmp_path / "two", 0))
