@@ -187,10 +187,10 @@ def worker_times(job: Job, batches: int) -> dict[str, float]:
     decode = whole = 0.0
     persons = 0
     for keys in islice(iter(plan), batches):
-        rows = {int(dataset.image_rows[row]) for _, row in keys}
+        rows, reductions = {int(dataset.image_rows[row]) for _, row in keys}, dataset.reductions(keys)
         start = time.perf_counter()
         for row in rows:
-            dataset.source.load_image(row)
+            dataset.load_image(row, reductions.get(row, 1))
         decode += time.perf_counter() - start
         start = time.perf_counter()
         dataset.__getitems__(keys)

@@ -149,6 +149,21 @@ def translate_matrices(matrices: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat((matrices[..., :2].float(), shifted.float()[..., None]), -1)
 
 
+def reduce_matrices(matrices: Tensor, reductions: Tensor) -> Tensor:
+    """Matrices into pictures decoded at a fraction of their size, given those into the whole pictures.
+
+    A pixel of a picture decoded at 1 / r covers r x r pixels, the first from the corner on, and its centre is theirs:
+    x becomes (x + 1/2) / r - 1/2, also where the size is no multiple of r.
+
+    Args:
+        matrices: `[..., 2, 3]`, output pixel to pixel of the whole picture.
+        reductions: `[...]`, r; where it is 1, the matrix stays what it is.
+    """
+    _check_matrices(matrices)
+    m, r = matrices.to(torch.float64), reductions[..., None, None].to(torch.float64)
+    return torch.cat((m[..., :2] / r, (m[..., 2:] + 0.5) / r - 0.5), -1).float()
+
+
 def compose_matrices(outer: Tensor, inner: Tensor) -> Tensor:
     """The map that first applies `inner` `[..., 2, 3]`, then `outer` `[..., 2, 3]`; float32, same shape."""
     _check_matrices(outer)

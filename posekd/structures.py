@@ -35,7 +35,7 @@ class PackedBatch:
         pixels: uint8 `[bytes]`, the packed HWC RGB regions.
         offsets: int64 `[N]`, first byte of each region in `pixels`.
         shapes: int64 `[N, 3]`, height, width, channels of each region.
-        origins: float32 `[N, 2]`, (x, y) of each region's corner in its image.
+        origins: float32 `[N, 2]`, (x, y) of each region's corner in its decoded image.
         image_index: int64 `[B]`, region of each person.
         keypoints: float32 `[B, K, 3]` (x, y, visibility); visibility 0 unlabelled, 1 occluded, 2 visible.
         centers: float32 `[B, 2]`, crop centre (x, y), of the box or of half a body.
@@ -48,6 +48,7 @@ class PackedBatch:
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`, annotation id, or the detection's row.
         skipped: int64 `[S]`, dataset rows of persons left out because their image could not be read.
+        reductions: float32 `[N]`, 1, 2, 4 or 8, by which each image was decoded smaller; empty where all are whole.
         teacher_maps: uint8 or float16 `[B, K, h, w]`, cached heatmaps (`data.teacher_maps`); empty without a cache.
         teacher_ranges: float32 `[B, K, 2]`, what the bytes of `teacher_maps` mean.
         teacher_matrices: float32 `[B, 2, 3]`, pixel of `teacher_maps` to image pixel.
@@ -69,6 +70,7 @@ class PackedBatch:
     image_ids: Tensor
     sample_ids: Tensor
     skipped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    reductions: Tensor = field(default_factory=lambda: torch.empty(0))
     teacher_maps: Tensor = field(default_factory=lambda: torch.empty(0))
     teacher_ranges: Tensor = field(default_factory=lambda: torch.empty(0))
     teacher_matrices: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -155,6 +155,8 @@ def warp(
     """
     from posekd import ops  # here, because workers import this file and have no use for the compiled core
 
+    if packed.reductions.numel():
+        matrices = codecs.reduce_matrices(matrices, packed.reductions[packed.image_index])
     # The pixels are red, green, blue; the spec speaks the network's order.
     mean, std = (spec.mean[::-1], spec.std[::-1]) if spec.bgr else (spec.mean, spec.std)
     images = ops.crop_warp(

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from posekd import codecs
 from posekd.data.augment import warp
-from posekd.data.loading import PackedDataset, PoseLoader, pack_regions
+from posekd.data.loading import PoseLoader
+from posekd.data.packing import PackedDataset, pack_regions
 from posekd.data.records import PoseSource
 from posekd.data.regions import decode_mask
 from posekd.data.sampler import BatchPlan, Key
@@ -80,6 +81,7 @@ class ImageDataset(PackedDataset):
         augmentation: None for evaluation, which takes the images as they are, all pixels of them.
         seed: of the draws, each of which depends on (seed, epoch, row) alone.
         on_bad_image: "refuse" or "skip".
+        reduced_decode: see `LoaderSettings`.
     """
 
     def __init__(
@@ -90,9 +92,10 @@ class ImageDataset(PackedDataset):
         augmentation: ImageAugmentation | None = None,
         seed: int = 0,
         on_bad_image: Literal["refuse", "skip"] = "refuse",
+        reduced_decode: bool = False,
     ) -> None:
         records = source.records
-        super().__init__(source, np.arange(records.num_images), on_bad_image)
+        super().__init__(source, np.arange(records.num_images), on_bad_image, reduced_decode)
         self.size, self.augmentation, self.seed = size, augmentation, seed
         # people of image i are rows first[i] to first[i + 1]
         self._first = np.searchsorted(records.image_rows, np.arange(records.num_images + 1))
@@ -105,6 +108,10 @@ class ImageDataset(PackedDataset):
             return ImageDraw((width / 2, height / 2), min(height, width), 0.0, False)
         rng = np.random.default_rng([self.seed, epoch, row])
         return draw_image(self.augmentation, rng, height, width)
+
+    def pixel_size(self, key: Key) -> float:
+        """Image pixels a pixel of the network's input."""
+        return self.draw(key).side / min(self.size)
 
     def pack(self, keys: Sequence[Key], images: dict[int, np.ndarray]) -> PackedImageBatch:
         """The images of `keys`: of each the rectangle that its crop samples, its people and its ignored regions."""
@@ -130,7 +137,7 @@ class ImageDataset(PackedDataset):
             sample_ids=torch.from_numpy(records.image_ids[rows]),
             image_sizes=torch.from_numpy(records.image_sizes[rows]),
         )
-        pack_regions(batch, [images[row] for row in rows.tolist()], self._corners(batch))
+        pack_regions(batch, [images[row] for row in rows.tolist()], records.image_sizes[rows], self._corners(batch))
         if self.augmentation is not None:
             _pack_masks(batch, [self._mask(row) for row in rows.tolist()])
         return batch
@@ -325,8 +332,7 @@ class ImageLoader(PoseLoader):
     def _open(
         self, source: PoseSource, size: tuple[int, int], augmentation: ImageAugmentation | None, seed: int
     ) -> ImageDataset:
-        on_bad_image = self.settings.on_bad_image
-        return ImageDataset(source, size, augmentation=augmentation, seed=seed, on_bad_image=on_bad_image)
+        return ImageDataset(source, size, augmentation=augmentation, seed=seed, **self._habits())
 
     def _plan(self, training: bool, seed: int, rank: int, world: int) -> BatchPlan:
         if training:

@@ -40,8 +40,8 @@ class CachedImages:
                 if not skip_bad:
                     raise
 
-    def load_image(self, row: int) -> np.ndarray:
-        """Image `row`, uint8 RGB `[H, W, 3]`; do not write to it."""
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Image `row`, always whole, uint8 RGB `[H, W, 3]`; do not write to it."""
         image = self._images.get(row)
         if image is None:
             image = self._images[row] = self._source.load_image(row)

@@ -103,10 +103,10 @@ class CocoKeypoints:
         ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file))
         self.records = _to_records(persons, images, skeleton, ignored)
 
-    def load_image(self, row: int) -> np.ndarray:
-        """Decodes image `row` and checks it against the stated size: uint8 RGB `[H, W, 3]`."""
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Decodes image `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
         height, width = self.records.image_sizes[row].tolist()
-        return read_rgb(self._folder / str(self._files[row]), (height, width))
+        return read_rgb(self._folder / str(self._files[row]), (height, width), reduction)
 
     def image_name(self, row: int) -> str:
         """Path of image `row`."""

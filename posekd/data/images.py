@@ -14,18 +14,37 @@ from posekd.data.records import BadImageError
 
 # EXIF orientation is ignored: COCO's annotations are made in the stored orientation, and HRNet reads with
 # the same flag. Grey becomes three equal channels, alpha is dropped, 16 bits become 8.
-_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_FLAGS = {
+    reduction: flag | cv2.IMREAD_IGNORE_ORIENTATION
+    for reduction, flag in {
+        1: cv2.IMREAD_COLOR,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }.items()
+}
+REDUCTIONS = tuple(_FLAGS)
+"""Factors by which a JPEG can be decoded smaller."""
+_JPEG = b"\xff\xd8"
 
 
-def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
+def reduced_size(size: Sequence[int], reduction: int) -> tuple[int, int]:
+    """Height and width of a JPEG of `size` that is decoded at `1 / reduction`: rounded up, as libjpeg does."""
+    height, width = size
+    return -(-height // reduction), -(-width // reduction)
+
+
+def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None, reduction: int = 1) -> np.ndarray:
     """Decodes an image file in its stored orientation.
 
     Args:
         path: the file.
         size: the `(height, width)` that its labels state, checked if given.
+        reduction: 1, or 2, 4 or 8 to have a JPEG decoded at that fraction of its size, which takes less time (libjpeg
+            transforms fewer coefficients); other formats come whole.
 
     Returns:
-        uint8 RGB `[H, W, 3]`.
+        uint8 RGB `[H, W, 3]`, of `reduced_size` if it was reduced.
 
     Raises:
         BadImageError: the file is missing, not an image, truncated, or of another size.
@@ -39,13 +58,15 @@ def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None) 
         raise BadImageError(f"{path}: the file is empty")
     if not is_complete(data):
         raise BadImageError(f"{path}: the file is truncated ({len(data)} bytes, without its end marker)")
+    if data[:2] != _JPEG or (size is not None and _stated_size(data) != tuple(size)):
+        reduction = 1  # of another size than stated: what is said below shall have the whole picture's numbers
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduction])
     except cv2.error as error:
         raise BadImageError(f"{path}: cannot be decoded ({error.err})") from error
     if image is None:
         raise BadImageError(f"{path}: not an image that OpenCV can decode")
-    if size is not None and image.shape[:2] != tuple(size):
+    if size is not None and image.shape[:2] != reduced_size(size, reduction):
         height, width = image.shape[:2]
         if (width, height) == tuple(size):
             cause = "were they made on the picture turned by its EXIF orientation? Pixels are read as stored"
@@ -67,7 +88,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with open(path, "rb") as file:
             data = file.read(1 << 16)
             size = _stated_size(data)
-            if size is None and data[:2] == b"\xff\xd8":  # a large EXIF block or colour profile comes first
+            if size is None and data[:2] == _JPEG:  # a large EXIF block or colour profile comes first
                 size = _stated_size(data + file.read())
     except OSError as error:
         raise BadImageError(f"{path}: cannot be read ({error.strerror})") from error
@@ -82,7 +103,7 @@ def _stated_size(data: bytes) -> tuple[int, int] | None:
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     at = 2
-    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
+    while data[:2] == _JPEG and at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
@@ -129,7 +150,7 @@ def is_complete(data: bytes) -> bool:
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return data.rfind(b"IEND") > 0
-    if data[:2] == b"\xff\xd8":
+    if data[:2] == _JPEG:
         # Inside entropy-coded data 0xFF is always followed by 0 or a restart marker: any 0xFFD9 is the end.
         return data.rfind(b"\xff\xd9") > _start_of_scan(data)
     return True

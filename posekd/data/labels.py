@@ -59,9 +59,9 @@ class FewLabels:
             self._images = np.arange(records.num_images)
             self.records = replace(records, keypoints=np.where(keep[:, None, None], records.keypoints, 0.0))
 
-    def load_image(self, row: int) -> np.ndarray:
-        """Decodes image `row`: uint8 RGB `[H, W, 3]`."""
-        return self._source.load_image(int(self._images[row]))
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Decodes image `row`: uint8 RGB `[H, W, 3]`, as the dataset does."""
+        return self._source.load_image(int(self._images[row]), reduction)
 
     def image_name(self, row: int) -> str:
         """The dataset's name of image `row`."""
@@ -85,9 +85,10 @@ class WithUnlabelled:
         self.records: PoseRecords = source.records.join(replace(other.records, keypoints=unlabelled))
         self._first = source.records.num_images
 
-    def load_image(self, row: int) -> np.ndarray:
-        """Decodes image `row`: uint8 RGB `[H, W, 3]`."""
-        return self._source.load_image(row) if row < self._first else self._other.load_image(row - self._first)
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Decodes image `row`: uint8 RGB `[H, W, 3]`, as its dataset does."""
+        source, first = (self._source, 0) if row < self._first else (self._other, self._first)
+        return source.load_image(row - first, reduction)
 
     def image_name(self, row: int) -> str:
         """The datasets' name of image `row`."""

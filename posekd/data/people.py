@@ -27,9 +27,12 @@ class PeopleInFiles:
     files: list[str]
     to_mat: Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 
-    def load_image(self, row: int) -> np.ndarray:
-        """Decodes image `row`: uint8 RGB `[H, W, 3]`."""
-        return read_rgb(self.files[row])
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Decodes image `row`, a JPEG smaller if asked for: uint8 RGB `[H, W, 3]`."""
+        height, width = self.records.image_sizes[row].tolist()
+        if reduction == 1 or not height:  # the header could not be read when the dataset was opened
+            return read_rgb(self.files[row])
+        return read_rgb(self.files[row], (height, width), reduction)
 
     def image_name(self, row: int) -> str:
         """Path of image `row`."""

@@ -121,8 +121,8 @@ class PoseSource(Protocol):
 
     records: PoseRecords
 
-    def load_image(self, row: int) -> np.ndarray:
-        """Decodes image `row`: uint8 RGB `[H, W, 3]`.
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Decodes image `row`: uint8 RGB `[H, W, 3]`; at 1/2, 1/4 or 1/8 of its size if asked for and possible.
 
         Raises:
             BadImageError: naming the file.

@@ -109,8 +109,8 @@ class SyntheticPeople:
         ignored = ignored_regions(self._annotations, entries, f"synthetic {settings.split}")
         self.records = replace(_to_records(labelled, settings), ignored=ignored)
 
-    def load_image(self, row: int) -> np.ndarray:
-        """Picture `row`: uint8 RGB `[H, W, 3]`; do not write to it."""
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Picture `row`, always whole: uint8 RGB `[H, W, 3]`; do not write to it."""
         return self._kept[row] if self._kept else render(self.settings, row)[0]
 
     def image_name(self, row: int) -> str:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from posekd.data import BadImageError, CocoKeypoints, CocoSettings, LoaderSettings, PersonDataset, PoseLoader
-from posekd.data.images import read_rgb
+from posekd.data.images import REDUCTIONS, read_rgb, reduced_size
 
 HEIGHT, WIDTH = 24, 36
 COLOUR = cv2.resize(np.random.default_rng(0).integers(60, 190, (3, 4, 3), dtype=np.uint8), (WIDTH, HEIGHT))
@@ -92,6 +92,20 @@ def test_every_ordinary_kind_is_three_channels_of_bytes_in_stored_orientation(tm
         assert image[0, :2].tolist() == [[0, 0, 255], [255, 0, 0]]
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS[1:])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jpeg_of_any_kind_can_be_reduced_in_stored_orientation_and_the_rest_comes_whole(tmp_path, kind, reduction):
+    data, size = KINDS[kind]
+    (tmp_path / "a").write_bytes(data)
+    image = read_rgb(tmp_path / "a", size, reduction)
+    is_jpeg = data[:2] == b"\xff\xd8"
+    assert image.shape == (*(reduced_size(size, reduction) if is_jpeg else size), 3)
+    if kind == "turned jpeg":
+        corners = np.array([image[0, 0], image[0, -1], image[-1, 0], image[-1, -1]], int)
+        expected = COLOUR[..., ::-1][[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert np.abs(corners - expected).max() <= 45, "the picture's corners, averaged"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_stump_of_a_file_passes_for_a_picture(tmp_path, kind):
     data, size = KINDS[kind]
@@ -101,10 +115,11 @@ def test_no_stump_of_a_file_passes_for_a_picture(tmp_path, kind):
             read_rgb(tmp_path / "a.bin", size)
 
 
-def assert_picture_or_sentence(path, size):
-    image = outcome(lambda: read_rgb(path, size), BadImageError, str(path))
+def assert_picture_or_sentence(path, size, reduction=1):
+    image = outcome(lambda: read_rgb(path, size, reduction), BadImageError, str(path))
     if image is not None:
-        assert image.shape == (*size, 3)
+        assert image.shape[2:] == (3,)
+        assert image.shape[:2] in (size, reduced_size(size, reduction))
         assert image.dtype == np.uint8
 
 
@@ -122,13 +137,14 @@ def outcome(work, errors, *names):
 @given(
     kind=st.sampled_from([kind for kind in KINDS if "pixels" not in kind]),
     damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
+    reduction=st.sampled_from(REDUCTIONS),
 )
-def test_any_damage_gives_a_picture_of_the_stated_size_or_a_sentence(tmp_path, kind, damage):
+def test_any_damage_gives_a_picture_of_the_stated_size_or_a_sentence(tmp_path, kind, damage, reduction):
     data, size = bytearray(KINDS[kind][0]), KINDS[kind][1]
     for where, value in damage:
         data[int(where * (len(data) - 1))] = value
     (tmp_path / "a").write_bytes(data)
-    assert_picture_or_sentence(tmp_path / "a", size)
+    assert_picture_or_sentence(tmp_path / "a", size, reduction)
 
 
 @MANY
