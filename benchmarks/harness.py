@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +53,7 @@ class Case:
 
 def options_from(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     """The options of every benchmark."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(prog="posekd bench NAME ...", description=description)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
@@ -65,6 +66,8 @@ def options_from(argv: Sequence[str] | None, description: str) -> argparse.Names
     options.dtype = getattr(torch, options.dtype)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no CUDA device here")
+    if options.compare and not options.compare.is_file():  # now, not after minutes of measuring
+        parser.error(f"--compare: there is no file {options.compare}")
     return options
 
 
@@ -171,8 +174,23 @@ def _print(row: dict[str, Any]) -> None:
     print(line, flush=True)
 
 
+def _said_by(*command: str) -> str | None:
+    """The first line that a program prints, or None where it cannot."""
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said[0] if said else None
+
+
+def _commit() -> str | None:
+    sources = Path(posekd.__file__).parents[1]
+    return _said_by("git", "-C", str(sources), "rev-parse", "HEAD") if (sources / ".git").exists() else None
+
+
 def environment(options: argparse.Namespace) -> dict[str, Any]:
     """Where and with what the figures were taken."""
+    driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if options.device == "cpu" and cpuinfo.exists():
@@ -180,30 +198,37 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
         device = models[0] if models else device
     return {
         "posekd": posekd.__version__,
+        "commit": _commit(),
+        "driver": _said_by(*driver) if options.device == "cuda" else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device,
+        "device_type": options.device,
         "threads": options.threads,
         "caches": "warm" if options.warm else "cold",
         "build": build_info(),
     }
 
 
-def _compare(old_file: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    old = {
-        row["case"]: row
-        for record in map(json.loads, old_file.read_text().splitlines())
-        if record["benchmark"] == name
-        for row in record["results"]
-    }
+def _compare(old_file: Path, name: str, rows: Iterable[dict[str, Any]], now: dict[str, Any]) -> None:
+    old: dict[str, dict[str, Any]] = {}
+    before: dict[str, Any] = {}
+    for record in map(json.loads, old_file.read_text().splitlines()):
+        if record["benchmark"] == name:  # the last of them counts
+            before = record["environment"]
+            old |= {row["case"]: row for row in record["results"]}
+    for fact in ("device", "threads", "caches", "torch"):
+        if old and before.get(fact) != now[fact]:
+            print(f"  {fact} differs: {before.get(fact)} in {old_file}, {now[fact]} now")
     for row in rows:
-        before = old.get(row["case"])
-        if before is None:
+        if row["case"] not in old:
+            print(f"  new    {row['case']}: not in {old_file}")
             continue
-        change = row["ms"] / before["ms"]
-        slower = row["ms_quartiles"][0] > before["ms_quartiles"][1]
+        then = old[row["case"]]
+        change = row["ms"] / then["ms"]
+        slower = row["ms_quartiles"][0] > then["ms_quartiles"][1]
         verdict = "SLOWER" if slower and change > 1.05 else "ok"
-        print(f"  {verdict:<7}{row['case']}: {_time(before['ms'])} -> {_time(row['ms'])} ({change:.2f}x)")
+        print(f"  {verdict:<7}{row['case']}: {_time(then['ms'])} -> {_time(row['ms'])} ({change:.2f}x)")
 
 
 def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -218,10 +243,11 @@ def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> list[d
         samples = measure({"posekd": case.ours, **case.baselines}, options.device, options.rounds, cold)
         rows.append(_result(case, samples, copy))
         _print(rows[-1])
+    facts = environment(options)
     if options.compare:
-        _compare(options.compare, name, rows)
+        _compare(options.compare, name, rows, facts)
     if options.json:
-        record = {"benchmark": name, "environment": environment(options), "copy_bytes_per_s": copy, "results": rows}
+        record = {"benchmark": name, "environment": facts, "copy_bytes_per_s": copy, "results": rows}
         with open(options.json, "a") as file:
             file.write(json.dumps(record) + "\n")
     sys.stdout.flush()

@@ -14,12 +14,14 @@ from typing import Any
 
 SMALL_BYTES = 8 << 20
 
+NO_GPU = " GPU: not yet measured (`docs/gpu.md` has the commands)."
+
 HEAD = """# What the kernels reach
 
 Written by `benchmarks/report.py` from `{source}`; do not edit. {where}. Each contestant was timed once a round, in
 turn; figures are medians, a ratio's quartiles are in brackets, and above 1 means that posekd is faster. `{caches}`
 caches (see `benchmarks/harness.py`). The copy ran at {copy:.1f} GB/s, read plus written; its share is given where at
-least {small} MB must move. GPU: not yet measured (`docs/gpu.md` has the commands).
+least {small} MB must move.{gpu}
 
 ![ratios](images/{plot})
 """
@@ -47,6 +49,10 @@ def page(records: Sequence[dict[str, Any]], source: str, plot: str) -> str:
     """The records as Markdown, a table a benchmark."""
     facts = records[0]["environment"]
     where = f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, posekd {facts['posekd']}"
+    if facts.get("commit"):
+        where += f" at {facts['commit'][:10]}"
+    if facts.get("driver"):
+        where += f", driver {facts['driver']}"
     parts = [
         HEAD.format(
             source=source,
@@ -54,6 +60,7 @@ def page(records: Sequence[dict[str, Any]], source: str, plot: str) -> str:
             caches=facts["caches"],
             copy=records[0]["copy_bytes_per_s"] / 1e9,
             small=SMALL_BYTES >> 20,
+            gpu=NO_GPU if all(r["environment"].get("device_type", "cpu") == "cpu" for r in records) else "",
             plot=plot,
         )
     ]

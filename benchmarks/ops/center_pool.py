@@ -63,6 +63,9 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         title = f"{list(shape)} {str(options.dtype).removeprefix('torch.')}"
         if options.device == "cuda" or library.core() is not None:
             yield from kernel_cases(title, a, b, dy)
+        for form in (closed_form, chain):
+            if not torch.equal(center_pool(a, b), form(a, b)):
+                raise RuntimeError(f"center_pool and {form.__name__} differ: {title}")
         a.requires_grad_()
         b.requires_grad_()
         baselines = {

@@ -85,6 +85,8 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         if options.device == "cuda" or library.core() is not None:
             yield from kernel_cases(title, x, dy)
         for direction in DIRECTIONS:
+            if not torch.equal(corner_pool(x, direction), by_cummax(x, direction)):
+                raise RuntimeError(f"corner_pool and cummax differ: {title}, {direction}")
             yield trained_case(title, x, dy, direction, forms)
         yield sum_case(title, x, dy)
 

@@ -49,6 +49,10 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         boxes = people_boxes(count, shape[0], *shape[2:]).to(options.device)
         values = torch.rand(SETS, count, K, *size, generator=rng).to(options.device, options.dtype)
         weight = torch.ones(SETS, count, K, device=options.device)
+        inputs = (maps.detach(), boxes, values, weight)
+        torch.testing.assert_close(
+            mimic_loss(*inputs, SCALE, sampling_ratio=RATIO), plain_loss(*inputs), rtol=1e-4, atol=0
+        )
         for adapters in (False, True):
             targets = values.detach().requires_grad_(adapters)
             leaves = [maps, targets] if adapters else [maps]

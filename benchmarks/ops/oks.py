@@ -1,15 +1,16 @@
-"""oks_nms and soft_oks_nms against HRNet's rule in NumPy: 20, 100 and 300 poses of 17 joints, an image's worth."""
+"""oks_nms and soft_oks_nms against HRNet's rule in NumPy and in plain PyTorch: 20, 100 and 300 poses of an image."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from posekd.ops import oks_nms, soft_oks_nms
 from posekd.ops.oks import COCO_SIGMAS
+from posekd.ops.reference import oks as definition
 
 from ..harness import Case, options_from, run
 
@@ -44,6 +45,16 @@ def numpy_soft(poses: np.ndarray, scores: np.ndarray, areas: np.ndarray) -> list
     return kept
 
 
+def eager_hard(poses: torch.Tensor, scores: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+    kept, count = definition.oks_nms(poses[..., :2], scores, areas, COCO_SIGMAS, THRESHOLD)
+    return kept[: int(count)]
+
+
+def eager_soft(poses: torch.Tensor, scores: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+    kept, count = definition.soft_oks_nms(poses[..., :2], scores, areas, COCO_SIGMAS, THRESHOLD, MOST)
+    return kept[: int(count)]
+
+
 def people(count: int) -> Poses:
     """Poses, scores, areas: five slightly moved copies of each person."""
     rng = np.random.default_rng(0)
@@ -54,19 +65,20 @@ def people(count: int) -> Poses:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """Hard and soft suppression; results must be equal."""
-    forms: tuple[tuple[str, Callable[..., torch.Tensor], Callable[..., list[int]]], ...] = (
-        ("oks_nms", oks_nms, numpy_hard),
-        ("soft_oks_nms", soft_oks_nms, numpy_soft),
-    )
     for count in COUNTS:
         arrays = people(count)
         tensors = [torch.from_numpy(array).to(options.device) for array in arrays]
-        for name, ours, theirs in forms:
-            assert ours(*tensors, THRESHOLD).tolist() == theirs(*arrays)
+        for name, ours, theirs, eager in (
+            ("oks_nms", oks_nms, numpy_hard, eager_hard),
+            ("soft_oks_nms", soft_oks_nms, numpy_soft, eager_soft),
+        ):
+            found = ours(*tensors, THRESHOLD).tolist()
+            if not found == theirs(*arrays) == eager(*tensors).tolist():
+                raise RuntimeError(f"{name}, NumPy and plain PyTorch keep different poses")
             yield Case(
                 f"{name}, {count} poses",
                 lambda f=ours, t=tensors: f(*t, THRESHOLD),
-                {"NumPy": lambda f=theirs, a=arrays: f(*a)},
+                {"NumPy": lambda f=theirs, a=arrays: f(*a), "eager": lambda f=eager, t=tensors: f(*t)},
             )
 
 

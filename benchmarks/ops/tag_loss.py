@@ -13,7 +13,13 @@ from posekd.ops.reference import tag_loss as definition
 
 from ..harness import Case, options_from, run
 
-SHAPES = ((16, 17, 128, 128, 30), (16, 17, 160, 160, 30), (16, 17, 128, 128, 2))  # B, K, H, W, people
+SHAPES = (  # B, K, H, W, people
+    (16, 17, 128, 128, 30),
+    (16, 17, 160, 160, 30),
+    (16, 17, 128, 128, 2),
+    (32, 17, 128, 128, 30),
+    (64, 17, 64, 48, 30),
+)
 
 
 def one_image(tags: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +86,8 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         if not options.no_compile:
             compiled = torch.compile(vectorised)
             baselines["vectorised, torch.compile"] = lambda t=tags, k=keypoints, f=compiled: f(t, k)
+        for theirs in (loop(tags, pixels, visible), vectorised(tags, keypoints)):
+            torch.testing.assert_close(tag_loss(tags, keypoints), theirs, rtol=1e-4, atol=1e-6)
         title = f"{[B, K, H, W]} {str(options.dtype).removeprefix('torch.')}, {P} people, forward + backward"
         ours = trained(tags, lambda t=tags, k=keypoints: tag_loss(t, k))
         steps = {label: trained(tags, function) for label, function in baselines.items()}

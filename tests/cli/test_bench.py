@@ -4,6 +4,7 @@ import importlib
 import json
 
 import pytest
+import torch
 
 from posekd.cli import bench
 
@@ -61,6 +62,59 @@ def test_compare_names_what_became_slower(harness, tmp_path, capsys):
     assert "SLOWER waiting" in capsys.readouterr().out
 
 
+def test_compare_says_what_cannot_be_compared(harness, tmp_path, capsys):
+    run(harness, tmp_path, 1.0, "--threads", "1")
+    text = (tmp_path / "results.jsonl").read_text()
+    (tmp_path / "old.jsonl").write_text(text.replace('"case": "waiting"', '"case": "sleeping"'))
+    run(harness, tmp_path, 1.0, "--threads", "2", "--compare", str(tmp_path / "old.jsonl"))
+    said = capsys.readouterr().out
+    assert f"threads differs: 1 in {tmp_path / 'old.jsonl'}, 2 now" in said
+    assert "new    waiting: not in" in said
+
+
+def test_a_file_to_compare_with_is_asked_for_before_anything_is_measured(harness, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        harness.options_from(["--compare", str(tmp_path / "no.jsonl")], "a test")
+    assert f"--compare: there is no file {tmp_path / 'no.jsonl'}" in capsys.readouterr().err
+
+
+SMALL = {
+    "corner_pool": ((1, 2, 9, 12),),
+    "center_pool": ((1, 2, 9, 12),),
+    "roi_align": (((2, 3, 16, 12), 4, (8, 6)),),
+    "mimic_loss": (((2, 3, 16, 12), 4, (8, 6)),),
+    "tag_loss": ((2, 3, 16, 16, 3),),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SMALL)
+def test_baselines_do_the_same_work(name, dtype, monkeypatch, tmp_path):
+    """A benchmark refuses to time a baseline whose results differ."""
+    module = importlib.import_module(bench.benchmarks()[name])
+    timing = importlib.import_module(module.__name__.rsplit(".", 2)[0] + ".harness")
+    monkeypatch.setattr(module, "SHAPES", SMALL[name])
+    monkeypatch.setattr(timing, "copy_speed", lambda device, evict: 1e10)
+    monkeypatch.setattr(timing, "SAMPLE_MS", 0.01)
+    monkeypatch.setattr(timing, "cache_bytes", lambda device: 1 << 20)
+    out = tmp_path / "results.jsonl"
+    words = ["--rounds", "1", "--no-compile", "--dtype", dtype, "--threads", str(torch.get_num_threads())]
+    module.main([*words, "--json", str(out)])
+    rows = json.loads(out.read_text())["results"]
+    assert all(row["ms"] > 0 and row["baselines"] for row in rows)
+
+    if name in ("corner_pool", "center_pool", "tag_loss"):
+        wrong = {"corner_pool": "by_cummax", "center_pool": "closed_form", "tag_loss": "loop"}[name]
+        right = getattr(module, wrong)
+        monkeypatch.setattr(module, wrong, lambda *args: doubled(right(*args)))
+        with pytest.raises((RuntimeError, AssertionError)):
+            module.main(words)
+
+
+def doubled(result):
+    return tuple(2 * x for x in result) if isinstance(result, tuple) else 2 * result
+
+
 def test_a_file_of_results_becomes_a_page_and_a_picture(harness, report, tmp_path):
     run(harness, tmp_path, 1.0)
     report.main(
@@ -70,6 +124,14 @@ def test_a_file_of_results_becomes_a_page_and_a_picture(harness, report, tmp_pat
     assert "## waits" in page
     assert "| waiting | 1.00 ms | 168% | longer 4.00 ms, 4.00x (4.00 to 4.00) |" in page
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "GPU: not yet measured" in page
+
+
+def test_a_page_of_gpu_figures_does_not_call_them_missing(harness, report, tmp_path):
+    run(harness, tmp_path, 1.0)
+    results = (tmp_path / "results.jsonl").read_text().replace('"device_type": "cpu"', '"device_type": "cuda"')
+    (tmp_path / "results.jsonl").write_text(results)
+    assert "not yet measured" not in report.page(report.read(tmp_path / "results.jsonl"), "results.jsonl", "plot.png")
 
 
 def test_a_file_of_something_else_is_refused(report, tmp_path):
