@@ -96,8 +96,7 @@ class PackedDataset(Dataset[PackedBatch]):
         row = int(skipped[0])
         image_row = int(self.image_rows[row])
         height, width = self.source.records.image_sizes[image_row].tolist()
-        # a picture that could not be read when the dataset was opened has no size
-        batch = self.pack([(epoch, row)], {image_row: np.zeros((max(1, height), max(1, width), 3), np.uint8)})
+        batch = self.pack([(epoch, row)], {image_row: np.zeros((height, width, 3), np.uint8)})
         batch.keypoints, batch.skipped = torch.zeros_like(batch.keypoints), skipped
         batch.teacher_maps, batch.teacher_ranges = map(torch.zeros_like, (batch.teacher_maps, batch.teacher_ranges))
         return batch

@@ -22,10 +22,12 @@ from posekd.data import (
     PersonDataset,
     PoseLoader,
     PoseRecords,
+    prepare,
 )
 from posekd.data.augment import image_matrices
 from posekd.data.cache import CachedImages
 from posekd.skeleton import COCO
+from posekd.structures import InputSpec
 
 SIZE = (32, 24)
 SMALL_BOX = [30.0, 20.0, 9.0, 12.0]
@@ -230,6 +232,14 @@ class TestBadImages:
             truncate(path)
         with pytest.raises(BadImageError, match=r"none of the images could be read; the first: .*1.png"):
             list(self.loader(folder, "skip"))
+
+    def test_a_black_picture_stands_in_for_one_whose_size_could_not_be_read(self):
+        source = Noise([[10, 10, 20, 20]], [0])
+        source.records = dataclasses.replace(source.records, image_sizes=np.zeros((1, 2), np.int64))
+        batch = PersonDataset(source, SIZE).stand_in(0, torch.tensor([0]))
+        images = prepare(batch, InputSpec(SIZE, mean=(0, 0, 0)), COCO.flip).images
+        assert images.shape == (1, 3, *SIZE)
+        assert not images.any()
 
     def test_another_size_than_stated(self, folder):
         import cv2

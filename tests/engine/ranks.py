@@ -18,7 +18,7 @@ from posekd.cli import main as posekd
 from posekd.data import LoaderSettings, PoseRecords
 from posekd.data.packing import PackedDataset
 from posekd.distill import FrozenTeacher, Mapd
-from posekd.engine import distributed, loop
+from posekd.engine import checkpoint, distributed, loop
 from posekd.engine.evaluate import EvalSettings, evaluate
 from posekd.engine.loop import fit
 from posekd.skeleton import Skeleton
@@ -177,6 +177,12 @@ def main(kind: str, folder: Path) -> None:
             fit(job)
         except (ArithmeticError, KeyboardInterrupt) as error:
             message = str(error)
+        if kind == "stop":
+            distributed.gather("rank 0 has saved")
+            stopped, job = job, job_for(job.folder, kind, rank, distributed.world())
+            loop.load_state_dict(job, checkpoint.load_latest(folder / "run" / "checkpoints")[1])
+            job.save_weights = stopped.save_weights
+            fit(job)
         state = job.learner.method.state_dict()
         out.write_text(
             json.dumps(

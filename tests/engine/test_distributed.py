@@ -94,11 +94,16 @@ def test_a_nan_on_one_rank_stops_both_at_the_same_step_and_names_its_sample(tmp_
     assert (tmp_path / "run" / "checkpoints" / "nonfinite_000000001.safetensors").is_file()
 
 
-def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path):
+def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_both_go_on(tmp_path, quick):
     first, second = in_two_processes("stop", tmp_path)
     assert first["message"] == second["message"]
     assert "stopped after step 3" in first["message"]
     assert first["weights"] == second["weights"]
+    job = ranks.job_for(tmp_path / "one", "train", accumulate=2)
+    fit(job)
+    assert first["step"] == job.learner.step
+    one = {k: v.tolist() for k, v in job.learner.method.state_dict().items()}
+    assert distance(first["weights"], one) < 1e-6, "of the uninterrupted run"
 
 
 def test_evaluation_is_sharded_and_gathered_without_duplicates(tmp_path):

@@ -17,6 +17,7 @@ from test_loop import DropoutPose, NoiseLoader, losses, make_job
 from tiny_recipe import tiny_recipe
 
 import posekd
+from posekd.data import BadImageError
 from posekd.distill import Method, Supervised
 from posekd.engine import checkpoint, loop
 from posekd.engine.loop import fit, load_state_dict
@@ -99,6 +100,31 @@ class TestGradients:
         assert job.learner.scaler.get_scale() == 65536 / 2**8
         assert job.learner.skips == 0
 
+    @pytest.mark.parametrize("killed_at", [4, 12])
+    def test_fp16_resumes_bit_for_bit_in_the_middle_of_the_skips_and_after(self, tmp_path, killed_at):
+        """A scaler that began anew would skip eight more steps."""
+        whole = make_job(tmp_path / "whole", method=Cliff(0, 1e36), precision="fp16")
+        fit(whole)
+        first = make_job(tmp_path / "parts", method=Cliff(0, 1e36), precision="fp16", checkpoint_steps=1)
+        original = first.prepare
+
+        def die(batch):
+            if first.learner.step == killed_at:
+                raise MemoryError
+            return original(batch)
+
+        first.prepare = die
+        with pytest.raises(MemoryError):
+            fit(first)
+        second = make_job(tmp_path / "parts", method=Cliff(0, 1e36), precision="fp16")
+        load_state_dict(second, checkpoint.load_latest(second.checkpoints)[1])
+        assert second.learner.scaler.get_scale() == 65536 / 2 ** min(killed_at, 8)
+        fit(second)
+        assert losses(second) == losses(whole)
+        assert second.learner.scaler.state_dict() == whole.learner.scaler.state_dict()
+        for name, tensor in whole.learner.method.state_dict().items():
+            assert torch.equal(tensor, second.learner.method.state_dict()[name]), name
+
     def test_a_run_of_fp16_skips_is_an_error(self, tmp_path):
         job = make_job(tmp_path, method=Cliff(5, float("inf")), precision="fp16", validate_every=0)
         job.learner.max_skips = 4
@@ -158,7 +184,7 @@ class TestDisk:
 
 def coco_recipe(folder, source, **changes):
     people = {"name": "coco", "images": source.images, "annotations": source.annotations}
-    return tiny_recipe(folder, train_data=people, train__validate_every=0, **changes)
+    return tiny_recipe(folder, **{"train_data": people, "train__validate_every": 0, **changes})
 
 
 @pytest.fixture
@@ -200,6 +226,24 @@ class TestData:
         ), message
         broken.write_bytes(good)
         train(coco_recipe(tmp_path / "parts", source), resume="auto")
+        assert run_losses(tmp_path / "parts") == run_losses(tmp_path / "whole")
+
+    def test_an_unreadable_image_in_a_validation(self, tmp_path, source):
+        """The state was saved before; once the image is repaired, the run validates and goes on, exactly."""
+        (tmp_path / "val").mkdir()
+        val = write(tmp_path / "val", labels([person(10, 1), person(20, 2)], (1, 2)))
+        people = {"name": "coco", "images": val.images, "annotations": val.annotations}
+        changes = {"val_data": people, "train__validate_every": 1}
+        train(coco_recipe(tmp_path / "whole", source, **changes))
+        broken = Path(val.images) / "2.png"
+        good = broken.read_bytes()
+        broken.write_bytes(good[:-40])
+        with pytest.raises(BadImageError, match=r"val/images/2.png: the file is truncated"):
+            train(coco_recipe(tmp_path / "parts", source, **changes))
+        state = checkpoint.load_latest(tmp_path / "parts" / "checkpoints")[1]
+        assert (state["step"], state["validated"]) == (6, 0), "of the end of the first epoch"
+        broken.write_bytes(good)
+        train(coco_recipe(tmp_path / "parts", source, **changes), resume="auto")
         assert run_losses(tmp_path / "parts") == run_losses(tmp_path / "whole")
 
     def test_a_folder_that_vanished(self, tmp_path, source, monkeypatch):
