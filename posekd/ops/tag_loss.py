@@ -107,10 +107,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _gradient(ctx: Any, pull: Tensor | None, push: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
-    slope = ctx.saved_tensors[0]
+    saved = ctx.saved_tensors  # once: activation checkpointing computes them when they are asked for
+    slope = saved[0]
     zero = slope.new_zeros(slope.shape[0]) if pull is None or push is None else None
     pull, push = (zero if upstream is None else upstream for upstream in (pull, push))
-    return _backward(pull, push, *ctx.saved_tensors), None, None
+    return _backward(pull, push, *saved), None, None
 
 
 library.differentiable("tag_loss", _gradient, _setup)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threads import threads
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from posekd.ops import library, tag_loss
 from posekd.ops.reference import tag_loss as definition
@@ -316,6 +317,15 @@ class TestTorchIntegration:
             function(leaf, keypoints).backward()
             gradients.append(leaf.grad)
         torch.testing.assert_close(*gradients)
+
+    def test_activation_checkpointing(self) -> None:
+        tags, keypoints = make_case()
+        gradients = []
+        for use in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+            leaf = tags.clone().requires_grad_()
+            use(lambda x: sum(loss.sum() for loss in tag_loss(x, keypoints)), leaf).backward()
+            gradients.append(leaf.grad)
+        assert torch.equal(*gradients)
 
     def test_export_keeps_the_op(self) -> None:
         class Loss(torch.nn.Module):
