@@ -1,9 +1,11 @@
 // Associative-embedding grouping in three stages: peaks of every map, people from the peaks' tags, refinement.
 //
 // Floors for one image of 17x512x512 with two tag channels in float32, 30 people:
-//   peaks: read the heatmaps                                  17.8 MB (H200 at 4.3 TB/s: 4.1 us; CPU at 20 GB/s: 0.9
-//   ms) match: 17 assignments of 30x30, a serial chain            36 KB in, 50 KB out; latency, not bytes refine: read
-//   the heatmaps and the tags                    53.5 MB (H200: 12.4 us; CPU: 2.7 ms)
+//
+// - peaks: read the heatmaps, 17.8 MB (H200 at 4.3 TB/s: 4.1 us; CPU at 20 GB/s: 0.9 ms)
+// - match: 17 assignments of 30x30, a serial chain; 36 KB in, 50 KB out: latency, not bytes
+// - refine: read the heatmaps and the tags, 53.5 MB (H200: 12.4 us; CPU: 2.7 ms)
+//
 // How it gets near:
 //   peaks: one pass; a pixel's window is read only when the pixel is above the threshold, or, once max_people peaks
 //     stand, above the lowest of them.

@@ -14,6 +14,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -167,9 +168,14 @@ def counter(like: Tensor) -> Tensor | None:
         return torch.zeros(1, dtype=torch.int32)
     if torch.cuda.is_current_stream_capturing():  # a graph fills its own: it may be replayed on any stream
         return torch.zeros(1, dtype=torch.int32, device=like.device)
-    key = (like.get_device(), torch.cuda.current_stream(like.device).cuda_stream)
+    stream = torch.cuda.current_stream(like.device)
+    key = (like.get_device(), stream.cuda_stream)
     if key not in _counters:
-        _counters[key] = torch.zeros(1, dtype=torch.int32, device=like.device)
+        # In a thread of its own, because the warm-up of torch.compile's CUDA graphs takes what this thread allocates
+        # from the graphs' memory, where nothing may outlive a call.
+        with ThreadPoolExecutor(1) as other:
+            _counters[key] = other.submit(lambda: torch.zeros(1, dtype=torch.int32, device=like.device)).result()
+        stream.wait_stream(torch.cuda.default_stream(like.device))  # on which the other thread has filled it
     return _counters[key]
 
 
