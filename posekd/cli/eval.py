@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # the options that are fields of `EvalSettings` or `BottomUpSettings`
 _SETTINGS = (
-    "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "max_people",
+    "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "border",
+    "max_people",
 )  # fmt: skip
 
 EPILOG = """examples:
@@ -296,6 +297,7 @@ def _parser() -> Any:
     add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
     add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
     add("--refine", action=flag, default=None, help="bottom-up: give everybody the joints that he misses (on)")
+    add("--border", action=flag, default=None, help="bottom-up: look for joints beyond the image too (on)")
     add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept a joint (100; HigherHRNet's is 30)")
     add("--batch-size", type=int, default=32, metavar="N", help="persons; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")

@@ -203,6 +203,21 @@ def output_matrices(packed: PackedImageBatch, size: tuple[int, int]) -> Tensor:
     return codecs.mirror_matrices(plain, packed.flips, size[1])
 
 
+def share_inside(image_sizes: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    """How much of each bilinear sample of an image lies in it, 0..1, float32 `[B, *size]`.
+
+    Args:
+        image_sizes: int64 `[B, 2]`, heights and widths.
+        matrices: `[B, 2, 3]`, output pixel to image pixel.
+        size: `(height, width)` of the output.
+    """
+    y, x = (torch.arange(side, device=matrices.device, dtype=torch.float32) for side in size)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    points = grid @ matrices[:, None, :, :2].transpose(-1, -2) + matrices[:, None, None, :, 2]
+    limits = image_sizes.flip(1)[:, None, None]  # width, height
+    return torch.minimum(points + 1, limits - points).clamp(0, 1).prod(-1)
+
+
 def valid_masks(packed: PackedImageBatch, matrices: Tensor, size: tuple[int, int]) -> Tensor:
     """Where a loss may look, bool `[B, *size]`: inside the image, and in no ignored region.
 
@@ -217,13 +232,7 @@ def valid_masks(packed: PackedImageBatch, matrices: Tensor, size: tuple[int, int
     """
     from posekd import ops
 
-    device = matrices.device
-    grid = torch.stack(
-        torch.meshgrid(torch.arange(size[1], device=device), torch.arange(size[0], device=device), indexing="xy"), -1
-    )
-    points = grid.float() @ matrices[:, None, :, :2].transpose(-1, -2) + matrices[:, None, None, :, 2]
-    limits = packed.image_sizes.flip(1)[:, None, None]  # width, height
-    share = torch.minimum(points + 1, limits - points).clamp(0, 1).prod(-1)
+    share = share_inside(packed.image_sizes, matrices, size)
     if len(packed.mask_index):
         rectangles = ops.PackedImages(packed.mask_pixels, packed.mask_offsets, packed.mask_shapes, channels=1)
         own = codecs.translate_matrices(matrices[packed.mask_index], -packed.mask_origins)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from posekd import codecs, ops
 from posekd.data.augment import warp
+from posekd.data.bottomup import share_inside
 from posekd.engine.evaluate import AUTOCAST
 from posekd.metrics import oks_nms
 from posekd.structures import InputSpec, PackedImageBatch
@@ -41,6 +42,8 @@ class BottomUpSettings:
         adjust: move joints a quarter of a pixel toward the higher neighbour.
         refine: give everybody the joints that he misses, wherever his tag fits best. A stray peak then becomes a second
             copy of somebody: see `nms_threshold`.
+        border: look for joints beyond the image too, where the network's input is filled up to a multiple of 64: the
+            official way, although its training loss never looks there and a network may give anything.
         nms_threshold: of two people of one image with a higher OKS the weaker is removed; 1, the official way, keeps
             all. For counting and drawing, not for AP: copies are scored low and cost little, while two people whom
             `refine` gave the same joints look alike (docs/bottomup.md has figures).
@@ -58,6 +61,7 @@ class BottomUpSettings:
     nms_kernel: int = 5
     adjust: bool = True
     refine: bool = True
+    border: bool = True
     nms_threshold: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
@@ -267,6 +271,10 @@ def group_people(
         For each image the keypoints `[P, K, 3]` (x, y, score) in its pixels, zeros where a joint was not found, and the
         scores `[P]`, as `People` has them.
     """
+    matrices = resize_matrices(image_sizes, (heatmaps.shape[2], heatmaps.shape[3]))
+    if not settings.border:
+        inside = share_inside(image_sizes, matrices, (heatmaps.shape[2], heatmaps.shape[3])) > 0.5
+        heatmaps = heatmaps * inside[:, None]
     grouped = ops.group_keypoints(
         heatmaps,
         tags,
@@ -279,7 +287,6 @@ def group_people(
     )
     counts = grouped.counts.tolist()  # waits for the device
     most = max(counts, default=0)
-    matrices = resize_matrices(image_sizes, (heatmaps.shape[2], heatmaps.shape[3]))
     keypoints = codecs.transform_keypoints(grouped.keypoints[:, :most, :, :3], matrices[:, None])
     points = torch.where(keypoints[..., 2:] > 0, keypoints, 0.0).cpu().numpy()
     scores = grouped.scores[:, :most].cpu().numpy()

@@ -304,6 +304,36 @@ def test_thirty_eight_people_stay_thirty_eight():
     assert len(found[30].scores) < 38
 
 
+class PaintedBorder(nn.Module):
+    """One joint in the picture and one in what the picture is filled up with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = InputSpec(size=(64, 64))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        height, width = images.shape[2:]
+        coarse = torch.zeros(len(images), 34, height // 4, width // 4)
+        fine = torch.zeros(len(images), 17, height // 2, width // 2)
+        fine[:, 0, 16, 32] = fine[:, 5, 16, 1] = 1.0
+        return [coarse, fine]
+
+
+def test_without_the_border_nobody_is_found_beyond_the_image():
+    """66x100 pixels become 64x97, in the middle of 64x128: column 1 of the fine map lies 13 pixels left of it."""
+    source = SyntheticPeople(SyntheticSettings(images=1, size=(66, 100), seed=1))
+    packed = ImageDataset(source, (64, 64)).__getitems__([(0, 0)])
+    joints = {}
+    for border in (True, False):
+        settings = BottomUpSettings(flip=False, adjust=False, refine=False, border=border)
+        (people,) = find_people(PaintedBorder(), packed, SPEC, COCO.flip, settings)
+        joints[border] = {int(k): people.keypoints[i, k, :2] for i, k in np.argwhere(people.keypoints[..., 2] > 0)}
+    assert sorted(joints[True]) == [0, 5]
+    assert joints[True][5][0] < 0
+    assert sorted(joints[False]) == [0]
+    assert np.allclose(joints[True][0], joints[False][0])
+
+
 # ---- What is made of the people --------------------------------------------------------------------------------------
 
 
