@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from posekd.distill.base import FrozenTeacher, Method, name_terms
@@ -109,7 +110,7 @@ def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: Associat
     for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
         size = (maps.shape[2], maps.shape[3])
         if settings.kind == "exact":  # the parser takes the middle of a pixel, so a joint lies half a pixel before it
-            keypoints = keypoints - keypoints.new_tensor([0.5, 0.5, 0.0])
+            keypoints = torch.cat((keypoints[..., :2] - 0.5, keypoints[..., 2:]), -1)
         targets.append(render_heatmaps(keypoints, size, settings.sigma or size[1] / 64, settings.kind)[0])
     return targets
 

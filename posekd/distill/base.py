@@ -172,7 +172,7 @@ def check_same_maps(teacher: Tensor, student: Tensor) -> None:
 def heatmap_keypoints(keypoints: Tensor, images: Tensor, heatmaps: Tensor) -> Tensor:
     """Keypoints `[B, K, 3]` from input pixels to heatmap pixels (`heatmap = input / 4`, no half-pixel shift)."""
     scale = heatmaps.shape[-1] / images.shape[-1]
-    return keypoints * keypoints.new_tensor([scale, scale, 1.0])
+    return torch.cat((keypoints[..., :2] * scale, keypoints[..., 2:]), -1)
 
 
 class _CarryGradient(torch.autograd.Function):

@@ -59,10 +59,14 @@ def convert_images(images: Tensor, source: InputSpec, target: InputSpec) -> Tens
     images = resample(images, target.size)
     if (source.mean, source.std, source.bgr) == (target.mean, target.std, target.bgr):
         return images
-    source_mean, source_std = images.new_tensor(source.mean), images.new_tensor(source.std)
+    source_mean, source_std = source.mean, source.std
     if source.bgr != target.bgr:
-        images, source_mean, source_std = images.flip(1), source_mean.flip(0), source_std.flip(0)
-    target_mean, target_std = images.new_tensor(target.mean), images.new_tensor(target.std)
-    gain = source_std / target_std
-    shift = (source_mean - target_mean) / target_std
-    return torch.addcmul(shift[:, None, None], images, gain[:, None, None])
+        images, source_mean, source_std = images.flip(1), source_mean[::-1], source_std[::-1]
+    gain = [a / b for a, b in zip(source_std, target.std, strict=True)]
+    shift = [(a - b) / s for a, b, s in zip(source_mean, target.mean, target.std, strict=True)]
+    return torch.addcmul(_channels(shift, images), images, _channels(gain, images))
+
+
+def _channels(values: list[float], images: Tensor) -> Tensor:
+    """One number a channel, `[C, 1, 1]`; filled in on the device, for a copy from the host would wait for it."""
+    return torch.stack([images.new_full((1, 1), value) for value in values])

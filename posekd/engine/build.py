@@ -222,7 +222,8 @@ def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> P
 def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loop: LoopSettings) -> Prepare:
     """The function from packed bytes to a normalised batch on the device."""
     memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
-    flip, spec = source.records.skeleton.flip, model.spec
+    # on the device once: a list would be copied there at every step, and the host wait for it
+    flip, spec = torch.as_tensor(source.records.skeleton.flip, device=device), model.spec
 
     def run(packed: PackedBatch) -> PoseBatch | ImageBatch:
         if isinstance(packed, PackedImageBatch):

@@ -116,13 +116,15 @@ def evaluate(
     """
     start = time.perf_counter()
     settings, spec = settings or EvalSettings(), spec or _spec_of(model)
-    skeleton = source.records.skeleton
+    device = device_of(model)
+    # there once: a list would be copied with every batch, and the host wait for it
+    flip = torch.as_tensor(source.records.skeleton.flip, device=device)
     if results_file is not None:
         check_results_file(source, Path(results_file))
     rank, world = distributed.rank(), distributed.world()
     batches = PoseLoader(source, spec.size, loader, training=False, rank=rank, world=world)
-    crops = _crops(batches, spec, skeleton.flip, device_of(model), settings)
-    poses = predict(model, counted(crops, len(source.records), on_batch), skeleton.flip, settings)
+    crops = _crops(batches, spec, flip, device, settings)
+    poses = predict(model, counted(crops, len(source.records), on_batch), flip, settings)
     if world > 1:
         poses = _gather(poses, source.records.sample_ids)
         batches.skipped = sum(distributed.gather(batches.skipped))
@@ -160,7 +162,7 @@ def _judge_by_pck(
 def predict(
     model: nn.Module,
     batches: Iterable[PoseBatch],
-    flip_permutation: Sequence[int],
+    flip_permutation: Sequence[int] | Tensor,
     settings: EvalSettings | None = None,
 ) -> Poses:
     """Runs a network over crops and decodes its heatmaps into image pixels.
@@ -170,7 +172,7 @@ def predict(
     Args:
         model: gives heatmaps `[B, K, h, w]`; run in eval mode and left in the mode it was in.
         batches: crops on the network's device.
-        flip_permutation: K joint indices that a mirror exchanges.
+        flip_permutation: K joint indices that a mirror exchanges; on the device, so that nothing waits for it.
         settings: flip test, decoding, precision.
 
     Raises:
@@ -211,7 +213,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forward_heatmaps(
-    model: nn.Module, images: Tensor, flip_permutation: Sequence[int], settings: EvalSettings
+    model: nn.Module, images: Tensor, flip_permutation: Sequence[int] | Tensor, settings: EvalSettings
 ) -> Tensor:
     """Heatmaps of crops, averaged with those of the mirrored crops in a flip test.
 
@@ -297,7 +299,7 @@ def _heatmaps(model: nn.Module, images: Tensor, num_keypoints: int, precision: s
 def _crops(
     batches: PoseLoader,
     spec: InputSpec,
-    flip: Sequence[int],
+    flip: Tensor,
     device: torch.device,
     settings: EvalSettings,
 ) -> Iterator[PoseBatch]:
