@@ -268,7 +268,7 @@ def report(result: dict[str, Any]) -> None:
     print(f": {worker['workers']} of them give {capacity:.0f} samples/s" if worker["workers"] else "")
     memory = result["memory_mib"]
     device = f", {memory['device_peak']:.0f} MiB of the GPU" if memory["device_peak"] else ""
-    print(f"  peak memory {memory['host_peak']:.0f} MiB of the host{device}", flush=True)
+    print(f"  peak memory {memory['host_peak']:.0f} MiB of the main process{device}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -224,13 +224,26 @@ def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loo
     memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
     # on the device once: a list would be copied there at every step, and the host wait for it
     flip, spec = torch.as_tensor(source.records.skeleton.flip, device=device), model.spec
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(packed: PackedBatch) -> PoseBatch | ImageBatch:
-        if isinstance(packed, PackedImageBatch):
-            return prepare_images(cast(PackedImageBatch, packed.to(device)), spec, flip, memory_format=memory_format)
-        return prepare(packed.to(device), spec, flip, memory_format=memory_format)
+        moved = packed.to(device) if stream is None else _copy_beside(packed, device, stream)
+        if isinstance(moved, PackedImageBatch):
+            return prepare_images(moved, spec, flip, memory_format=memory_format)
+        return prepare(moved, spec, flip, memory_format=memory_format)
 
     return run
+
+
+def _copy_beside(packed: PackedBatch, device: torch.device, stream: torch.cuda.Stream) -> PackedBatch:
+    """Copies a (pinned) batch on a stream of its own, beside the last step, behind which it would wait."""
+    with torch.cuda.stream(stream):
+        moved = packed.to(device)
+    computing = torch.cuda.current_stream(device)
+    computing.wait_stream(stream)
+    for f in fields(moved):  # its memory belongs to the other stream, which must not reuse it before it was read
+        getattr(moved, f.name).record_stream(computing)
+    return moved
 
 
 def make_validate(

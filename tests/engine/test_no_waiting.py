@@ -106,6 +106,35 @@ def test_a_batch_of_an_evaluation(how, monkeypatch):
         assert decode(forward_heatmaps(model, batch.images, flip, settings), batch, settings).shape == (3, 17, 3)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_batches_copied_beside_a_busy_stream_are_whole_and_nothing_waits():
+    """Many batches in turn, so that their memory is used again; torch itself refuses what waits for the device."""
+    device = torch.device("cuda:0")
+    method = Mapd(*taught(BGR)).to(device)
+    loader = PoseLoader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=Augmentation())
+    batches = [next(loader.epoch(epoch)) for epoch in range(20)]
+    on_host = make_prepare(TinyPose(SPEC), SOURCE, torch.device("cpu"), LoopSettings())
+    prepare_batch = make_prepare(method.student, SOURCE, device, LoopSettings())
+    step_on = method(prepare_batch(batches[0].pin_memory()))  # loads what a first call loads
+    torch.stack(list(step_on.values())).sum().backward()
+    busy = torch.randn(4096, 4096, device=device)
+    pinned = [batch.pin_memory() for batch in batches]
+    torch.cuda.synchronize()
+    prepared = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in pinned:
+            busy = busy @ busy * 1e-3
+            prepared.append(prepare_batch(batch))
+            torch.stack(list(method(prepared[-1]).values())).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for batch, found in zip(batches, prepared, strict=True):
+        torch.testing.assert_close(found.images.cpu(), on_host(batch).images, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.keypoints.cpu(), on_host(batch).keypoints)
+
+
 def test_a_list_would_be_noticed():
     """Guard: the same with the permutation as a list, and a value that is read."""
     packed = next(iter(PoseLoader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=False))).to(META)

@@ -233,6 +233,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match="cannot teach stage by stage"):
             job.learner.method(job.prepare(next(job.loader.epoch(0))))
 
+    def test_several_processes(self, tmp_path, teacher, monkeypatch):
+        """Each would write the same files."""
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match="written by one process: start it without torchrun"):
+            cache_teacher(tiny(tmp_path, teacher), tmp_path)
+
     def test_nonsense(self, tmp_path, teacher):
         with pytest.raises(ValueError, match="margin must be 1 or more"):
             cache_teacher(tiny(tmp_path, teacher), tmp_path, margin=0.5)
