@@ -18,6 +18,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 COCO_ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 STRIP_ROWS = 32  # rows of a map that one CUDA block scans
 TILE = 16  # kTile of csrc/group_keypoints/group_keypoints.h
+LARGEST_WINDOW = 32767  # for a kernel goes through every row of a window, on the map or not
 MOST_JOINTS = 256  # kMaxJoints there
 MOST_PEOPLE = 3072  # with a round of new peaks (kRound of peaks_cuda.cu) 4096: what any GPU's block can sort
 
@@ -129,7 +130,7 @@ def top_k_peaks(
         tags: `[B, K, H, W]`, `[B, K, H, W, T]`, or one map for all joints, `[B, 1, H, W]` or `[B, 1, H, W, T]`.
         max_people: how many peaks of a map are kept, 1 to 3072.
         detection_threshold: at least 0; a peak is above it.
-        nms_kernel: side of the window, odd.
+        nms_kernel: side of the window, odd, up to 32767.
 
     Returns:
         `[B, K, max_people, 3 + T]` float32: x, y (pixel indices), score, tags, by descending score, the earlier pixel
@@ -141,7 +142,7 @@ def top_k_peaks(
     check_maps(heatmaps, tags)
     check_count("max_people", max_people, 1, MOST_PEOPLE)
     check_threshold("detection_threshold", detection_threshold)
-    check_count("nms_kernel", nms_kernel)
+    check_count("nms_kernel", nms_kernel, 1, LARGEST_WINDOW)
     if nms_kernel % 2 == 0:
         raise ValueError(f"nms_kernel must be odd, so that a window has a centre, got {nms_kernel}")
     return _top_k_peaks(heatmaps.detach(), tags.detach(), max_people, float(detection_threshold), nms_kernel)

@@ -319,6 +319,7 @@ HEAT = torch.rand(2, 3, 8, 8)
         ({"detection_threshold": -0.1}, ValueError, "detection_threshold must be finite and at least 0, got -0.1"),
         ({"tag_threshold": 0.0}, ValueError, "tag_threshold must be positive and finite, got 0.0"),
         ({"nms_kernel": 4}, ValueError, "nms_kernel must be odd.* got 4"),
+        ({"nms_kernel": 2**31 - 1}, ValueError, "nms_kernel must be from 1 to 32767, got 2147483647"),
         ({"joint_order": [0, 1, 1]}, ValueError, r"joint_order must name each of .* once, got \[0, 1, 1\]"),
         ({"joint_order": [0.5, 1, 2]}, ValueError, r"joint_order must name each of .* once, got \[0.5, 1, 2\]"),
     ],
