@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import backends
@@ -120,6 +121,25 @@ class TestTies:
         expected = definition.match_by_tag(peaks, 48, 0.1, 1.0, list(range(6)), False, True)
         for ours, defined in zip(found, expected, strict=True):
             assert torch.equal(ours.cpu(), defined)
+
+    def test_ties_of_irrational_distances_give_the_definition(self, backend: backends.Backend) -> None:
+        """Three peaks with one tag compete for two people at distances whose sums are equal but for their rounding."""
+        people = [[0.0, -1.0], [2.0, 0.0], [-1.0, -1.0], [1.0, 1.0]]
+        first = [[i, i, 0.9 - 0.1 * i, *tag] for i, tag in enumerate(people)]
+        second = [[i, 9, 0.95 - 0.1 * i, 0.0, 0.0] for i in range(3)]
+        zeros = [0.0] * 5
+        peaks = torch.tensor([[[*first, zeros, zeros], [*second, *[zeros] * 3]]])
+        for threshold in (1.5, 2.5, 3.0):
+            found = match_by_tag(peaks.to(backend.device), tag_threshold=threshold)
+            expected = definition.match_by_tag(peaks, 12, 0.1, threshold, [0, 1], False, True)
+            for ours, defined in zip(found, expected, strict=True):
+                assert torch.equal(ours.cpu(), defined)
+
+    def test_the_definitions_distances_are_rounded_correctly(self) -> None:
+        """`torch.tensor(2.0).double().sqrt()` is 1.414213562373095 where MKL takes the root."""
+        tags = torch.tensor([[1.0, 1.0], [3.0, 4.0], [1.5, 0.5]])
+        found = definition._distances(tags, torch.zeros(2, 2))
+        assert found.tolist() == [[math.sqrt(2.0)] * 2, [5.0] * 2, [math.sqrt(2.5)] * 2]
 
 
 class TestPeaks:

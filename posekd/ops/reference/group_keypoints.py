@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -73,11 +74,14 @@ class _People:
 
 
 def _distances(tags: Tensor, means: Tensor) -> Tensor:
-    """Euclidean distances `[N, P]` in float64, added up channel by channel."""
+    """Euclidean distances `[N, P]` in float64, added up channel by channel.
+
+    The root is Python's, which rounds correctly; `Tensor.sqrt` may be a bit off, and then decide ties of its own.
+    """
     squares = tags.new_zeros((len(tags), len(means)), dtype=torch.float64)
     for a, b in zip(tags.double().unbind(1), means.double().unbind(1), strict=True):
         squares = squares + (a[:, None] - b[None, :]).square()
-    return squares.sqrt().clamp_max(FARTHEST)
+    return squares.apply_(math.sqrt).clamp_max(FARTHEST)
 
 
 def _costs(distances: Tensor, scores: Tensor, tag_threshold: float, use_detection_score: bool) -> list[list[Cost]]:
