@@ -123,7 +123,11 @@ def synchronise_norms(network: Network, device: torch.device) -> Network:
 
 def replicate(method: nn.Module) -> nn.Module:
     """The method under DistributedDataParallel: backward ends with the mean of all processes' gradients."""
-    return nn.parallel.DistributedDataParallel(method) if world() > 1 else method
+    if world() == 1:
+        return method
+    # batch statistics need not cross at every forward pass: they are synchronised (GPUs), or rank 0's are taken in the
+    # end (`share_buffers`)
+    return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
 
 
 def no_sync(replicated: nn.Module) -> AbstractContextManager[None]:
