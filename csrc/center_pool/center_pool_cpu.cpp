@@ -16,6 +16,7 @@ namespace POSEKD_LEVEL {
 namespace {
 
 constexpr int64_t kSerialItems = 32768;  // elements that are not worth a second thread
+constexpr int kRows = 4;                 // that pass while a column's maximum is in a register
 
 template <class A>
 using index_t = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;  // an index as wide as a lane
@@ -36,22 +37,29 @@ const A* read_line(const T* from, int64_t count, A* buffer) {
   return buffer;
 }
 
-// Takes row `row` into the column maxima.
-template <class A>
+// Takes N rows from row `row` on, `width` apart, into the column maxima.
+template <int N, class A>
 POSEKD_INLINE void column_maxima(const A* x, int64_t row, int64_t width, A* best, index_t<A>* argument) {
   constexpr int L = Vec<A>::kLanes;
   const auto index = static_cast<index_t<A>>(row);
   int64_t i = 0;
-  for (; row == 0 && i < width; ++i) best[i] = x[i], argument[i] = 0;
   for (; i + L <= width; i += L) {
-    fetch_ahead<false>(x + i);
-    const vec<A> value = load(x + i), m = load(best + i);
-    const lanes<A> takes = takes_over_lanes<true, A>(value, m);
-    store(best + i, choose<A>(takes, value, m));
-    store_as(argument + i, choose<A>(takes, mask<A>{} + index, load_as<mask<A>>(argument + i)));
+    vec<A> m = load(best + i);
+    auto at = load_as<mask<A>>(argument + i);
+    for (int n = 0; n < N; ++n) {
+      const A* from = x + n * width + i;
+      fetch_ahead<false>(from);
+      const vec<A> value = load(from);
+      const lanes<A> takes = takes_over_lanes<true, A>(value, m);
+      m = choose<A>(takes, value, m);
+      at = choose<A>(takes, mask<A>{} + (index + n), at);
+    }
+    store(best + i, m);
+    store_as(argument + i, at);
   }
   for (; i < width; ++i)
-    if (takes_over<true>(x[i], best[i])) best[i] = x[i], argument[i] = index;
+    for (int n = 0; n < N; ++n)
+      if (takes_over<true>(x[n * width + i], best[i])) best[i] = x[n * width + i], argument[i] = index + n;
 }
 
 template <int D, class A>
@@ -111,6 +119,26 @@ POSEKD_INLINE void add_to_line(const A* columns, A row, int64_t width, bool stre
   for (; i < width; ++i) y[i] = columns[i] + row;
 }
 
+// Calls read(plane, row, count) and write(plane, row, count) for blocks of rows of planes [begin, end): a plane is
+// written while the next is read, because memory serves both at once faster than in turn. done(plane) comes between.
+template <class Read, class Done, class Write>
+void one_plane_behind(int64_t begin, int64_t end, int64_t height, Read&& read, Done&& done, Write&& write) {
+  for (int64_t plane = begin; plane <= end; ++plane) {
+    for (int64_t row = 0; row < height; row += kRows) {
+      const int64_t count = height - row < kRows ? height - row : kRows;
+      if (plane < end) read(plane, row, count);
+      if (plane > begin) write(plane - 1, row, count);
+    }
+    if (plane < end) done(plane);
+  }
+}
+
+// Planes a thread takes at once: few enough to share evenly, many because the first is read alone and the last written.
+int64_t grain(int64_t planes, int64_t pixels, int threads) {
+  const int64_t least = kSerialItems / pixels + 1, most = planes / (4 * static_cast<int64_t>(threads));
+  return least > most ? least : most;
+}
+
 template <class T>
 void forward(const CenterPool& args, int threads) {
   using A = accumulate_t<T>;
@@ -118,75 +146,127 @@ void forward(const CenterPool& args, int threads) {
   const int64_t width = args.width(), height = args.height();
   const TensorView& second = args.horizontal ? args.horizontal : args.vertical;
   const bool streaming = kDirect && past_cache(args.output, sizeof(vec<A>));
-  parallel_for(args.planes(), kSerialItems / (height * width) + 1, threads, [&](int64_t begin, int64_t end) {
-    const ScratchOf<A> scratch(3 * width);
+  parallel_for(args.planes(), grain(args.planes(), height * width, threads), threads, [&](int64_t begin, int64_t end) {
+    const ScratchOf<A> scratch(4 * width);
     const ScratchOf<index_t<A>> indices(width);
-    A *best = scratch.get(), *x = best + width, *y = x + width;
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const int64_t offset = plane * height * width;
-      for (int64_t row = 0; row < height; ++row)
-        column_maxima(read_line(args.vertical.as<T>() + offset + row * width, width, x), row, width, best,
-                      indices.get());
+    A *best = scratch.get(), *finished = best + width, *x = finished + width, *y = x + width;
+    const auto read = [&](int64_t plane, int64_t row, int64_t count) {
+      const T* from = args.vertical.as<T>() + (plane * height + row) * width;
+      for (int64_t i = 0; row == 0 && i < width; ++i)
+        best[i] = -std::numeric_limits<A>::infinity(), indices.get()[i] = 0;
+      if (kDirect && count == kRows) {
+        column_maxima<kRows>(read_line(from, width, x), row, width, best, indices.get());
+      } else {
+        for (int64_t k = 0; k < count; ++k)
+          column_maxima<1>(read_line(from + k * width, width, x), row + k, width, best, indices.get());
+      }
+    };
+    const auto done = [&](int64_t plane) {
+      for (int64_t i = 0; i < width; ++i) finished[i] = best[i];
       for (int64_t i = 0; args.column_argument && i < width; ++i)
         args.column_argument.as<int32_t>()[plane * width + i] = static_cast<int32_t>(indices.get()[i]);
-      for (int64_t row = 0; row < height; ++row) {
-        const A* line = read_line(second.as<T>() + offset + row * width, width, x);
+    };
+    const auto write = [&](int64_t plane, int64_t row, int64_t count) {
+      for (int64_t index = plane * height + row; index < plane * height + row + count; ++index) {
+        const A* line = read_line(second.as<T>() + index * width, width, x);
         const RowMaximum<A> maximum = row_maximum(line, width, args.row_argument.present);
-        if (args.row_argument)
-          args.row_argument.as<int32_t>()[plane * height + row] = static_cast<int32_t>(maximum.argument);
-        T* out = args.output.as<T>() + offset + row * width;
+        if (args.row_argument) args.row_argument.as<int32_t>()[index] = static_cast<int32_t>(maximum.argument);
+        T* out = args.output.as<T>() + index * width;
         if constexpr (kDirect) {
-          add_to_line(best, maximum.value, width, streaming, out);
+          add_to_line(finished, maximum.value, width, streaming, out);
         } else {
-          add_to_line(best, maximum.value, width, streaming, y);
+          add_to_line(finished, maximum.value, width, streaming, y);
           narrow(y, out, width);
         }
       }
-    }
+    };
+    one_plane_behind(begin, end, height, read, done, write);
     stream_fence();
   });
 }
 
-// Adds a row of dy to the sums of the columns; returns the sum of the row.
-template <class A>
-POSEKD_INLINE A add_up(const A* dy, int64_t width, A* columns) {
+// Adds N rows of dy, `width` apart, to the sums of the columns, and writes the sums of the rows.
+template <int N, class A>
+POSEKD_INLINE void add_up(const A* dy, int64_t width, A* columns, A* rows) {
   constexpr int L = Vec<A>::kLanes;
-  vec<A> sum = {};
+  vec<A> sums[N] = {};
   int64_t i = 0;
   for (; i + L <= width; i += L) {
-    fetch_ahead<false>(dy + i);
-    const vec<A> value = load(dy + i);
-    sum += value;
-    store(columns + i, load(columns + i) + value);
+    vec<A> column = load(columns + i);
+    for (int n = 0; n < N; ++n) {
+      fetch_ahead<false>(dy + n * width + i);
+      const vec<A> value = load(dy + n * width + i);
+      sums[n] += value;
+      column += value;
+    }
+    store(columns + i, column);
   }
-  A total = sum_lanes<A>(sum);
-  for (; i < width; ++i) total += dy[i], columns[i] += dy[i];
-  return total;
+  for (int n = 0; n < N; ++n) {
+    rows[n] = sum_lanes<A>(sums[n]);
+    for (int64_t k = i; k < width; ++k) rows[n] += dy[n * width + k], columns[k] += dy[n * width + k];
+  }
 }
 
-// Row `row` of the gradients: the column sums where the column's maximum lies in this row, the row's sum at the row's
-// maximum. With no second row both go to the first.
+// Which columns have their maximum in which row: lists, because a row has few.
+class ColumnsOfRows {
+ public:
+  ColumnsOfRows(int64_t height, int64_t width) : first_(height), next_(width), height_(height), width_(width) {}
+
+  void set(const int32_t* row_of_column) {
+    for (int64_t row = 0; row < height_; ++row) first_.get()[row] = -1;
+    for (int64_t i = 0; i < width_; ++i) {
+      if (row_of_column[i] < 0 || row_of_column[i] >= height_) continue;  // not from our forward pass
+      next_.get()[i] = first_.get()[row_of_column[i]];
+      first_.get()[row_of_column[i]] = static_cast<int32_t>(i);
+    }
+  }
+  template <class F>
+  void each(int64_t row, F&& f) const {
+    for (int32_t i = first_.get()[row]; i >= 0; i = next_.get()[i]) f(i);
+  }
+
+ private:
+  ScratchOf<int32_t> first_, next_;
+  int64_t height_, width_;
+};
+
+template <class T, class A>
+void put_line(const A* from, int64_t width, bool streaming, T* to) {
+  if constexpr (std::is_same_v<T, A>) {
+    constexpr int L = Vec<A>::kLanes;
+    int64_t i = 0;
+    for (; i + L <= width; i += L) put(to + i, load(from + i), streaming);
+    for (; i < width; ++i) to[i] = from[i];
+  } else {
+    narrow(from, to, width);
+  }
+}
+
+// Sums of a plane's gradient.
 template <class A>
-POSEKD_INLINE void gradient_line(const A* columns, const index_t<A>* argument, int64_t row, A row_sum,
-                                 int64_t row_argument, int64_t width, bool streaming, A* vertical, A* horizontal) {
-  constexpr int L = Vec<A>::kLanes;
-  const auto index = static_cast<index_t<A>>(row);
-  const vec<A> zero = {}, sum = broadcast(row_sum);
-  const mask<A> own = lane_numbers<A>(std::make_integer_sequence<int, L>());
-  int64_t i = 0;
-  for (; i + L <= width; i += L) {
-    const vec<A> by_column =
-        choose<A>(equal_index<A>(load_as<mask<A>>(argument + i), mask<A>{} + index), load(columns + i), zero);
-    const vec<A> by_row =
-        choose<A>(equal_index<A>(own, mask<A>{} + static_cast<index_t<A>>(row_argument - i)), sum, zero);
-    put(vertical + i, horizontal ? by_column : by_column + by_row, streaming);
-    if (horizontal) put(horizontal + i, by_row, streaming);
-  }
-  for (; i < width; ++i) {
-    const A by_column = argument[i] == index ? columns[i] : A(0), by_row = i == row_argument ? row_sum : A(0);
-    vertical[i] = horizontal ? by_column : by_column + by_row;
-    if (horizontal) horizontal[i] = by_row;
-  }
+struct PlaneSums {
+  PlaneSums(int64_t height, int64_t width) : columns(width), rows(height), columns_of(height, width) {}
+  ScratchOf<A> columns, rows;
+  ColumnsOfRows columns_of;
+};
+
+// A row of the gradients: zero but for the column sums, where the columns' maxima lie, and the row's sum at the row's.
+// It is put together in `line`, which is zero before and after. With no second map both go to the first.
+template <class T, class A>
+void gradient_row(const CenterPoolGradient& args, int64_t plane, int64_t row, const PlaneSums<A>& sums, bool streaming,
+                  A* line) {
+  const int64_t width = args.width(), index = plane * args.height() + row;
+  const int32_t argument = args.row_argument.as<int32_t>()[index];
+  const int64_t column = argument >= 0 && argument < width ? argument : 0;
+  sums.columns_of.each(row, [&](int64_t i) { line[i] = sums.columns.get()[i]; });
+  if (!args.horizontal) line[column] += sums.rows.get()[row];
+  put_line(line, width, streaming, args.vertical.as<T>() + index * width);
+  sums.columns_of.each(row, [&](int64_t i) { line[i] = A(0); });
+  line[column] = A(0);
+  if (!args.horizontal) return;
+  line[column] = sums.rows.get()[row];
+  put_line(line, width, streaming, args.horizontal.as<T>() + index * width);
+  line[column] = A(0);
 }
 
 template <class T>
@@ -196,32 +276,28 @@ void backward(const CenterPoolGradient& args, int threads) {
   const int64_t width = args.width(), height = args.height();
   const bool streaming = kDirect && past_cache(args.vertical, sizeof(vec<A>)) &&
                          (!args.horizontal || past_cache(args.horizontal, sizeof(vec<A>)));
-  parallel_for(args.planes(), kSerialItems / (height * width) + 1, threads, [&](int64_t begin, int64_t end) {
-    const ScratchOf<A> scratch(4 * width + height);
-    const ScratchOf<index_t<A>> indices(width);
-    A *columns = scratch.get(), *dy = columns + width, *v = dy + width, *h = v + width, *rows = h + width;
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const int64_t offset = plane * height * width;
-      for (int64_t i = 0; i < width; ++i) {
-        columns[i] = A(0);
-        indices.get()[i] = args.column_argument.as<int32_t>()[plane * width + i];
+  parallel_for(args.planes(), grain(args.planes(), height * width, threads), threads, [&](int64_t begin, int64_t end) {
+    const ScratchOf<A> scratch(2 * width);
+    PlaneSums<A> sums[2] = {{height, width}, {height, width}};
+    A *dy = scratch.get(), *line = dy + width;
+    for (int64_t i = 0; i < width; ++i) line[i] = A(0);
+    const auto read = [&](int64_t plane, int64_t row, int64_t count) {
+      A *columns = sums[plane % 2].columns.get(), *rows = sums[plane % 2].rows.get() + row;
+      const T* from = args.upstream.as<T>() + (plane * height + row) * width;
+      for (int64_t i = 0; row == 0 && i < width; ++i) columns[i] = A(0);
+      if (kDirect && count == kRows) {
+        add_up<kRows>(read_line(from, width, dy), width, columns, rows);
+      } else {
+        for (int64_t k = 0; k < count; ++k) add_up<1>(read_line(from + k * width, width, dy), width, columns, rows + k);
       }
-      for (int64_t row = 0; row < height; ++row)
-        rows[row] = add_up(read_line(args.upstream.as<T>() + offset + row * width, width, dy), width, columns);
-      for (int64_t row = 0; row < height; ++row) {
-        const int64_t argument = args.row_argument.as<int32_t>()[plane * height + row], at = offset + row * width;
-        T* vertical = args.vertical.as<T>() + at;
-        T* horizontal = args.horizontal ? args.horizontal.as<T>() + at : nullptr;
-        if constexpr (kDirect) {
-          gradient_line(columns, indices.get(), row, rows[row], argument, width, streaming, vertical, horizontal);
-        } else {
-          gradient_line(columns, indices.get(), row, rows[row], argument, width, streaming, v,
-                        horizontal ? h : nullptr);
-          narrow(v, vertical, width);
-          if (horizontal) narrow(h, horizontal, width);
-        }
-      }
-    }
+    };
+    const auto done = [&](int64_t plane) {
+      sums[plane % 2].columns_of.set(args.column_argument.as<int32_t>() + plane * width);
+    };
+    const auto write = [&](int64_t plane, int64_t row, int64_t count) {
+      for (int64_t k = row; k < row + count; ++k) gradient_row<T>(args, plane, k, sums[plane % 2], streaming, line);
+    };
+    one_plane_behind(begin, end, height, read, done, write);
     stream_fence();
   });
 }

@@ -238,27 +238,42 @@ POSEKD_INLINE uint32_t reach(uint32_t heads) {
   return kDown ? (heads & (0u - heads)) * 2 - 1 : ~0u << (31 - __builtin_clz(heads));
 }
 
-// A row scan's gradient. The scan went up (kDown: down) the row, so the sums come from the other side.
+// The sum of the lanes, in every lane.
+template <int D, class A>
+POSEKD_INLINE vec<A> total(vec<A> value) {
+  if constexpr (D > 0)
+    return total<D / 2, A>(value + shift<D, true, A>(value, value));
+  else
+    return value;
+}
+
+// A row scan's gradient. The scan went up (kDown: down) the row, so the sums come from the other side. Heads are rare
+// past the scan's first few columns; until one comes, the lanes wait to be summed.
 template <bool kDown, class A>
 POSEKD_INLINE void row_line_backward(const BackwardLine<A>& line) {
   constexpr int L = Vec<A>::kLanes;
   const vec<A> zero = {};
-  vec<A> carry = zero;
-  uint32_t open = ~0u;  // whether the carry comes from a segment that goes on
+  vec<A> waiting = zero;
   for (int64_t k = 0; k < words_of(line.width); ++k) {
     const Word word = word_at<!kDown, L>(k, line.width);
-    if (!kDown && word.whole < word.end) carry = broadcast(sum_elements<kDown>(line, word, A(0)));
+    if (!kDown && word.whole < word.end) waiting[0] = sum_elements<kDown>(line, word, A(0));
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.begin + step : word.whole - L - step;
       const uint32_t heads = line.heads[word.index] >> (i - word.begin) & kAllLanes<A>;
       fetch_ahead<!kDown>(line.dy + i);
-      vec<A> sum = sum_step<1, kDown, A>(load(line.dy + i), ~(kDown ? heads << 1 : heads >> 1));
-      sum = choose<A>(lanes_of<A>(reach<kDown>(heads) & open), sum + carry, sum);
+      const vec<A> dy = load(line.dy + i);
+      if (heads == 0) {
+        waiting += dy;
+        line.put(i, zero);
+        continue;
+      }
+      vec<A> sum = sum_step<1, kDown, A>(dy, ~(kDown ? heads << 1 : heads >> 1));
+      sum = choose<A>(lanes_of<A>(reach<kDown>(heads)), sum + total<L / 2, A>(waiting), sum);
       line.put(i, choose<A>(lanes_of<A>(heads), sum, zero));
-      carry = end_lane<!kDown, A>(sum);
-      open = (kDown ? heads >> (L - 1) : heads & 1) ? 0u : ~0u;
+      waiting = zero;
+      if (!(kDown ? heads >> (L - 1) : heads & 1)) waiting[0] = sum[kDown ? L - 1 : 0];
     }
-    if (kDown && word.whole < word.end) sum_elements<kDown>(line, word, open ? carry[0] : A(0));
+    if (kDown && word.whole < word.end) sum_elements<kDown>(line, word, total<L / 2, A>(waiting)[0]);
   }
 }
 

@@ -7,7 +7,7 @@ namespace posekd {
 namespace POSEKD_LEVEL {
 namespace {
 
-constexpr int64_t kBackwardChannels = 8;  // that share a box's packed matrices
+constexpr int64_t kBackwardChannels = 10;  // at most, that share a box's packed matrices
 
 // The same in the forward pass: as many maps as stay in a core's cache from box to box.
 int64_t forward_channels(int64_t channels, int64_t map_bytes) {
@@ -71,16 +71,14 @@ template <class T>
 void gradients(const RoiAlign& args, int threads) {
   const int H = args.height(), W = args.width(), P = args.out_height(), Q = args.out_width();
   const int64_t C = args.channels(), groups = (C + kBackwardChannels - 1) / kBackwardChannels;
-  const int64_t items = args.images() * groups;
-  const int64_t values =
-      (args.count() * P * Q / args.images() + H * W) * (C < kBackwardChannels ? C : kBackwardChannels);
+  if (groups == 0 || args.images() == 0) return;
+  const int64_t items = args.images() * groups, share = (C + groups - 1) / groups;
+  const int64_t values = (args.count() * P * Q / args.images() + H * W) * share;
   parallel_for(items, grain(items, values, threads), threads, [&](int64_t begin, int64_t end) {
     Cropper<T> cropper(P, Q, H, W);
-    const Buffer<T> planes(kBackwardChannels * H * (padded<T>(W) + Vec<T>::kLanes)),
-        buffer(static_cast<int64_t>(P) * Q);
+    const Buffer<T> planes(share * H * (padded<T>(W) + Vec<T>::kLanes)), buffer(static_cast<int64_t>(P) * Q);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t from = item % groups * kBackwardChannels;
-      const int64_t to = from + kBackwardChannels < C ? from + kBackwardChannels : C;
+      const int64_t from = item % groups * share, to = from + share < C ? from + share : C;
       gradient_planes(args, cropper, item / groups, from, to, planes.data, buffer.data);
     }
   });

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/stream.h"
 #include "core/vec.h"
 #include "roi_align/roi_align_math.h"
 #include "roi_align/roi_align_plan.h"
@@ -158,43 +159,85 @@ void multiply_rows(const Plane<const T>& in, int rows, const Blocks<T>& blocks, 
   for (; y < rows; ++y) multiply_group<T, 1, kAdd>(in, blocks, out, y);
 }
 
-// Rows of out = bands * in, where in's row 0 is the bands' first pixel.
-template <class T>
+// Columns [x, x + N vectors) of one row of `combine_rows`, kept in registers.
+template <class T, int N, bool kAdd>
+POSEKD_INLINE void combine_group(const T* weights, int count, const T* from, int64_t stride, T* to) {
+  constexpr int L = Vec<T>::kLanes;
+  vec<T> sum[N];
+  for (int n = 0; n < N; ++n) sum[n] = kAdd ? load(to + n * L) : vec<T>{};
+  for (int k = 0; k < count; ++k, from += stride) {
+    if (!(weights[k] >= T(0))) continue;
+    for (int n = 0; n < N; ++n) {
+      fetch_ahead<false>(from + n * L);
+      sum[n] += weights[k] * load(from + n * L);
+    }
+  }
+  for (int n = 0; n < N; ++n) store(to + n * L, sum[n]);
+}
+
+// Rows of out = bands * in (kAdd: +=), where in's row 0 is the bands' first pixel.
+template <class T, bool kAdd = false>
 void combine_rows(const RoiBands<T>& bands, const Plane<const T>& in, int columns, const Plane<T>& out) {
   constexpr int L = Vec<T>::kLanes;
   for (int p = 0; p < bands.outputs; ++p) {
+    const int count = bands.count[p];
     const T* weights = bands.weights + bands.offset[p];
-    const T* from = in.row(bands.begin[p] - (bands.count[p] ? bands.first : bands.begin[p]));
+    const T* from = in.row(bands.begin[p] - (count ? bands.first : bands.begin[p]));
     T* to = out.row(p);
     int x = 0;
-    for (; x + L <= columns; x += L) {
-      vec<T> sum = {};
-      for (int k = 0; k < bands.count[p]; ++k)
-        if (weights[k] >= T(0)) sum += weights[k] * load(from + k * in.stride + x);
-      store(to + x, sum);
+    for (; x + 3 * L <= columns; x += 3 * L) combine_group<T, 3, kAdd>(weights, count, from + x, in.stride, to + x);
+    for (; x + L <= columns; x += L) combine_group<T, 1, kAdd>(weights, count, from + x, in.stride, to + x);
+    if (!kAdd && x < columns && columns >= L) {  // the last vector of the row, some of it once more
+      combine_group<T, 1, kAdd>(weights, count, from + columns - L, in.stride, to + columns - L);
+      x = columns;
     }
     for (; x < columns; ++x) {
-      T sum = 0;
-      for (int k = 0; k < bands.count[p]; ++k)
+      T sum = kAdd ? to[x] : T(0);
+      for (int k = 0; k < count; ++k)
         if (weights[k] >= T(0)) sum += weights[k] * from[k * in.stride + x];
       to[x] = sum;
     }
   }
 }
 
-// out += bands^T * in, where out's row 0 is the bands' first pixel.
+// The transpose of a banded matrix: for each pixel, counted from the first, the outputs that read it.
 template <class T>
-void spread_rows(const RoiBands<T>& bands, const Plane<const T>& in, int columns, const Plane<T>& out) {
-  for (int p = 0; p < bands.outputs; ++p) {
-    const T* from = in.row(p);
-    for (int k = 0; k < bands.count[p]; ++k) {
-      const T weight = bands.weights[bands.offset[p] + k];
-      if (!(weight > T(0))) continue;
-      T* to = out.row(bands.begin[p] - bands.first + k);
-      for (int x = 0; x < columns; ++x) to[x] += weight * from[x];
+class Transposed {
+ public:
+  Transposed(int64_t outputs, int64_t pixels)
+      : begin_(pixels), count_(pixels), offset_(pixels), weights_(outputs * pixels) {}
+
+  RoiBands<T> of(const RoiBands<T>& bands) {
+    const int pixels = bands.last - bands.first;
+    for (int y = 0; y < pixels; ++y) begin_.data[y] = count_.data[y] = 0;
+    each_positive(bands, [&](int p, int y, T) {
+      if (count_.data[y] == 0) begin_.data[y] = p;
+      count_.data[y] = p + 1 - begin_.data[y];
+    });
+    int64_t size = 0;
+    for (int y = 0; y < pixels; ++y) {
+      offset_.data[y] = size;
+      size += count_.data[y];
     }
+    std::memset(static_cast<void*>(weights_.data), 0, static_cast<size_t>(size) * sizeof(T));
+    each_positive(bands, [&](int p, int y, T weight) { weights_.data[offset_.data[y] + p - begin_.data[y]] = weight; });
+    return {begin_.data, count_.data, offset_.data, weights_.data, pixels, 0, bands.outputs};
   }
-}
+
+ private:
+  template <class F>
+  static void each_positive(const RoiBands<T>& bands, F&& f) {
+    for (int p = 0; p < bands.outputs; ++p)
+      for (int k = 0; k < bands.count[p]; ++k) {
+        const T weight = bands.weights[bands.offset[p] + k];
+        if (weight > T(0)) f(p, bands.begin[p] - bands.first + k, weight);
+      }
+  }
+
+  Buffer<int> begin_, count_;
+  Buffer<int64_t> offset_;
+  Buffer<T> weights_;
+};
 
 // What a thread needs to crop from, and to add to, planes of [height, width], crops of [P, Q].
 template <class T>
@@ -207,6 +250,7 @@ class Cropper {
         Q_(Q),
         blocks_(Q, width),
         transposed_(Q, width),
+        rows_of_(P, height),
         middle_((P > height ? P : height) * (padded<T>(Q > width ? Q : width) + L)) {}
 
   // Chooses the box that `crop` and `add` work with. The dear product, along the rows, comes first where
@@ -218,7 +262,10 @@ class Cropper {
     columns_ = box.x.last - box.x.first;
     if (empty_) return;
     if (forward) blocks_.pack(box.x);
-    if (backward) transposed_.pack_transposed(box.x);
+    if (backward) {
+      transposed_.pack_transposed(box.x);
+      spread_ = rows_of_.of(box.y);
+    }
   }
 
   // out [P, >= padded Q] = the box's crop of `in`.
@@ -246,17 +293,18 @@ class Cropper {
   void add(const Plane<const T>& gradient, const Plane<T>& to) const {
     if (empty_) return;
     const Plane<T> target{to.row(box_->y.first) + box_->x.first, to.stride};
-    if (!all_finite(gradient.data, gradient.stride, P_, Q_)) return add_carefully(gradient, target);
     const int64_t stride = padded<T>(rows_ < P_ ? Q_ : columns_);
     const Plane<T> middle{middle_.data, stride};
     const Plane<const T> read{middle_.data, stride};
+    // Whatever is read here has a positive weight in the middle, so an inf or NaN shows there, before it can spread.
     if (rows_ < P_) {
-      clear(middle, rows_, Q_);
-      spread_rows(box_->y, gradient, Q_, middle);
+      combine_rows(spread_, gradient, Q_, middle);
+      if (!all_finite(read.data, stride, rows_, Q_)) return add_carefully(gradient, target);
       multiply_rows<T, true>(read, rows_, transposed_, target);
     } else {
       multiply_rows<T, false>(gradient, P_, transposed_, middle);
-      spread_rows(box_->y, read, columns_, target);
+      if (!all_finite(read.data, stride, P_, columns_)) return add_carefully(gradient, target);
+      combine_rows<T, true>(spread_, read, static_cast<int>(stride), target);  // beyond the columns are zeros
     }
   }
 
@@ -302,6 +350,8 @@ class Cropper {
 
   int P_, Q_;
   Blocks<T> blocks_, transposed_;
+  Transposed<T> rows_of_;
+  RoiBands<T> spread_{};
   Buffer<T> middle_;
   const RoiBox<T>* box_ = nullptr;
   bool empty_ = true;
