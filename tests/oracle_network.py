@@ -18,11 +18,14 @@ STEP = 3.0  # between the tags of two people
 class BottomUpOracle(nn.Module):
     """Paints the labels of the picture it sees by HigherHRNet's rule: every second call of a flip test is mirrored."""
 
-    def __init__(self, flip_permutation: Sequence[int], size: int = 512, flip: bool = True, sigma: float = 2.0) -> None:
+    def __init__(
+        self, flip_permutation: Sequence[int], size: int = 512, flip: bool = True, sigma: float = 2.0,
+        square: float | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.spec = InputSpec(size=(size, size))
         self.order, self.flip_test, self.sigma = torch.tensor(flip_permutation), flip, sigma
-        self.calls = 0
+        self.calls, self.square = 0, square
 
     def watch(self, batches: Iterable[PackedImageBatch]) -> Iterator[PackedImageBatch]:
         for packed in batches:
@@ -41,7 +44,7 @@ class BottomUpOracle(nn.Module):
 
     def points(self, size: tuple[int, int], mirrored: bool) -> Tensor:
         """Joints `[B, P, K, 3]` in pixels of the images that the network sees: column x mirrored is `width - 1 - x`."""
-        matrices = codecs.invert_matrices(resize_matrices(self.packed.image_sizes, size))
+        matrices = codecs.invert_matrices(resize_matrices(self.packed.image_sizes, size, self.square))
         points = codecs.transform_keypoints(self.packed.keypoints, matrices[:, None])
         if mirrored:
             points = points[:, :, self.order]

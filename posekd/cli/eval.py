@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # the options that are fields of `EvalSettings` or `BottomUpSettings`
 _SETTINGS = (
-    "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "border",
+    "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "border", "square",
     "max_people",
 )  # fmt: skip
 
@@ -298,6 +298,7 @@ def _parser() -> Any:
     add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
     add("--refine", action=flag, default=None, help="bottom-up: give everybody the joints that he misses (on)")
     add("--border", action=flag, default=None, help="bottom-up: look for joints beyond the image too (on)")
+    add("--square", type=float, metavar="R", help="bottom-up: see a square with R times the image's short side")
     add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept a joint (100; HigherHRNet's is 30)")
     add("--batch-size", type=int, default=32, metavar="N", help="persons; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")

@@ -34,6 +34,9 @@ class BottomUpSettings:
         scales: sizes of the image to average over; with several, 1 must be among them, and gives the tags.
         project: enlarge the maps to the input's size at scale 1 before grouping.
         size: short side of the image at scale 1, in pixels; the shorter side of the network's input if null.
+        square: side of a square around the middle of the image to see, in units of its short side, as a training crop
+            of that `augmentation.scale`. All images then share their batches, whatever their shapes; what lies beyond the
+            square is lost. null for the official way, all of the image.
         max_people: peaks kept a joint, and people whom further joints may join. HigherHRNet's is 30, beyond which its
             parser breaks people into pieces (38 people became 180).
         detection_threshold: peaks are above it.
@@ -55,6 +58,7 @@ class BottomUpSettings:
     scales: tuple[float, ...] = (1.0,)
     project: bool = True
     size: int | None = None
+    square: float | None = None
     max_people: int = 100
     detection_threshold: float = 0.1
     tag_threshold: float = 1.0
@@ -77,6 +81,8 @@ class BottomUpSettings:
             raise ValueError(f"precision must be fp32, bf16 or fp16, got {self.precision!r}")
         if self.size is not None and self.size < 1:
             raise ValueError(f"size is a side in pixels, got {self.size}")
+        if self.square is not None and not self.square > 0:
+            raise ValueError(f"square is a side in units of an image's short side, or null; got {self.square}")
 
 
 @dataclass(frozen=True)
@@ -116,20 +122,42 @@ def resized(height: int, width: int, short: int, scale: float, smallest: float) 
     return sides if height <= width else sides[::-1]
 
 
+def input_size(height: int, width: int, short: int, scale: float, settings: BottomUpSettings) -> tuple[int, int]:
+    """The size at which an image is seen at one scale, with `settings.square` or without: `(height, width)` in pixels.
+
+    Raises:
+        ValueError: a square whose side is no multiple of 64.
+    """
+    if settings.square is None:
+        return resized(height, width, short, scale, min(settings.scales))
+    side = short * settings.square * scale
+    if side % MULTIPLE:
+        raise ValueError(
+            f"eval.square {settings.square} times {short} pixels, the short side, at scale {scale} is {side:g}: choose "
+            f"them so that it is a multiple of {MULTIPLE}"
+        )
+    return int(side), int(side)
+
+
 def _round_up(side: float) -> int:
     return int((side + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
 
 
-def resize_matrices(image_sizes: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_matrices(image_sizes: Tensor, size: tuple[int, int], square: float | None = None) -> Tensor:
     """Matrices from the pixels of a resized image to those of the image, float32 `[B, 2, 3]`.
 
     The image's short side fills the short side of `size`, centre on centre; what is left of the long side is border.
+    With `square` it fills one part in `square` of it.
 
     Args:
         image_sizes: int64 `[B, 2]`, heights and widths.
         size: `(height, width)` of the resized images, or of maps that cover them.
+        square: see `BottomUpSettings`.
     """
     heights, widths = image_sizes.to(torch.float64).unbind(1)
+    if square is not None:
+        centers, sides = torch.stack((widths / 2, heights / 2), 1), torch.minimum(heights, widths) * square
+        return codecs.crop_matrices(centers, sides[:, None].expand(-1, 2), None, None, size)
     # the official centre is a whole pixel
     centers = torch.stack(((widths / 2 + 0.5).floor(), (heights / 2 + 0.5).floor()), 1)
     zoom = torch.where(widths < heights, widths / size[1], heights / size[0])
@@ -239,17 +267,17 @@ def predict_maps(
     settings: BottomUpSettings,
 ) -> tuple[Tensor, Tensor]:
     """The maps of a batch of images whose resized sizes agree, flip and scales averaged: see `aggregate`."""
-    short, smallest = settings.size or min(spec.size), min(settings.scales)
+    short = settings.size or min(spec.size)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     shapes = packed.image_sizes.tolist()
 
     def size_at(scale: float) -> tuple[int, int]:
-        (common,) = {resized(height, width, short, scale, smallest) for height, width in shapes}
+        (common,) = {input_size(height, width, short, scale, settings) for height, width in shapes}
         return common
 
     def maps_at(scale: float) -> tuple[Tensor, list[Tensor]]:
         size = size_at(scale)
-        matrices = resize_matrices(packed.image_sizes, size)
+        matrices = resize_matrices(packed.image_sizes, size, settings.square)
         images = warp(packed, matrices, spec, size, memory_format=layout)
         return forward_maps(model, images, flip_permutation, settings)
 
@@ -271,7 +299,7 @@ def group_people(
         For each image the keypoints `[P, K, 3]` (x, y, score) in its pixels, zeros where a joint was not found, and the
         scores `[P]`, as `People` has them.
     """
-    matrices = resize_matrices(image_sizes, (heatmaps.shape[2], heatmaps.shape[3]))
+    matrices = resize_matrices(image_sizes, (heatmaps.shape[2], heatmaps.shape[3]), settings.square)
     if not settings.border:
         inside = share_inside(image_sizes, matrices, (heatmaps.shape[2], heatmaps.shape[3])) > 0.5
         heatmaps = heatmaps * inside[:, None]

@@ -14,7 +14,7 @@ from torch import nn
 from posekd.data import LoaderSettings, PoseSource
 from posekd.data.bottomup import ImageLoader
 from posekd.engine import distributed
-from posekd.engine.bottomup import BottomUpSettings, People, find_people, remove_copies, resized
+from posekd.engine.bottomup import BottomUpSettings, People, find_people, input_size, remove_copies
 from posekd.engine.evaluate import device_of, evaluating
 from posekd.engine.progress import counted
 from posekd.engine.report import EvalReport, coco_result, score_coco, to_thousandths
@@ -64,15 +64,15 @@ def evaluate_bottom_up(
     start = time.perf_counter()
     if source.records.metric != "coco":
         raise ValueError("a bottom-up network is scored by COCO's AP, and this dataset by PCK: evaluate it on crops")
-    settings, spec = settings or BottomUpSettings(), spec or model.spec  # type: ignore[assignment]
+    chosen, spec = settings or BottomUpSettings(), spec or model.spec  # type: ignore[assignment]
     assert isinstance(spec, InputSpec)
-    skeleton, short, smallest = source.records.skeleton, settings.size or min(spec.size), min(settings.scales)
+    skeleton, short = source.records.skeleton, chosen.size or min(spec.size)
     batches = ImageLoader(
         source,
         spec.size,
         loader,
         training=False,
-        size_class=lambda height, width: resized(height, width, short, 1.0, smallest),
+        size_class=lambda height, width: input_size(height, width, short, 1.0, chosen),
         rank=distributed.rank(),
         world=distributed.world(),
     )
@@ -80,10 +80,10 @@ def evaluate_bottom_up(
     people: list[People] = []
     with evaluating(model):
         for packed in counted(batches, source.records.num_images, on_batch):
-            people += find_people(model, cast(PackedImageBatch, packed.to(device)), spec, skeleton.flip, settings)
+            people += find_people(model, cast(PackedImageBatch, packed.to(device)), spec, skeleton.flip, chosen)
     people = [image for share in distributed.gather(people) for image in share]
     skipped = sum(distributed.gather(batches.skipped))
-    people = [remove_copies(image, skeleton.sigmas, settings.nms_threshold) for image in people]
+    people = [remove_copies(image, skeleton.sigmas, chosen.nms_threshold) for image in people]
     results_file = results_file if distributed.is_main() else None
     report = score_coco(lambda category_id: people_results(people, category_id), source, results_file, len(people))
     notes = [f"{skipped} images were skipped: unreadable" if skipped else "", report.note]

@@ -13,13 +13,14 @@ from oracle_network import BottomUpOracle
 from torch import nn
 
 from posekd.data import LoaderSettings
-from posekd.data.bottomup import ImageDataset, ImageLoader
+from posekd.data.bottomup import ImageAugmentation, ImageDataset, ImageLoader, prepare_images
 from posekd.data.records import PoseRecords
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.engine.bottomup import (
     BottomUpSettings,
     People,
     find_people,
+    input_size,
     predict_maps,
     remove_copies,
     resize_matrices,
@@ -302,6 +303,44 @@ def test_thirty_eight_people_stay_thirty_eight():
     assert (distance.min(1) < 5).all()  # each is somebody, with all joints
     assert sorted(distance.argmin(1)) == list(range(38))
     assert len(found[30].scores) < 38
+
+
+def test_a_square_is_the_training_crop_of_that_scale():
+    """Pictures of any shape share a batch, and the network sees what it saw in training without augmentation."""
+    shapes = [(50, 100), (100, 75), (61, 61)]
+    source, spec = Pictures(shapes), InputSpec(size=(128, 128))
+    keys = [(0, row) for row in range(len(shapes))]
+    crops = ImageDataset(source, (128, 128), augmentation=ImageAugmentation(0.0, 0.0, (2.0, 2.0), 0.0)).__getitems__(
+        keys
+    )
+    seen: list[torch.Tensor] = []
+
+    class Camera(SmoothNet):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            seen.append(x)
+            return super().forward(x)
+
+    settings = BottomUpSettings(flip=False, size=64, square=2.0)
+    find_people(Camera(), ImageDataset(source, (128, 128)).__getitems__(keys), spec, COCO.flip, settings)
+    assert torch.allclose(seen[0], prepare_images(crops, spec, COCO.flip).images)
+    assert len(seen) == 1
+
+
+def test_people_come_back_from_a_square():
+    source = Crowd()
+    settings = BottomUpSettings(flip=False, size=512, square=1.5)
+    oracle = BottomUpOracle(COCO.flip, flip=False, square=1.5)
+    (packed,) = oracle.watch([ImageDataset(source, (512, 512)).__getitems__([(0, 0)])])
+    (people,) = find_people(oracle, packed, oracle.spec, COCO.flip, settings)
+    truth = source.records.keypoints[:, :, :2]
+    distance = np.abs(people.keypoints[:, None, :, :2] - truth[None]).max((2, 3))
+    assert len(people.scores) == 38
+    assert (distance.min(1) < 5).all()
+
+
+def test_a_square_must_be_a_multiple_of_64():
+    with pytest.raises(ValueError, match=r"eval\.square 1\.1 times 64 pixels.*multiple of 64"):
+        input_size(50, 50, 64, 1.0, BottomUpSettings(square=1.1))
 
 
 class PaintedBorder(nn.Module):
