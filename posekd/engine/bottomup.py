@@ -35,8 +35,8 @@ class BottomUpSettings:
         project: enlarge the maps to the input's size at scale 1 before grouping.
         size: short side of the image at scale 1, in pixels; the shorter side of the network's input if null.
         square: side of a square around the middle of the image to see, in units of its short side, as a training crop
-            of that `augmentation.scale`. All images then share their batches, whatever their shapes; what lies beyond the
-            square is lost. null for the official way, all of the image.
+            of that `augmentation.scale`. All images then share their batches, whatever their shapes; what lies beyond
+            the square is lost. null for the official way, all of the image.
         max_people: peaks kept a joint, and people whom further joints may join. HigherHRNet's is 30, beyond which its
             parser breaks people into pieces (38 people became 180).
         detection_threshold: peaks are above it.
