@@ -95,6 +95,18 @@ void bind_corner_pool(py::module_& module) {
     const posekd::CornerPool args{x, other, y, heads, static_cast<posekd::CornerDirection>(direction), last_wins};
     run(x, args, threads, POSEKD_ENTRIES(corner_pool_forward));
   });
+  module.def("corner_pool_sum_forward",  // CPU only
+             [](const TensorView& vertical, const TensorView& horizontal, const TensorView& y,
+                const TensorView& vertical_heads, const TensorView& horizontal_heads, int vertical_direction,
+                int horizontal_direction, bool last_wins, int threads) {
+               posekd::CornerPool args{vertical, {}, y, vertical_heads};
+               args.direction = static_cast<posekd::CornerDirection>(vertical_direction);
+               args.last_wins = last_wins;
+               args.second = horizontal;
+               args.second_heads = horizontal_heads;
+               args.second_direction = static_cast<posekd::CornerDirection>(horizontal_direction);
+               run(vertical, args, threads, POSEKD_ENTRIES(corner_pool_forward));
+             });
   module.def("corner_pool_backward",
              [](const TensorView& dy, const TensorView& heads, const TensorView& dx, int direction, int threads) {
                const posekd::CornerPool args{dy, {}, dx, heads, static_cast<posekd::CornerDirection>(direction)};

@@ -53,6 +53,10 @@ def kernel_cases(title: str, a: Tensor, b: Tensor, dy: Tensor) -> Iterator[Case]
     backward = lambda: core.center_pool_backward(dy, columns, rows, y, second, threads())  # noqa: E731
     yield Case(f"{title}, forward kernel, warm", forward, copy, 3 * size)
     yield Case(f"{title}, backward kernel, warm", backward, copy, 3 * size)
+    one = lambda: core.center_pool_forward(a, None, y, columns, rows, threads())  # noqa: E731
+    one_backward = lambda: core.center_pool_backward(dy, columns, rows, y, None, threads())  # noqa: E731
+    yield Case(f"{title}, one map, forward kernel, warm", one, copy, 2 * size)
+    yield Case(f"{title}, one map, backward kernel, warm", one_backward, copy, 2 * size)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:

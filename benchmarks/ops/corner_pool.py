@@ -1,4 +1,4 @@
-"""corner_pool and corner_pool_add against `cummax` (mmcv's corner pooling today), torch.compile and a copy.
+"""corner_pool and its sums against `cummax` (mmcv's corner pooling today), torch.compile and a copy.
 
 The kernels alone run on buffers that are reused ("warm"), beside a warm `copy_` of the same map. Through autograd
 every result is fresh, and on the CPU the kernel pays for zeroing its pages.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from posekd.ops import corner_pool, corner_pool_add, library
+from posekd.ops import corner_pool, corner_pool_add, corner_pool_sum, library
 from posekd.ops.corner_pool import DIRECTIONS
 
 from ..harness import Case, options_from, run
@@ -66,11 +66,14 @@ def trained_case(
     return Case(f"{title}, {direction}, forward + backward, fresh", ours, baselines, 4 * size)
 
 
-def sum_case(title: str, x: Tensor, other: Tensor) -> Case:
-    """The fused sum against the two operations."""
-    apart = {"corner_pool, then +": lambda: other + corner_pool(x, "top")}
+def sum_cases(title: str, x: Tensor, other: Tensor) -> Iterator[Case]:
+    """The fused sums against the operations one after the other."""
     size = 3 * x.numel() * x.element_size()
-    return Case(f"{title}, top, corner_pool_add, fresh", lambda: corner_pool_add(x, other, "top"), apart, size)
+    apart = {"corner_pool, then +": lambda: other + corner_pool(x, "top")}
+    yield Case(f"{title}, top, corner_pool_add, fresh", lambda: corner_pool_add(x, other, "top"), apart, size)
+    two = {"corner_pool twice, then +": lambda: corner_pool(x, "top") + corner_pool(other, "left")}
+    ours = lambda: corner_pool_sum(x, other, ("top", "left"))  # noqa: E731
+    yield Case(f"{title}, top and left, corner_pool_sum, fresh", ours, two, size)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -88,7 +91,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             if not torch.equal(corner_pool(x, direction), by_cummax(x, direction)):
                 raise RuntimeError(f"corner_pool and cummax differ: {title}, {direction}")
             yield trained_case(title, x, dy, direction, forms)
-        yield sum_case(title, x, dy)
+        yield from sum_cases(title, x, dy)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

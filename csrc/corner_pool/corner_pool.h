@@ -4,11 +4,13 @@
 //   forward: read x, write y and one bit an element       136 MB, 8.125 bytes an element (H200 at 4.3 TB/s: 31.7 us)
 //   backward: read dy and the bits, write dx              the same
 //   forward with a summand (corner_pool_add)              203 MB, 12.125 bytes an element
+//   a column scan and a row scan added (corner_pool_sum)  206 MB, 12.25 bytes an element
 // How it gets near: every map is read once and written once. What the gradient needs is one bit an element: whether it
 // is the head of a segment, the run of outputs that equal it. The backward pass is then a segmented sum against the
 // scan. No index tensor, no atomics, no zero fill, no flips; the order of every sum is fixed.
 // CPU: rows visited in the order of the scan, vectors along the row; the running maxima of a column scan lie in L1, a
-// row scan takes log2(lanes) shuffles a vector. GPU: see corner_pool_cuda.cu.
+// row scan takes log2(lanes) shuffles a vector; where both are added, a row scan's result goes no further than L1.
+// GPU: see corner_pool_cuda.cu.
 #pragma once
 
 #include "core/cpu_dispatch.h"
@@ -28,6 +30,10 @@ struct CornerPool {
   TensorView heads;
   CornerDirection direction = CornerDirection::top;
   bool last_wins = false;  // among equal maxima, the last in the order of the scan gets the gradient; else the first
+  // A second map [N, C, H, W], pooled along its rows and added to the column scan of the first, or absent. CPU only.
+  TensorView second;
+  TensorView second_heads;  // like heads
+  CornerDirection second_direction = CornerDirection::left;
 
   bool columns() const { return direction == CornerDirection::top || direction == CornerDirection::bottom; }
   bool descending() const { return direction == CornerDirection::top || direction == CornerDirection::left; }

@@ -17,7 +17,7 @@ constexpr int64_t kSerialItems = 32768;  // elements that are not worth a second
 constexpr int64_t kManyPlanes = 16;      // from here on a thread takes whole planes
 constexpr int64_t kBandColumns = 128, kBandRows = 32;
 
-// Part of a plane that one thread scans: whole columns of a column scan, whole rows of a row scan.
+// Part of a plane that one thread scans: whole columns of a column scan, whole rows of a row scan, both of both.
 struct Part {
   int64_t plane, row_begin, row_end, column_begin, column_end;
 };
@@ -27,7 +27,7 @@ class Parts {
   explicit Parts(const CornerPool& args) : args_(args) {
     const bool many = args.planes() >= kManyPlanes;
     rows_ = args.columns() || many ? args.height() : kBandRows;
-    columns_ = args.columns() && !many ? kBandColumns : args.width();
+    columns_ = args.columns() && !many && !args.second ? kBandColumns : args.width();
     bands_ = args.columns() ? ceil(args.width(), columns_) : ceil(args.height(), rows_);
   }
   int64_t count() const { return args_.planes() * bands_; }
@@ -55,7 +55,7 @@ template <class A, class Body>
 void for_parts(const CornerPool& args, int threads, bool descending, Body&& body) {
   const Parts parts(args);
   parallel_for(parts.count(), parts.grain(), threads, [&](int64_t begin, int64_t end) {
-    const ScratchOf<A> scratch(4 * args.width());
+    const ScratchOf<A> scratch(5 * args.width());
     for (int64_t k = begin; k < end; ++k) body(parts[descending ? begin + end - 1 - k : k], scratch.get());
     stream_fence();
   });
@@ -72,6 +72,16 @@ const A* read_line(const T* from, int64_t count, A* buffer) {
   return buffer;
 }
 
+// Row `line_index` of the second map, pooled into `pooled`.
+template <bool kLast, class T, class A>
+void pool_second(const CornerPool& args, int64_t line_index, A* buffer, A* pooled) {
+  const int64_t width = args.width();
+  const A* x = read_line(args.second.as<T>() + line_index * width, width, buffer);
+  ForwardLine<A> line{x, nullptr, pooled, nullptr, width, false};
+  if (args.second_heads) line.heads = args.second_heads.as<uint32_t>() + line_index * args.words();
+  args.second_direction == CornerDirection::left ? row_line<true, kLast>(line) : row_line<false, kLast>(line);
+}
+
 template <bool kColumns, bool kDown, bool kLast, class T>
 void forward(const CornerPool& args, int threads) {
   using A = accumulate_t<T>;
@@ -79,13 +89,17 @@ void forward(const CornerPool& args, int threads) {
   const bool streaming = kDirect && past_cache(args, sizeof(vec<A>));
   for_parts<A>(args, threads, kDown, [&](const Part& part, A* scratch) {
     const int64_t width = args.width(), count = part.column_end - part.column_begin;
-    A *best = scratch, *x = scratch + width, *y = scratch + 2 * width, *other = scratch + 3 * width;
+    A *best = scratch, *x = best + width, *y = x + width, *other = y + width, *second = other + width;
     for (int64_t k = 0; k < part.row_end - part.row_begin; ++k) {
       const int64_t row = kDown ? part.row_end - 1 - k : part.row_begin + k;
       const int64_t line_index = part.plane * args.height() + row, offset = line_index * width + part.column_begin;
       ForwardLine<A> line{read_line(args.input.as<T>() + offset, count, x), nullptr, y, nullptr, count, streaming};
       if constexpr (kDirect) line.y = args.output.as<T>() + offset;
       if (args.other) line.other = read_line(args.other.as<T>() + offset, count, other);
+      if (kColumns && args.second) {
+        pool_second<kLast, T>(args, line_index, second, other);
+        line.other = other;
+      }
       if (args.heads) line.heads = args.heads.as<uint32_t>() + line_index * args.words() + part.column_begin / 32;
       if constexpr (kColumns)
         k == 0 ? first_column_line<kDown>(line, best) : column_line<kDown, kLast>(line, best);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from posekd.ops import center_pool, corner_pool, corner_pool_add
+from posekd.ops import center_pool, corner_pool_add, corner_pool_sum
 
 TOP_LEFT, BOTTOM_RIGHT = ("top", "left"), ("bottom", "right")
 
@@ -72,9 +72,8 @@ class CornerPool(_Pool):
         self.vertical, self.horizontal = _check_directions(directions)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """`vertical(p1) + horizontal(p2)`; the addition happens inside the second pool."""
-        across = corner_pool(self.p2_conv1(x), self.horizontal)
-        return corner_pool_add(self.p1_conv1(x), across, self.vertical)
+        """`vertical(p1) + horizontal(p2)`."""
+        return corner_pool_sum(self.p1_conv1(x), self.p2_conv1(x), (self.vertical, self.horizontal))
 
 
 class CenterPool(_Pool):
@@ -117,4 +116,4 @@ class CascadeCornerPool(_Pool):
         """`vertical(P1(p1 + horizontal(look1))) + horizontal(P2(p2 + vertical(look2)))`."""
         down = self.P1_look_conv(corner_pool_add(self.look_conv1(x), self.p1_conv1(x), self.horizontal))
         across = self.P2_look_conv(corner_pool_add(self.look_conv2(x), self.p2_conv1(x), self.vertical))
-        return corner_pool_add(down, corner_pool(across, self.horizontal), self.vertical)
+        return corner_pool_sum(down, across, (self.vertical, self.horizontal))

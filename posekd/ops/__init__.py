@@ -1,7 +1,7 @@
 """Kernels of pose distillation: plain functions of tensors, one file a kernel family."""
 
 from posekd.ops.center_pool import center_pool
-from posekd.ops.corner_pool import corner_pool, corner_pool_add
+from posekd.ops.corner_pool import corner_pool, corner_pool_add, corner_pool_sum
 from posekd.ops.crop_warp import PackedImages, crop_warp
 from posekd.ops.decode_heatmaps import decode_heatmaps
 from posekd.ops.distill_loss import distill_loss
@@ -21,6 +21,7 @@ __all__ = [
     "center_pool",
     "corner_pool",
     "corner_pool_add",
+    "corner_pool_sum",
     "crop_warp",
     "decode_heatmaps",
     "distill_loss",

@@ -64,6 +64,37 @@ def _backward_fake(dy: Tensor, heads: Tensor, direction: int) -> Tensor:
     return torch.empty_like(dy, memory_format=torch.contiguous_format)
 
 
+def _sum_kernel(
+    vertical: Tensor, horizontal: Tensor, down: int, across: int, last_wins: bool, keep_heads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if library.on_device(vertical):  # two launches, the second of which adds
+        pooled, across_heads = _forward_kernel(horizontal, None, across, last_wins, keep_heads)
+        y, down_heads = _forward_kernel(vertical, pooled, down, last_wins, keep_heads)
+        return y, down_heads, across_heads
+    y, down_heads = _outputs(vertical, keep_heads)
+    across_heads = torch.empty_like(down_heads)
+    library.core().corner_pool_sum_forward(
+        vertical.contiguous(), horizontal.contiguous(), y, down_heads if keep_heads else None,
+        across_heads if keep_heads else None, down, across, last_wins, library.threads(),
+    )  # fmt: skip
+    return y, down_heads, across_heads
+
+
+def _sum_reference(
+    vertical: Tensor, horizontal: Tensor, down: int, across: int, last_wins: bool, keep_heads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    pooled, across_heads = _forward_reference(horizontal, None, across, last_wins, keep_heads)
+    y, down_heads = _forward_reference(vertical, pooled, down, last_wins, keep_heads)
+    return y, down_heads, across_heads
+
+
+def _sum_fake(
+    vertical: Tensor, horizontal: Tensor, down: int, across: int, last_wins: bool, keep_heads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, heads = _outputs(vertical, keep_heads)
+    return y, heads, torch.empty_like(heads)
+
+
 def _supports(x: Tensor, *rest: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
     return x.numel() > 0 and not (x.dtype == torch.float64 and library.on_device(x))
@@ -81,6 +112,14 @@ _backward = library.define(
     kernel=_backward_kernel,
     reference=_backward_reference,
     fake=_backward_fake,
+    supports=_supports,
+)
+_sum = library.define(
+    "corner_pool_sum(Tensor vertical, Tensor horizontal, int down, int across, bool last_wins, bool keep_heads) -> "
+    "(Tensor, Tensor, Tensor)",
+    kernel=_sum_kernel,
+    reference=_sum_reference,
+    fake=_sum_fake,
     supports=_supports,
 )
 
@@ -104,7 +143,26 @@ def _gradient(ctx: Any, dy: Tensor | None, unused: Tensor | None) -> tuple[Tenso
     return dx, dy if ctx.has_other else None, None, None, None
 
 
+def _setup_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, _, ctx.down, ctx.across, _, ctx.kept_heads = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _sum_gradient(ctx: Any, dy: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 6
+    if not ctx.kept_heads:
+        raise RuntimeError("posekd::corner_pool_sum was called with keep_heads=False: it has no derivative")
+    down_heads, across_heads = ctx.saved_tensors
+    vertical = _backward(dy, down_heads, ctx.down) if ctx.needs_input_grad[0] else None
+    horizontal = _backward(dy, across_heads, ctx.across) if ctx.needs_input_grad[1] else None
+    return vertical, horizontal, None, None, None, None
+
+
 library.differentiable("corner_pool", _gradient, _setup)
+library.differentiable("corner_pool_sum", _sum_gradient, _setup_sum)
 library.no_double_backward("corner_pool_backward")
 
 
@@ -177,3 +235,37 @@ def corner_pool_add(x: Tensor, other: Tensor, direction: str, *, ties: str = "fi
     if other.dtype != x.dtype:
         return other + _pool(x, None, direction, ties)
     return _pool(x, other, direction, ties)
+
+
+def corner_pool_sum(
+    vertical: Tensor, horizontal: Tensor, directions: tuple[str, str], *, ties: str = "first"
+) -> Tensor:
+    """`corner_pool(vertical, directions[0]) + corner_pool(horizontal, directions[1])`: the end of every corner pooling.
+
+    On the CPU in one pass, 12 bytes of float32 traffic an element instead of 20; on a GPU in two, the second of which
+    adds. Half types are added in float32 and rounded once. Tensors of different dtypes are promoted.
+
+    Args:
+        vertical: `[N, C, H, W]`, see `corner_pool`; pooled along columns.
+        horizontal: `[N, C, H, W]`; pooled along rows.
+        directions: of the two: `"top"` or `"bottom"`, and `"left"` or `"right"`.
+        ties: see `corner_pool`.
+
+    Returns:
+        `[N, C, H, W]`, contiguous.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, value or device.
+    """
+    down, across = directions
+    checks.check_tensor("vertical", vertical, "N C H W")
+    checks.check_choice("directions[0]", down, DIRECTIONS[:2])
+    checks.check_choice("ties", ties, TIES)
+    checks.check_tensor("horizontal", horizontal, "N C H W")
+    checks.check_choice("directions[1]", across, DIRECTIONS[2:])
+    checks.check_shape("horizontal", horizontal, vertical.shape, "vertical")
+    checks.check_device("horizontal", horizontal, vertical, "vertical")
+    if horizontal.dtype != vertical.dtype:
+        return _pool(vertical, None, down, ties) + _pool(horizontal, None, across, ties)
+    keep_heads = (vertical.requires_grad or horizontal.requires_grad) and torch.is_grad_enabled()
+    return _sum(vertical, horizontal, DIRECTIONS.index(down), DIRECTIONS.index(across), ties == "last", keep_heads)[0]

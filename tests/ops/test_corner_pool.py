@@ -14,7 +14,7 @@ from pooling_maps import DTYPES, EPS, make_map, upstream_of
 from threads import threads
 from torch import Tensor
 
-from posekd.ops import corner_pool, corner_pool_add, library
+from posekd.ops import corner_pool, corner_pool_add, corner_pool_sum, library
 from posekd.ops.reference import corner_pool as definition
 
 DIRECTIONS = ["top", "bottom", "left", "right"]
@@ -191,6 +191,55 @@ class TestAdd:
         assert torch.equal(y, other + corner_pool(x, "top"))
 
 
+class TestSum:
+    """A column scan and a row scan of two maps, added: the same bits as one after the other."""
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("directions", [("top", "left"), ("bottom", "right"), ("top", "right")], ids="-".join)
+    def test_equals_two_pools(self, backend: backends.Backend, directions: tuple[str, str], dtype: torch.dtype) -> None:
+        if dtype == torch.float64 and not backend.float64:
+            pytest.skip("float64 is for the CPU")
+        for shape, ties in (((2, 2, 6, 44), "first"), ((1, 17, 3, 132), "last"), ((1, 1, 5, 1), "first")):
+            maps = make_map(shape, dtype, special=True), make_map(shape, dtype, special=True).flip(2)
+            dy = upstream_of(shape, dtype).to(backend.device)
+            fused, apart = ([m.to(backend.device).requires_grad_() for m in maps] for _ in range(2))
+            y = corner_pool_sum(*fused, directions, ties=ties)
+            z = corner_pool_add(apart[0], corner_pool(apart[1], directions[1], ties=ties), directions[0], ties=ties)
+            torch.testing.assert_close(y, z, rtol=0, atol=0, equal_nan=True)
+            for pooled in (y, z):
+                pooled.backward(dy)
+            for ours, theirs in zip(fused, apart, strict=True):
+                torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0, equal_nan=True)
+            with torch.no_grad():
+                again = corner_pool_sum(*fused, directions, ties=ties)
+            torch.testing.assert_close(again, z.detach(), rtol=0, atol=0, equal_nan=True)
+
+    def test_one_map_may_need_no_gradient(self, backend: backends.Backend) -> None:
+        x = make_map((1, 2, 4, 6), torch.float32).to(backend.device)
+        wanted = x.clone().requires_grad_()
+        corner_pool_sum(x, wanted, ("top", "left")).sum().backward()
+        alone = x.clone().requires_grad_()
+        corner_pool(alone, "left").sum().backward()
+        assert torch.equal(wanted.grad, alone.grad)
+
+    def test_other_dtypes_layouts_and_no_pixels(self, backend: backends.Backend) -> None:
+        x = make_map((1, 2, 3, 4), torch.bfloat16).to(backend.device)
+        other = x.float().contiguous(memory_format=torch.channels_last) / 3
+        y = corner_pool_sum(x, other, ("bottom", "right"))
+        assert y.dtype == torch.float32
+        assert torch.equal(y, corner_pool(x, "bottom") + corner_pool(other, "right"))
+        assert corner_pool_sum(x[:0], x[:0], ("top", "left")).shape == (0, 2, 3, 4)
+
+    def test_directions_that_do_not_cross_are_refused(self) -> None:
+        x = torch.zeros(1, 1, 2, 2)
+        with pytest.raises(ValueError, match=r"directions\[1\].*left"):
+            corner_pool_sum(x, x, ("top", "bottom"))
+        with pytest.raises(ValueError, match=r"directions\[0\].*top"):
+            corner_pool_sum(x, x, ("left", "right"))
+        with pytest.raises(ValueError, match="horizontal"):
+            corner_pool_sum(x, x[..., :1], ("top", "left"))
+
+
 class TestMemory:
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("layout", ["transposed", "channels_last", "sliced", "expanded gradient"])
@@ -265,6 +314,7 @@ class TestAutograd:
         other.requires_grad_()
         assert torch.autograd.gradcheck(lambda x: corner_pool(x, direction), (x,))
         assert torch.autograd.gradcheck(lambda x, o: corner_pool_add(x, o, direction), (x, other))
+        assert torch.autograd.gradcheck(lambda x, o: corner_pool_sum(x, o, ("bottom", "left")), (x, other))
 
     def test_double_backward_is_a_clear_error(self) -> None:
         x = torch.rand(1, 1, 3, 4, requires_grad=True)
@@ -295,13 +345,15 @@ class TestTorchIntegration:
         for direction, summand in ((0, None), (3, other)):
             torch.library.opcheck(torch.ops.posekd.corner_pool, (x, summand, direction, False, True))
         torch.library.opcheck(torch.ops.posekd.corner_pool, (x.detach(), None, 1, True, False))
+        torch.library.opcheck(torch.ops.posekd.corner_pool_sum, (x, other, 0, 3, False, True))
         heads = torch.ops.posekd.corner_pool(x.detach(), None, 2, False, True)[1]
         torch.library.opcheck(torch.ops.posekd.corner_pool_backward, (other.detach(), heads, 2))
 
     @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
     def test_compile_without_graph_breaks(self, compiler: str) -> None:
         def cascade(x: Tensor) -> Tensor:
-            return corner_pool_add(x.relu(), corner_pool(x * 2, "left"), "top") + 1
+            pooled = corner_pool_add(x.relu(), corner_pool(x * 2, "left"), "top")
+            return corner_pool_sum(pooled, x.exp(), ("bottom", "right")) + 1
 
         gradients = []
         for function in (cascade, torch.compile(cascade, fullgraph=True, backend=compiler)):

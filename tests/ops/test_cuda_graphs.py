@@ -37,6 +37,11 @@ CASES: dict[str, tuple[int, Callable[[int], list[Tensor]], Call]] = {
         lambda s: [make(2, 3, 16, 16, seed=s), make(2, 3, 16, 16, seed=s + 1)],
         lambda x, y: ops.corner_pool_add(x, y, "top"),
     ),
+    "corner_pool_sum": (
+        2,
+        lambda s: [make(2, 3, 16, 16, seed=s), make(2, 3, 16, 16, seed=s + 1)],
+        lambda x, y: ops.corner_pool_sum(x, y, ("top", "left")),
+    ),
     "center_pool": (1, lambda s: [make(2, 3, 16, 16, seed=s)], ops.center_pool),
     "roi_align": (1, lambda s: [make(2, 3, 16, 16, seed=s), boxes(s)], lambda x, b: ops.roi_align(x, b, (4, 3))),
     "roi_align, a list": (
