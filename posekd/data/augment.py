@@ -18,6 +18,7 @@ from posekd import codecs
 from posekd.structures import InputSpec, PackedBatch, PoseBatch
 
 STRIDE = 4  # crop pixels a heatmap pixel, in all top-down networks here
+BEND_FROM = 0.1  # share of a peak, see `unzoom_peaks`
 HALF_BODY_PADDING = 1.5  # half_body_transform: scale * 1.5
 
 
@@ -231,5 +232,23 @@ def warp_maps(
     moves = codecs.compose_matrices(inverse, codecs.heatmap_matrices(matrices, STRIDE))
     cached = dequantise(packed.teacher_maps, packed.teacher_ranges)
     maps = ops.crop_warp(cached, moves, (size[0] // STRIDE, size[1] // STRIDE))
+    maps = unzoom_peaks(maps, cached.amax((2, 3), keepdim=True), moves)
     order = torch.as_tensor(flip_permutation, device=maps.device)
     return torch.where(packed.flips[:, None, None, None], maps[:, order], maps)
+
+
+def unzoom_peaks(maps: Tensor, peaks: Tensor, moves: Tensor) -> Tensor:
+    """Gives the peaks of zoomed heatmaps the width back that they had: a teacher draws it the same in every crop.
+
+    A Gaussian that is z times as wide has its old width when it is raised to the power z^2, relative to its peak. What
+    is below `BEND_FROM` of the peak is scaled by one factor instead, so that the background stays as low as it is.
+
+    Args:
+        maps: `[B, K, h, w]`, warped by `moves`.
+        peaks: `[B, K, 1, 1]`, the largest value of each map before it was warped.
+        moves: `[B, 2, 3]`, pixel of `maps` to pixel of the map before.
+    """
+    determinants = moves[:, 0, 0] * moves[:, 1, 1] - moves[:, 0, 1] * moves[:, 1, 0]
+    zoomed = 1 / determinants.abs().clamp_min(1e-6)  # z^2
+    share = (maps / peaks.clamp_min(1e-6)).clamp(BEND_FROM, 1)
+    return maps * share ** (zoomed - 1)[:, None, None, None]

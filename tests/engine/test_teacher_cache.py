@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from test_train import losses, tiny
 from tiny_recipe import TINY_NET
 
-from posekd import codecs
+from posekd import codecs, ops
 from posekd.cli import main
 from posekd.data import Augmentation, LoaderSettings, PoseLoader, prepare
+from posekd.data.augment import unzoom_peaks
 from posekd.data.teacher_maps import (
     CARD,
     MapsCard,
@@ -142,6 +143,28 @@ def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
         assert distance.max() < 1.0, "half a pixel in each direction, and the interpolation"
         seen += int(inside.sum())
     assert seen > 100
+
+
+@pytest.mark.parametrize("zoom", [0.75, 1.0, 1.3])
+def test_a_zoomed_peak_is_as_wide_as_a_live_teachers(zoom):
+    """A teacher draws a joint equally wide however large the person is in the crop; a warped peak is zoomed with it."""
+
+    def gaussian(x, y):
+        rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+        return 0.8 * torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 2.0**2))
+
+    background = 0.002
+    before = (gaussian(30.3, 36.1) + background)[None, None]
+    moves = torch.tensor([[[1 / zoom, 0.0, 4.0], [0.0, 1 / zoom, 6.0]]])
+    live = gaussian((30.3 - 4) * zoom, (36.1 - 6) * zoom)
+    warped = ops.crop_warp(before, moves, (64, 64))
+    maps = unzoom_peaks(warped, before.amax((2, 3), keepdim=True), moves)[0, 0]
+    missed = (maps - live).square().sum() / live.square().sum()
+    assert missed < 0.02  # most of it background
+    assert maps.abs()[live < 1e-3].max() <= 6 * background
+    zoomed = (warped[0, 0] - live).square().sum() / live.square().sum()
+    assert zoomed > 0.04 or zoom == 1.0
+    assert torch.equal(maps, warped[0, 0]) == (zoom == 1.0)
 
 
 def test_a_larger_crop_covers_what_augmentation_turns_in(tmp_path, teacher):
