@@ -3,7 +3,7 @@
     python benchmarks/teacher_cache.py [--out runs/teacher_cache] [--seeds 0 1 2] [--threads 2] [RECIPE KEYS]
 
 For each seed the teacher of `supervised/quickstart` is trained, its heatmaps are cached (`posekd cache-teacher`, bytes,
-margin 1.25), and the student of `mapd/quickstart` is trained twice: with the teacher running, and from the cache. Same
+margin 1.1), and the student of `mapd/quickstart` is trained twice: with the teacher running, and from the cache. Same
 weights at the start, same pictures, same augmentation. Scored is the network of the last step by COCO's keypoint AP.
 Then the two loops take steps in turn, and the time of a step is the median of these rounds.
 

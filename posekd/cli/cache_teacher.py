@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--cache", metavar="DIR", help="where to write; OUT/teacher_cache without, OUT being the recipe's"
     )
-    parser.add_argument("--margin", type=float, default=1.25, help="how much larger the cached crop is (default 1.25)")
+    parser.add_argument("--margin", type=float, default=1.1, help="how much more a cached crop shows (default 1.1)")
     parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="bytes, or float16 (default 8)")
     options, overrides = parser.parse_known_args(argv)
 

@@ -33,8 +33,8 @@ class MapsCard:
         persons: N.
         shape: `(K, h, w)` of a person's maps.
         bits: 8, or 16 for float16.
-        crop: `(height, width)` in pixels of the teacher's ordinary crop, whose aspect a person's box is given.
-        canvas: `(height, width)` in pixels of the larger crop that was cached; h and w times the stride.
+        crop: `(height, width)` in pixels of the teacher's input, whose aspect a person's box is given.
+        margin: how much more of the picture that input showed than an ordinary crop does, in each direction.
         padding: factor by which ordinary crops are larger than boxes.
         dataset: fingerprint of the persons, see `fingerprint`.
         teacher: what made the maps.
@@ -45,7 +45,7 @@ class MapsCard:
     shape: tuple[int, int, int]
     bits: Literal[8, 16]
     crop: tuple[int, int]
-    canvas: tuple[int, int]
+    margin: float
     padding: float
     dataset: str
     teacher: dict[str, Any]
@@ -63,19 +63,10 @@ def fingerprint(records: PoseRecords) -> str:
     return hashlib.sha256(records.sample_ids.tobytes() + records.boxes.tobytes()).hexdigest()[:16]
 
 
-def canvas_size(crop: tuple[int, int], margin: float) -> tuple[int, int]:
-    """The crop grown by `margin`, rounded up to what the network divides: a power of two, 64 at most."""
-    unit = 64
-    while crop[0] % unit or crop[1] % unit:
-        unit //= 2
-    height, width = (int(np.ceil(side * margin / unit)) * unit for side in crop)
-    return height, width
-
-
-def canvas_crops(boxes: np.ndarray, card: MapsCard) -> tuple[Tensor, Tensor]:
-    """Centres and scales `[B, 2]` of the cached crops of boxes `[B, 4]`, with pixels as large as an ordinary crop's."""
+def larger_crops(boxes: np.ndarray, card: MapsCard) -> tuple[Tensor, Tensor]:
+    """Centres and scales `[B, 2]` of the cached crops of boxes `[B, 4]`."""
     centers, scales = codecs.box_to_center_scale(torch.from_numpy(boxes), card.crop, card.padding)
-    return centers, scales * torch.tensor([card.canvas[1] / card.crop[1], card.canvas[0] / card.crop[0]])
+    return centers, scales * card.margin
 
 
 def quantise(maps: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -120,7 +111,7 @@ class TeacherMaps:
         self.folder = folder
         try:
             facts = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            sizes = {key: tuple(facts[key]) for key in ("shape", "crop", "canvas")}
+            sizes = {key: tuple(facts[key]) for key in ("shape", "crop")}
             self.card = MapsCard(**{**facts, **sizes})
         except FileNotFoundError:
             raise FileNotFoundError(
@@ -164,9 +155,8 @@ class TeacherMaps:
 
     def matrices(self, boxes: np.ndarray) -> Tensor:
         """Pixel of the cached maps to image pixel, float32 `[B, 2, 3]`, for boxes `[B, 4]`."""
-        centers, scales = canvas_crops(boxes, self.card)
-        crops = codecs.crop_matrices(centers, scales, None, None, self.card.canvas)
-        return codecs.heatmap_matrices(crops, self.card.canvas[1] / self.card.shape[2])
+        crops = codecs.crop_matrices(*larger_crops(boxes, self.card), None, None, self.card.crop)
+        return codecs.heatmap_matrices(crops, self.card.crop[1] / self.card.shape[2])
 
 
 def write_maps(folder: Path, card: MapsCard, batches: Iterable[Tensor]) -> MapsCard:

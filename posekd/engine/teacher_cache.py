@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posekd.data import LoaderSettings, PersonDataset, PoseLoader, PoseSource, prepare
-from posekd.data.teacher_maps import MapsCard, canvas_crops, canvas_size, fingerprint, write_maps
+from posekd.data.teacher_maps import MapsCard, fingerprint, larger_crops, write_maps
 from posekd.distill.base import FrozenTeacher, stages_of
 from posekd.engine import distributed
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
@@ -19,7 +19,7 @@ from posekd.engine.progress import counted
 from posekd.engine.recipe import Recipe
 from posekd.engine.step import DTYPES
 
-MARGIN = 1.25
+MARGIN = 1.1
 
 
 def cache_teacher(
@@ -35,7 +35,9 @@ def cache_teacher(
     Args:
         recipe: teacher, training data, precision and device; its method and student do not matter.
         folder: where the cache is written.
-        margin: how much larger than an ordinary crop the cached one is, so that it covers rotated and zoomed ones.
+        margin: how much more of the picture the teacher is shown than in an ordinary crop, in as many pixels, so that
+            rotated and zoomed crops are covered. (Shown more pixels, a network answers otherwise: it has learnt where
+            the edge is.)
         bits: 8 (error at most (max - min) / 510 of each map) or 16 (float16) a value.
         on_batch: called with (persons done, persons in all) after each batch.
 
@@ -56,13 +58,12 @@ def cache_teacher(
     source = open_training_data(recipe)
     teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton.num_keypoints)
     teacher.model.to(device)
-    canvas = canvas_size(teacher.spec.size, margin)
     card = MapsCard(
         persons=len(source.records),
-        shape=_shape(teacher, canvas, device, recipe.train.precision),
+        shape=_shape(teacher, device, recipe.train.precision),
         bits=bits,
         crop=teacher.spec.size,
-        canvas=canvas,
+        margin=margin,
         padding=recipe.loader.padding,
         dataset=fingerprint(source.records),
         teacher=teacher_facts(recipe.teacher),
@@ -71,44 +72,41 @@ def cache_teacher(
     return write_maps(folder, card, counted(batches, card.persons, on_batch))
 
 
-class _CanvasDataset(PersonDataset):
+class _LargerCrops(PersonDataset):
     """Persons with the larger crops of a cache."""
 
     def __init__(self, source: PoseSource, card: MapsCard) -> None:
-        super().__init__(source, card.canvas, padding=card.padding)
-        centers, scales = canvas_crops(source.records.boxes, card)
+        super().__init__(source, card.crop, padding=card.padding)
+        centers, scales = larger_crops(source.records.boxes, card)
         self._centers, self._scales = centers.numpy(), scales.numpy()
 
 
-class _CanvasLoader(PoseLoader):
+class _LargerCropsLoader(PoseLoader):
     def __init__(self, source: PoseSource, card: MapsCard, settings: LoaderSettings) -> None:
         self._card = card
-        super().__init__(source, card.canvas, replace(settings, on_bad_image="refuse"), training=False)
+        super().__init__(source, card.crop, replace(settings, on_bad_image="refuse"), training=False)
 
     def _open(self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int) -> PersonDataset:
-        return _CanvasDataset(source, self._card)
+        return _LargerCrops(source, self._card)
 
 
 @torch.inference_mode()
 def _heatmaps(
     teacher: FrozenTeacher, source: PoseSource, card: MapsCard, recipe: Recipe, device: torch.device
 ) -> Iterator[Tensor]:
-    spec = replace(teacher.spec, size=card.canvas)
-    for packed in _CanvasLoader(source, card, recipe.loader):
-        batch = prepare(packed.to(device), spec, source.records.skeleton.flip)
+    for packed in _LargerCropsLoader(source, card, recipe.loader):
+        batch = prepare(packed.to(device), teacher.spec, source.records.skeleton.flip)
         yield _ask(teacher, batch.images, recipe.train.precision)
 
 
 def _ask(teacher: FrozenTeacher, images: Tensor, precision: str) -> Tensor:
-    """Heatmaps of images that are the teacher's in all but their size, float32."""
-    spec = replace(teacher.spec, size=(images.shape[-2], images.shape[-1]))
+    """Heatmaps of the teacher's own input, float32."""
+    spec = teacher.spec
     with torch.autocast(images.device.type, DTYPES[precision], enabled=precision != "fp32"):
         return stages_of(teacher.outputs(images, spec, spec))[-1].float()
 
 
-def _shape(
-    teacher: FrozenTeacher, canvas: tuple[int, int], device: torch.device, precision: str
-) -> tuple[int, int, int]:
+def _shape(teacher: FrozenTeacher, device: torch.device, precision: str) -> tuple[int, int, int]:
     with torch.inference_mode():
-        K, h, w = _ask(teacher, torch.zeros(1, 3, *canvas, device=device), precision).shape[1:]
+        K, h, w = _ask(teacher, torch.zeros(1, 3, *teacher.spec.size, device=device), precision).shape[1:]
     return K, h, w

@@ -20,10 +20,9 @@ from posekd.data.teacher_maps import (
     CARD,
     MapsCard,
     TeacherMaps,
-    canvas_crops,
-    canvas_size,
     dequantise,
     fingerprint,
+    larger_crops,
     quantise,
     write_maps,
 )
@@ -73,11 +72,6 @@ class TestCompactForm:
         maps = torch.rand(1, 2, 4, 3)
         assert torch.equal(dequantise(*quantise(maps, 16)), maps.half().float())
 
-    def test_the_canvas_keeps_what_the_network_divides(self):
-        assert canvas_size((256, 192), 1.25) == (320, 256)
-        assert canvas_size((384, 288), 1.25) == (480, 384)
-        assert canvas_size((128, 96), 1.0) == (128, 96)
-
 
 def plain(recipe: Recipe) -> Recipe:
     """The same without augmentation."""
@@ -89,7 +83,7 @@ def plain(recipe: Recipe) -> Recipe:
 def test_maps_warped_by_the_identity_equal_the_live_teacher_within_the_stated_error(tmp_path, teacher, bits):
     recipe = plain(tiny(tmp_path / "run", teacher))
     card = cache_teacher(recipe, tmp_path / "cache", margin=1.0, bits=bits)
-    assert card.canvas == (64, 64)
+    assert (card.crop, card.margin) == ((64, 64), 1.0)
     live = build_job(recipe)
     cached = build_job(plain(tiny(tmp_path / "run", teacher, train__teacher_cache=str(tmp_path / "cache"))))
     assert isinstance(cached.learner.method.teacher, CachedTeacher)
@@ -108,13 +102,12 @@ def test_maps_warped_by_the_identity_equal_the_live_teacher_within_the_stated_er
         assert a[term].item() == pytest.approx(b[term].item(), rel=2e-2, abs=1e-6)
 
 
-def oracle_cache(folder, source, size=(64, 64), margin=1.5, sigma=1.5):
+def oracle_cache(folder, source, size=(64, 64), margin=1.1, sigma=1.5):
     """A cache by a teacher that knows the labels: Gaussians at the joints, drawn in the cached crop."""
-    records, canvas = source.records, canvas_size(size, margin)
-    shape = (records.skeleton.num_keypoints, canvas[0] // 4, canvas[1] // 4)
-    card = MapsCard(len(records), shape, 8, size, canvas, codecs.PADDING, fingerprint(records), {})
-    centers, scales = canvas_crops(records.boxes, card)
-    crops = codecs.crop_matrices(centers, scales, None, None, canvas)
+    records = source.records
+    shape = (records.skeleton.num_keypoints, size[0] // 4, size[1] // 4)
+    card = MapsCard(len(records), shape, 8, size, margin, codecs.PADDING, fingerprint(records), {})
+    crops = codecs.crop_matrices(*larger_crops(records.boxes, card), None, None, size)
     joints = codecs.transform_keypoints(torch.from_numpy(records.keypoints), codecs.invert_matrices(crops))
     maps, _ = render_heatmaps(codecs.to_heatmap(joints), shape[1:], sigma, "exact")
     write_maps(folder, card, [maps])
@@ -140,7 +133,9 @@ def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
         inside = (visibility > 0) & (x > 1) & (x < 14) & (y > 1) & (y < 14)
         flat = batch.teacher_maps.flatten(2).argmax(-1)
         distance = torch.hypot(flat % 16 - x, flat // 16 - y)[inside]
-        assert distance.max() < 1.0, "half a pixel in each direction, and the interpolation"
+        assert distance.max() < 1.2, (
+            "half a pixel in each direction, a cached one 1.1 times as large, the interpolation"
+        )
         seen += int(inside.sum())
     assert seen > 100
 
@@ -167,16 +162,15 @@ def test_a_zoomed_peak_is_as_wide_as_a_live_teachers(zoom):
     assert torch.equal(maps, warped[0, 0]) == (zoom == 1.0)
 
 
-def test_a_larger_crop_covers_what_augmentation_turns_in(tmp_path, teacher):
-    """Joints that an ordinary crop just shows are still there in a crop twice as large, at the same pixel size."""
+def test_a_larger_crop_shows_more_in_as_many_pixels(tmp_path, teacher):
+    """What a teacher says depends on the size of its input, so that stays: a pixel is larger, the middle the same."""
     source = open_training_data(tiny(tmp_path, teacher))
     one, two = (oracle_cache(tmp_path / f"{m}", source, margin=m) for m in (1.0, 2.0))
-    assert two.card.canvas == (128, 128)
-    rows = np.arange(4)
-    a, b = (dequantise(*maps.read(rows)) for maps in (one, two))
-    torch.testing.assert_close(a, b[:, :, 8:24, 8:24], atol=one.card.error + two.card.error + 1e-4, rtol=0)
-    a, b = (maps.matrices(source.records.boxes[rows]) for maps in (one, two))
-    torch.testing.assert_close(a[..., :2], b[..., :2])
+    assert one.card.shape == two.card.shape
+    a, b = (maps.matrices(source.records.boxes[:4]) for maps in (one, two))
+    torch.testing.assert_close(2 * a[..., :2], b[..., :2])
+    middle = torch.tensor([8.0, 8.0, 1.0])  # of 16 x 16 heatmap pixels
+    torch.testing.assert_close(a @ middle, b @ middle)
 
 
 def test_the_files_have_the_stated_size_and_worker_processes_open_them_themselves(tmp_path, teacher):
@@ -279,6 +273,6 @@ def test_the_command_says_what_it_has_written(tmp_path, teacher, capsys):
     assert main(["cache-teacher", str(file), "--train.precision", "fp32"]) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "run" / "teacher_cache"
-    assert re.search(rf"\d+ persons, 17,544 bytes each \(0 MiB\) in {folder}; largest error 0\.00", out), out
+    assert re.search(rf"\d+ persons, 4,488 bytes each \(0 MiB\) in {folder}; largest error 0\.00", out), out
     assert f"train with --train.teacher_cache {folder}" in out
     assert TeacherMaps(folder).card.error < 0.1
