@@ -21,7 +21,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = ["--no-index", "--find-links", str(folder)]
     environment = {**os.environ, "POSEKD_CUDA": "OFF"}
     for command in (
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-C", f"build-dir={folder}/b", "-w", f"{folder}", "."],
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--config-settings=build-dir={folder}/b", "-w", f"{folder}", "."],
         [*pip, "install", "--no-deps", *found, "--target", f"{folder}/site", "posekd"],
     ):  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

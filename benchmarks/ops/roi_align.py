@@ -100,7 +100,10 @@ def kernel_cases(title: str, maps: Tensor, boxes: Tensor, g: Tensor, moved: int)
 def backward_baselines(maps: Tensor, boxes: Tensor, g: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
     baselines: dict[str, Callable[[], object]] = {}
     size = (g.shape[2], g.shape[3])
-    torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]  # the graph is walked many times
+    if compiled:
+        from torch._functorch import config
+
+        config.donated_buffer = False  # the graph is walked many times
     forms = {
         "torchvision": torchvision_op(),
         "eager": plain,
