@@ -20,8 +20,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     found = ["--no-index", "--find-links", str(folder)]
     environment = {**os.environ, "POSEKD_CUDA": "OFF"}
+    build = ["--no-build-isolation", f"--config-settings=build-dir={folder}/b"]
     for command in (
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--config-settings=build-dir={folder}/b", "-w", f"{folder}", "."],
+        [*pip, "wheel", "--no-deps", *build, "-w", f"{folder}", "."],
         [*pip, "install", "--no-deps", *found, "--target", f"{folder}/site", "posekd"],
     ):  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
