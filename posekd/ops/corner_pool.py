@@ -257,6 +257,8 @@ def corner_pool_sum(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, value or device.
     """
+    if not isinstance(directions, (tuple, list)) or len(directions) != 2:
+        raise ValueError(f'directions must be a pair such as ("top", "left"), got {directions!r}')
     down, across = directions
     checks.check_tensor("vertical", vertical, "N C H W")
     checks.check_choice("directions[0]", down, DIRECTIONS[:2])

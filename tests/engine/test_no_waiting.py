@@ -67,9 +67,9 @@ METHODS = {
 def test_a_step_of_crops(name):
     loader = PoseLoader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=Augmentation())
     packed = next(loader.epoch(0))
-    step(METHODS[name](), packed)
+    assert_step_copies_nothing(METHODS[name](), packed)
     packed.reductions = torch.ones(len(packed.offsets))
-    step(METHODS[name](), packed)
+    assert_step_copies_nothing(METHODS[name](), packed)
 
 
 @pytest.mark.parametrize("name", ["exact", "smallerhrnet"])
@@ -81,10 +81,10 @@ def test_a_step_of_whole_images(name):
         method = SmallerHRNet(student, FrozenTeacher(create_model("higherhrnet_w32", **BOTTOM_UP)))
     settings = LoaderSettings(2, workers=0)
     loader = ImageLoader(SOURCE, (64, 64), settings, training=True, augmentation=ImageAugmentation())
-    step(method, next(loader.epoch(0)))
+    assert_step_copies_nothing(method, next(loader.epoch(0)))
 
 
-def step(method, packed):
+def assert_step_copies_nothing(method, packed):
     method.to(META)
     prepare_batch = make_prepare(method.student, SOURCE, META, LoopSettings())
     with NoCopies():

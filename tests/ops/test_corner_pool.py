@@ -238,6 +238,8 @@ class TestSum:
             corner_pool_sum(x, x, ("left", "right"))
         with pytest.raises(ValueError, match="horizontal"):
             corner_pool_sum(x, x[..., :1], ("top", "left"))
+        with pytest.raises(ValueError, match=r"directions must be a pair.*'top'"):
+            corner_pool_sum(x, x, "top")
 
 
 class TestMemory:
