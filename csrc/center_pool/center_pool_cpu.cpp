@@ -1,4 +1,5 @@
 // CPU kernels of center_pool, compiled once per vector level. See center_pool.h for the floor.
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -230,16 +231,21 @@ class ColumnsOfRows {
   int64_t height_, width_;
 };
 
-template <class T, class A>
-void put_line(const A* from, int64_t width, bool streaming, T* to) {
+// Writes a row that is zero but for a few values: values(set) calls set(i, value) for each, once a column. `line` is
+// zero before and after: a row that goes past the cache is put together there. Elsewhere the values go over the zeros,
+// as vectors that were loaded from `line` would wait for its single elements.
+template <class T, class A, class Values>
+POSEKD_INLINE void write_sparse(Values&& values, int64_t width, bool streaming, A* line, T* to) {
+  constexpr int L = Vec<A>::kLanes;
   if constexpr (std::is_same_v<T, A>) {
-    constexpr int L = Vec<A>::kLanes;
-    int64_t i = 0;
-    for (; i + L <= width; i += L) put(to + i, load(from + i), streaming);
-    for (; i < width; ++i) to[i] = from[i];
-  } else {
-    narrow(from, to, width);
+    if (streaming) {
+      values([&](int64_t i, A value) { line[i] = value; });
+      for (int64_t i = 0; i < width; i += L) stream(to + i, load(line + i));
+      return values([&](int64_t i, A) { line[i] = A(0); });
+    }
   }
+  std::memset(static_cast<void*>(to), 0, static_cast<size_t>(width) * sizeof(T));
+  values([&](int64_t i, A value) { to[i] = from_float<T>(value); });
 }
 
 // Sums of a plane's gradient.
@@ -250,23 +256,34 @@ struct PlaneSums {
   ColumnsOfRows columns_of;
 };
 
-// A row of the gradients: zero but for the column sums, where the columns' maxima lie, and the row's sum at the row's.
-// It is put together in `line`, which is zero before and after. With no second map both go to the first.
+// A row of the gradients: the column sums, where the columns' maxima lie, and the row's sum at the row's. With no
+// second map both go to the first.
 template <class T, class A>
 void gradient_row(const CenterPoolGradient& args, int64_t plane, int64_t row, const PlaneSums<A>& sums, bool streaming,
                   A* line) {
   const int64_t width = args.width(), index = plane * args.height() + row;
   const int32_t argument = args.row_argument.as<int32_t>()[index];
   const int64_t column = argument >= 0 && argument < width ? argument : 0;
-  sums.columns_of.each(row, [&](int64_t i) { line[i] = sums.columns.get()[i]; });
-  if (!args.horizontal) line[column] += sums.rows.get()[row];
-  put_line(line, width, streaming, args.vertical.as<T>() + index * width);
-  sums.columns_of.each(row, [&](int64_t i) { line[i] = A(0); });
-  line[column] = A(0);
-  if (!args.horizontal) return;
-  line[column] = sums.rows.get()[row];
-  put_line(line, width, streaming, args.horizontal.as<T>() + index * width);
-  line[column] = A(0);
+  const A *columns = sums.columns.get(), row_sum = sums.rows.get()[row];
+  T* vertical = args.vertical.as<T>() + index * width;
+  if (args.horizontal) {
+    const auto of_columns = [&](auto&& set) { sums.columns_of.each(row, [&](int64_t i) { set(i, columns[i]); }); };
+    write_sparse(of_columns, width, streaming, line, vertical);
+    const auto of_row = [&](auto&& set) { set(column, row_sum); };
+    write_sparse(of_row, width, streaming, line, args.horizontal.as<T>() + index * width);
+  } else {
+    const auto of_both = [&](auto&& set) {
+      A at_argument = row_sum;
+      sums.columns_of.each(row, [&](int64_t i) {
+        if (i == column)
+          at_argument += columns[i];
+        else
+          set(i, columns[i]);
+      });
+      set(column, at_argument);
+    };
+    write_sparse(of_both, width, streaming, line, vertical);
+  }
 }
 
 template <class T>

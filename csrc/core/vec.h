@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -13,6 +14,8 @@
 #include "core/dtype.h"
 
 #define POSEKD_INLINE [[gnu::always_inline]] inline
+// For a lambda, between its parameters and its body: what it captures by reference then stays in registers.
+#define POSEKD_INLINE_BODY __attribute__((always_inline))
 
 // GCC turns vectors wider than the machine's into scalar code, so the width follows the level.
 #if defined(__AVX512F__)
@@ -63,13 +66,22 @@ POSEKD_INLINE vec<T> broadcast(T value) {
   return vec<T>{} + value;
 }
 
+template <int D, class T, int... I>
+POSEKD_INLINE vec<T> add_halves(vec<T> value, std::integer_sequence<int, I...> lanes) {
+  if constexpr (D == 0)
+    return value;
+  else
+    return add_halves<D / 2, T>(value + __builtin_shufflevector(value, value, (I ^ D)...), lanes);
+}
+// The sum of the lanes, in every lane.
+template <class T>
+POSEKD_INLINE vec<T> total(vec<T> value) {
+  constexpr int L = Vec<T>::kLanes;
+  return add_halves<L / 2, T>(value, std::make_integer_sequence<int, L>());
+}
 template <class T>
 POSEKD_INLINE T sum_lanes(vec<T> value) {
-  T lanes[Vec<T>::kLanes];
-  std::memcpy(lanes, &value, sizeof(lanes));
-  for (int width = Vec<T>::kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  return total<T>(value)[0];
 }
 
 template <class T>

@@ -18,9 +18,11 @@ using mask = typename Vec<T>::bits;  // integers as wide as the lanes of vec<T>
 // Which lanes hold: a mask register's bits where the machine has them (the compiler would go through vectors and back),
 // else the result of the language's comparison, a lane of all ones or all zeros.
 #if defined(__AVX512F__)
+constexpr bool kMaskRegisters = true;
 template <class T>
 using lanes = uint32_t;
 #else
+constexpr bool kMaskRegisters = false;
 template <class T>
 using lanes = mask<T>;
 #endif

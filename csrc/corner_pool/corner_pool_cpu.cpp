@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kSerialItems = 32768;  // elements that are not worth a second thread
 constexpr int64_t kManyPlanes = 16;      // from here on a thread takes whole planes
 constexpr int64_t kBandColumns = 128, kBandRows = 32;
+constexpr int kRows = 2;  // that a column scan takes at once, where nothing else is to be done with a row
 
 // Part of a plane that one thread scans: whole columns of a column scan, whole rows of a row scan, both of both.
 struct Part {
@@ -90,7 +91,9 @@ void forward(const CornerPool& args, int threads) {
   for_parts<A>(args, threads, kDown, [&](const Part& part, A* scratch) {
     const int64_t width = args.width(), count = part.column_end - part.column_begin;
     A *best = scratch, *x = best + width, *y = x + width, *other = y + width, *second = other + width;
-    for (int64_t k = 0; k < part.row_end - part.row_begin; ++k) {
+    const NextRow next{kDown ? -width : width, kDown ? -args.words() : args.words()};
+    const int64_t rows = part.row_end - part.row_begin;
+    for (int64_t k = 0; k < rows; ++k) {
       const int64_t row = kDown ? part.row_end - 1 - k : part.row_begin + k;
       const int64_t line_index = part.plane * args.height() + row, offset = line_index * width + part.column_begin;
       ForwardLine<A> line{read_line(args.input.as<T>() + offset, count, x), nullptr, y, nullptr, count, streaming};
@@ -101,10 +104,14 @@ void forward(const CornerPool& args, int threads) {
         line.other = other;
       }
       if (args.heads) line.heads = args.heads.as<uint32_t>() + line_index * args.words() + part.column_begin / 32;
-      if constexpr (kColumns)
-        k == 0 ? first_column_line<kDown>(line, best) : column_line<kDown, kLast>(line, best);
-      else
+      if constexpr (!kColumns)
         row_line<kDown, kLast>(line);
+      else if (k == 0)
+        first_column_line<kDown>(line, best);
+      else if (kDirect && !args.second && k + kRows <= rows)
+        column_lines<kRows, kDown, kLast>(line, next, best), k += kRows - 1;
+      else
+        column_lines<1, kDown, kLast>(line, next, best);
       if constexpr (!kDirect) narrow(y, args.output.as<T>() + offset, count);
     }
   });
@@ -119,16 +126,20 @@ void backward(const CornerPool& args, int threads) {
     const int64_t width = args.width(), count = part.column_end - part.column_begin;
     A *sums = scratch, *dy = scratch + width, *dx = scratch + 2 * width;
     for (int64_t i = 0; i < count; ++i) sums[i] = A(0);
-    for (int64_t k = 0; k < part.row_end - part.row_begin; ++k) {
+    const NextRow next{kDown ? width : -width, kDown ? args.words() : -args.words()};
+    const int64_t rows = part.row_end - part.row_begin;
+    for (int64_t k = 0; k < rows; ++k) {
       const int64_t row = kDown ? part.row_begin + k : part.row_end - 1 - k;
       const int64_t line_index = part.plane * args.height() + row, offset = line_index * width + part.column_begin;
       const uint32_t* heads = args.heads.as<uint32_t>() + line_index * args.words() + part.column_begin / 32;
       BackwardLine<A> line{read_line(args.input.as<T>() + offset, count, dy), dx, heads, count, streaming};
       if constexpr (kDirect) line.dx = args.output.as<T>() + offset;
-      if constexpr (kColumns)
-        column_line_backward<kDown>(line, sums);
-      else
+      if constexpr (!kColumns)
         row_line_backward<kDown>(line);
+      else if (kDirect && k + kRows <= rows)
+        column_lines_backward<kRows, kDown>(line, next, sums), k += kRows - 1;
+      else
+        column_lines_backward<1, kDown>(line, next, sums);
       if constexpr (!kDirect) narrow(dx, args.output.as<T>() + offset, count);
     }
   });

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "core/pooling_math.h"
 #include "core/stream.h"
@@ -21,12 +22,18 @@ struct Word {
 
 inline int64_t words_of(int64_t width) { return (width + 31) / 32; }
 
-// The k-th word on the way down or up a row.
-template <bool kDown, int kLanes>
-POSEKD_INLINE Word word_at(int64_t k, int64_t width) {
-  const int64_t index = kDown ? words_of(width) - 1 - k : k, begin = 32 * index;
-  const int64_t end = begin + 32 < width ? begin + 32 : width;
-  return {index, begin, begin + (end - begin) / kLanes * kLanes, end};
+// Calls body(word, full) for the words of a row, down or up. `full` is a compile-time truth for words of 32 columns,
+// whose loops over vectors then have a length that the compiler knows.
+template <bool kDown, class A, class Body>
+POSEKD_INLINE void for_words(int64_t width, Body&& body) {
+  const int64_t full = width / 32;
+  const Word part{full, 32 * full, width - width % Vec<A>::kLanes, width};
+  if (kDown && part.begin < width) body(part, std::false_type{});
+  for (int64_t k = 0; k < full; ++k) {
+    const int64_t index = kDown ? full - 1 - k : k;
+    body(Word{index, 32 * index, 32 * index + 32, 32 * index + 32}, std::true_type{});
+  }
+  if (!kDown && part.begin < width) body(part, std::false_type{});
 }
 
 template <class A>
@@ -43,8 +50,8 @@ struct ForwardLine {
     past_cache ? stream(y + i, value) : store(y + i, value);
   }
   POSEKD_INLINE void put(int64_t i, A value) const { y[i] = other ? value + other[i] : value; }
-  POSEKD_INLINE void mark(const Word& word, uint32_t bits) const {
-    if (heads) heads[word.index] = bits;
+  POSEKD_INLINE void mark(int64_t word, uint32_t bits) const {
+    if (heads) heads[word] = bits;
   }
 };
 
@@ -55,48 +62,50 @@ void first_column_line(const ForwardLine<A>& line, A* best) {
     best[i] = line.x[i];
     line.put(i, best[i]);
   }
-  for (int64_t k = 0; k < words_of(line.width); ++k) {
-    const Word word = word_at<kDown, 1>(k, line.width);
-    line.mark(word, ~0u >> (32 - (word.end - word.begin)));
-  }
+  for_words<kDown, A>(line.width, [&](const Word& word, auto) POSEKD_INLINE_BODY {
+    line.mark(word.index, ~0u >> (32 - (word.end - word.begin)));
+  });
 }
 
-// A further row of a column scan; `best` holds the maxima so far.
-template <bool kDown, bool kLast, class A>
-POSEKD_INLINE void column_line(const ForwardLine<A>& line, A* best) {
+// Where the next row of a column scan lies, in elements and in words of head bits.
+struct NextRow {
+  int64_t elements, words;
+};
+
+// kRows further rows of a column scan, `line` the first; `best` holds the maxima so far. Several at once, because every
+// row's visit to `best` takes a place in the queue of stores, where those to y wait for memory.
+template <int kRows, bool kDown, bool kLast, class A>
+POSEKD_INLINE void column_lines(const ForwardLine<A>& line, NextRow next, A* best) {
   constexpr int L = Vec<A>::kLanes;
-  for (int64_t k = 0; k < words_of(line.width); ++k) {
-    const Word word = word_at<kDown, L>(k, line.width);
-    uint32_t bits = 0;
+  for_words<kDown, A>(line.width, [&](const Word& word, auto) POSEKD_INLINE_BODY {
+    uint32_t bits[kRows] = {};
+#pragma GCC unroll 8
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.whole - L - step : word.begin + step;
-      fetch_ahead<kDown>(line.x + i);
-      const vec<A> x = load(line.x + i), m = load(best + i);
-      const lanes<A> takes = takes_over_lanes<kLast, A>(x, m);
-      const vec<A> value = choose<A>(takes, x, m);
-      store(best + i, value);
-      line.put(i, value);
-      bits |= bits_of<A>(takes) << (i - word.begin);
+      vec<A> m = load(best + i);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = i + r * next.elements;
+        fetch_ahead<kDown>(line.x + at);
+        const vec<A> x = load(line.x + at);
+        const lanes<A> takes = takes_over_lanes<kLast, A>(x, m);
+        m = choose<A>(takes, x, m);
+        line.put(at, m);
+        bits[r] |= bits_of<A>(takes) << (i - word.begin);
+      }
+      store(best + i, m);
     }
     for (int64_t i = word.whole; i < word.end; ++i) {
-      const bool takes = takes_over<kLast>(line.x[i], best[i]);
-      if (takes) best[i] = line.x[i];
-      line.put(i, best[i]);
-      bits |= (takes ? 1u : 0u) << (i - word.begin);
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = i + r * next.elements;
+        const bool takes = takes_over<kLast>(line.x[at], best[i]);
+        if (takes) best[i] = line.x[at];
+        line.put(at, best[i]);
+        bits[r] |= (takes ? 1u : 0u) << (i - word.begin);
+      }
     }
-    line.mark(word, bits);
-  }
-}
-
-template <bool kDown, class A>
-POSEKD_INLINE bool has_nan(const A* x, int64_t count) {
-  constexpr int L = Vec<A>::kLanes;
-  const int64_t whole = count / L * L;
-  lanes<A> found = {};
-  for (int64_t k = 0; k < whole; k += L) found |= is_nan<A>(load(x + (kDown ? whole - L - k : k)));
-  bool any = bits_of<A>(found) != 0;
-  for (int64_t i = whole; i < count; ++i) any |= x[i] != x[i];
-  return any;
+    for (int r = 0; r < kRows; ++r) line.mark(word.index + r * next.words, bits[r]);
+  });
 }
 
 // Elements [begin, word.end) of a row scan, one by one, in the scan's order; returns their bits. `best` goes on.
@@ -127,46 +136,52 @@ POSEKD_INLINE vec<A> scan_step(vec<A> value, vec<A> lowest) {
 template <bool kDown, bool kLast, class A>
 void row_line_with_nan(const ForwardLine<A>& line) {
   A best = 0;
-  for (int64_t k = 0; k < words_of(line.width); ++k) {
-    const Word word = word_at<kDown, 1>(k, line.width);
-    line.mark(word, scan_elements<kDown, kLast>(line, word, word.begin, best));
+  for_words<kDown, A>(line.width, [&](const Word& word, auto) POSEKD_INLINE_BODY {
+    line.mark(word.index, scan_elements<kDown, kLast>(line, word, word.begin, best));
+  });
+}
+
+// Whole vectors of one word of a row scan; returns their bits. `carry` is the maximum so far in every lane. The
+// shuffles compare without a thought of NaN, so `nan` collects which lanes held one.
+template <bool kDown, bool kLast, class A>
+POSEKD_INLINE uint32_t scan_vectors(const ForwardLine<A>& line, const Word& word, vec<A>& carry, lanes<A>& nan) {
+  constexpr int L = Vec<A>::kLanes;
+  const vec<A> lowest = broadcast(-std::numeric_limits<A>::infinity());
+  uint32_t bits = 0;
+#pragma GCC unroll 8
+  for (int64_t step = 0; step < word.whole - word.begin; step += L) {
+    const int64_t i = kDown ? word.whole - L - step : word.begin + step;
+    fetch_ahead<kDown>(line.x + i);
+    const vec<A> x = load(line.x + i), scanned = scan_step<1, kDown, A>(x, lowest);
+    const vec<A> value = larger(scanned, carry), before = shift<1, kDown, A>(value, carry);
+    nan |= is_nan<A>(x);
+    line.put(i, value);
+    bits |= bits_of<A>(kLast ? at_least<A>(x, before) : greater<A>(x, before)) << (i - word.begin);
+    carry = larger(end_lane<kDown, A>(scanned), carry);  // not of `value`: the vectors wait for one operation only
   }
+  return bits;
 }
 
 // A row scan, from the first column on, or (kDown) from the last one back.
 template <bool kDown, bool kLast, class A>
 POSEKD_INLINE void row_line(const ForwardLine<A>& line) {
-  constexpr int L = Vec<A>::kLanes;
-  // The shuffles compare without a thought of NaN.
-  if (has_nan<kDown>(line.x, line.width)) return row_line_with_nan<kDown, kLast>(line);
-  const vec<A> lowest = broadcast(-std::numeric_limits<A>::infinity());
-  vec<A> carry = lowest;
-  for (int64_t k = 0; k < words_of(line.width); ++k) {
-    const Word word = word_at<kDown, L>(k, line.width);
+  vec<A> carry = broadcast(-std::numeric_limits<A>::infinity());
+  lanes<A> nan = {};
+  for_words<kDown, A>(line.width, [&](const Word& word, auto full) POSEKD_INLINE_BODY {
+    if constexpr (full) return line.mark(word.index, scan_vectors<kDown, kLast>(line, word, carry, nan));
     uint32_t bits = 0;
+    if (!kDown) bits = scan_vectors<kDown, kLast>(line, word, carry, nan);
     A best = carry[0];
-    if (kDown && word.whole < word.end) {
-      bits = scan_elements<kDown, kLast>(line, word, word.whole, best);
+    bits |= scan_elements<kDown, kLast>(line, word, word.whole, best);
+    if (kDown) {
       carry = broadcast(best);
+      bits |= scan_vectors<kDown, kLast>(line, word, carry, nan);
     }
-    for (int64_t step = 0; step < word.whole - word.begin; step += L) {
-      const int64_t i = kDown ? word.whole - L - step : word.begin + step;
-      fetch_ahead<kDown>(line.x + i);
-      const vec<A> x = load(line.x + i), scanned = scan_step<1, kDown, A>(x, lowest);
-      const vec<A> value = larger(scanned, carry);
-      const vec<A> before = shift<1, kDown, A>(value, carry);
-      line.put(i, value);
-      bits |= bits_of<A>(kLast ? at_least<A>(x, before) : greater<A>(x, before)) << (i - word.begin);
-      carry = end_lane<kDown, A>(value);
-    }
-    if (!kDown && word.whole < word.end) {
-      best = carry[0];
-      bits |= scan_elements<kDown, kLast>(line, word, word.whole, best);
-    }
-    // The element that begins the scan is a head, whatever it holds.
-    if (k == 0) bits |= kDown ? 1u << (word.end - 1 - word.begin) : 1u;
-    line.mark(word, bits);
-  }
+    line.mark(word.index, bits);
+  });
+  if (bits_of<A>(nan)) return row_line_with_nan<kDown, kLast>(line);
+  // The element that begins the scan is a head, whatever it holds.
+  if (line.heads) line.heads[kDown ? (line.width - 1) / 32 : 0] |= kDown ? 1u << ((line.width - 1) & 31) : 1u;
 }
 
 template <class A>
@@ -180,29 +195,39 @@ struct BackwardLine {
   POSEKD_INLINE void put(int64_t i, vec<A> value) const { past_cache ? stream(dx + i, value) : store(dx + i, value); }
 };
 
-// A row of a column scan, against the scan; `sums` holds what the rows before have passed on.
-template <bool kDown, class A>
-POSEKD_INLINE void column_line_backward(const BackwardLine<A>& line, A* sums) {
+// kRows rows of a column scan, against the scan; `sums` holds what the rows before have passed on.
+template <int kRows, bool kDown, class A>
+POSEKD_INLINE void column_lines_backward(const BackwardLine<A>& line, NextRow next, A* sums) {
   constexpr int L = Vec<A>::kLanes;
   const vec<A> zero = {};
-  for (int64_t k = 0; k < words_of(line.width); ++k) {
-    const Word word = word_at<!kDown, L>(k, line.width);
-    const uint32_t bits = line.heads[word.index];
+  for_words<!kDown, A>(line.width, [&](const Word& word, auto) POSEKD_INLINE_BODY {
+    uint32_t bits[kRows];
+    for (int r = 0; r < kRows; ++r) bits[r] = line.heads[word.index + r * next.words];
+#pragma GCC unroll 8
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.begin + step : word.whole - L - step;
-      fetch_ahead<!kDown>(line.dy + i);
-      const vec<A> sum = load(sums + i) + load(line.dy + i);
-      const lanes<A> head = lanes_of<A>(bits >> (i - word.begin));
-      line.put(i, choose<A>(head, sum, zero));
-      store(sums + i, choose<A>(head, zero, sum));
+      vec<A> sum = load(sums + i);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = i + r * next.elements;
+        fetch_ahead<!kDown>(line.dy + at);
+        sum += load(line.dy + at);
+        const lanes<A> head = lanes_of<A>(bits[r] >> (i - word.begin));
+        line.put(at, choose<A>(head, sum, zero));
+        sum = choose<A>(head, zero, sum);
+      }
+      store(sums + i, sum);
     }
     for (int64_t i = word.whole; i < word.end; ++i) {
-      const A sum = sums[i] + line.dy[i];
-      const bool head = bits >> (i - word.begin) & 1;
-      line.dx[i] = head ? sum : A(0);
-      sums[i] = head ? A(0) : sum;
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = i + r * next.elements;
+        const A sum = sums[i] + line.dy[at];
+        const bool head = bits[r] >> (i - word.begin) & 1;
+        line.dx[at] = head ? sum : A(0);
+        sums[i] = head ? A(0) : sum;
+      }
     }
-  }
+  });
 }
 
 // Elements [word.whole, word.end), one by one against the scan; returns what is passed on.
@@ -234,47 +259,38 @@ POSEKD_INLINE vec<A> sum_step(vec<A> sum, uint32_t open) {
 // The lanes that the sum from the vector before reaches: up to the first head that it meets.
 template <bool kDown>
 POSEKD_INLINE uint32_t reach(uint32_t heads) {
-  if (heads == 0) return ~0u;
-  return kDown ? (heads & (0u - heads)) * 2 - 1 : ~0u << (31 - __builtin_clz(heads));
+  if (kDown) return heads ^ (heads - 1);
+  return ~0u << (31 - __builtin_clz(heads | 1));
 }
 
-// The sum of the lanes, in every lane.
-template <int D, class A>
-POSEKD_INLINE vec<A> total(vec<A> value) {
-  if constexpr (D > 0)
-    return total<D / 2, A>(value + shift<D, true, A>(value, value));
-  else
-    return value;
-}
-
-// A row scan's gradient. The scan went up (kDown: down) the row, so the sums come from the other side. Heads are rare
-// past the scan's first few columns; until one comes, the lanes wait to be summed.
+// A row scan's gradient. The scan went up (kDown: down) the row, so the sums come from the other side.
 template <bool kDown, class A>
 POSEKD_INLINE void row_line_backward(const BackwardLine<A>& line) {
   constexpr int L = Vec<A>::kLanes;
   const vec<A> zero = {};
-  vec<A> waiting = zero;
-  for (int64_t k = 0; k < words_of(line.width); ++k) {
-    const Word word = word_at<!kDown, L>(k, line.width);
-    if (!kDown && word.whole < word.end) waiting[0] = sum_elements<kDown>(line, word, A(0));
+  vec<A> carry = zero;
+  for_words<!kDown, A>(line.width, [&](const Word& word, auto) POSEKD_INLINE_BODY {
+    const uint32_t bits = line.heads[word.index];
+    if (!kDown && word.whole < word.end) carry = broadcast(sum_elements<kDown>(line, word, A(0)));
+#pragma GCC unroll 8
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.begin + step : word.whole - L - step;
-      const uint32_t heads = line.heads[word.index] >> (i - word.begin) & kAllLanes<A>;
+      const uint32_t heads = bits >> (i - word.begin) & kAllLanes<A>;
       fetch_ahead<!kDown>(line.dy + i);
       const vec<A> dy = load(line.dy + i);
-      if (heads == 0) {
-        waiting += dy;
+      // Heads are rare past the scan's first columns; where masks are cheap, a mispredicted branch costs more.
+      if (!kMaskRegisters && heads == 0) {
         line.put(i, zero);
+        carry += total<A>(dy);
         continue;
       }
-      vec<A> sum = sum_step<1, kDown, A>(dy, ~(kDown ? heads << 1 : heads >> 1));
-      sum = choose<A>(lanes_of<A>(reach<kDown>(heads)), sum + total<L / 2, A>(waiting), sum);
+      const vec<A> own = sum_step<1, kDown, A>(dy, ~(kDown ? heads << 1 : heads >> 1));
+      const vec<A> sum = choose<A>(lanes_of<A>(reach<kDown>(heads)), own + carry, own);
       line.put(i, choose<A>(lanes_of<A>(heads), sum, zero));
-      waiting = zero;
-      if (!(kDown ? heads >> (L - 1) : heads & 1)) waiting[0] = sum[kDown ? L - 1 : 0];
+      carry = end_lane<!kDown, A>(choose<A>(lanes_of<A>(heads), zero, sum));
     }
-    if (kDown && word.whole < word.end) sum_elements<kDown>(line, word, total<L / 2, A>(waiting)[0]);
-  }
+    if (kDown && word.whole < word.end) sum_elements<kDown>(line, word, carry[0]);
+  });
 }
 
 }  // namespace

@@ -1,9 +1,12 @@
 // CPU kernel of top_k_peaks, compiled once per vector level: threads over the maps.
 #include <cstring>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/stream.h"
 #include "core/vec.h"
+#include "core/vec_lanes.h"
 #include "group_keypoints/peaks_math.h"
 
 namespace posekd {
@@ -42,6 +45,7 @@ constexpr int kChunk = 64;
 
 // Whether any of a chunk's values is above the bar.
 POSEKD_INLINE bool any_above(const float* values, float bar) {
+  for (int i = 0; i < kChunk; i += 16) fetch_ahead<false>(values + i);
   int above = 0;
   for (int i = 0; i < kChunk; ++i) above |= values[i] > bar;
   return above != 0;
@@ -55,17 +59,24 @@ void look(const In* map, MapSize size, int y, const float* line, int begin, int 
       best.add({line[x], static_cast<int64_t>(y) * size.width + x});
 }
 
-// The same for a chunk with neighbours on both sides: those lower than their neighbours are passed over eight at a
-// time.
+// The same for a chunk with neighbours on both sides, for a radius of 1 or more: pixels lower than one of them, or,
+// where the map is float32, than the one above or below, are passed over a vector at a time.
 template <class In>
 void look_at_chunk(const In* map, MapSize size, int y, const float* line, int begin, int radius, Best& best) {
-  uint8_t candidate[kChunk];
-  const float bar = best.bar(), *at = line + begin;
-  for (int i = 0; i < kChunk; ++i) candidate[i] = (at[i] > bar) & (at[i] >= at[i - 1]) & (at[i] >= at[i + 1]);
-  for (int i = 0; i < kChunk; i += 8) {
-    uint64_t eight;
-    std::memcpy(&eight, candidate + i, sizeof(eight));
-    if (eight) look(map, size, y, line, begin + i, begin + i + 8, radius, best);
+  constexpr int L = Vec<float>::kLanes;
+  for (int x = begin; x < begin + kChunk; x += L) {
+    const float* at = line + x;
+    const vec<float> value = load(at);
+    lanes<float> candidates = greater<float>(value, broadcast(best.bar())) & at_least<float>(value, load(at - 1)) &
+                              at_least<float>(value, load(at + 1));
+    if constexpr (std::is_same_v<In, float>) {
+      if (y > 0) candidates &= at_least<float>(value, load(at - size.width));
+      if (y + 1 < size.height) candidates &= at_least<float>(value, load(at + size.width));
+    }
+    for (uint32_t bits = bits_of<float>(candidates); bits; bits &= bits - 1) {
+      const int pixel = x + __builtin_ctz(bits);
+      look(map, size, y, line, pixel, pixel + 1, radius, best);
+    }
   }
 }
 
