@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SMALL_BYTES = 8 << 20
+# Baselines that do other work than the op and stand beside it as a measure: not competitors.
+YARDSTICKS = ("copy_", "max_pool2d", "HigherHRNet")
 
 NO_GPU = " GPU: not yet measured (`docs/gpu.md` has the commands)."
 
@@ -76,30 +78,36 @@ def page(records: Sequence[dict[str, Any]], source: str, plot: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def ratios(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, float, float]]:
-    """(`case: baseline`, ratio, lower quartile, upper quartile) of every comparison."""
+def ratios(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """`op: baseline` -> the ratios of its cases."""
+    found: dict[str, list[float]] = {}
     for record in records:
         for row in record["results"]:
             for label, other in row["baselines"].items():
-                yield f"{record['benchmark']} {row['case']}: {label}", other["ratio"], *other["ratio_quartiles"]
+                found.setdefault(f"{record['benchmark']}: {label}", []).append(other["ratio"])
+    return found
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """All ratios as one picture, logarithmic, with their quartiles."""
+    """A line an op and baseline, logarithmic: a dot a case, and a stroke from the least ratio to the largest."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = list(ratios(records))[::-1]
-    figure, axes = pyplot.subplots(figsize=(11, 1 + 0.2 * len(rows)), layout="constrained")
-    values = [ratio for _, ratio, _, _ in rows]
-    spread = [[r - low for _, r, low, _ in rows], [high - r for _, r, _, high in rows]]
-    colours = ["#2a7f62" if value >= 1 else "#b5523b" for value in values]
-    axes.barh(range(len(rows)), values, xerr=spread, color=colours, height=0.7, ecolor="#444444")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel="times as fast as the other (quartiles as whiskers)", ylim=(-0.6, len(rows) - 0.4))
-    axes.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=7)
+    rows = list(ratios(records).items())[::-1]
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.23 * len(rows)), layout="constrained")
+    for y, (name, values) in enumerate(rows):
+        yardstick = name.split(": ", 1)[1].startswith(YARDSTICKS)
+        colours = ["#777777" if yardstick else "#2a7f62" if value >= 1 else "#b5523b" for value in values]
+        axes.hlines(y, min(values), max(values), color="#bbbbbb", linewidth=1.5, zorder=1)
+        axes.scatter(values, [y] * len(values), s=22, c=colours, zorder=2, edgecolors="white", linewidths=0.4)
+    axes.axvline(1, color="black", linewidth=0.8, zorder=0)
+    axes.grid(axis="x", color="#eeeeee", zorder=0)
+    axes.set(xscale="log", ylim=(-0.6, len(rows) - 0.4))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("times as fast as the other, a dot a case (grey: a yardstick that does other work)")
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
