@@ -16,6 +16,9 @@ the coarse heatmap term once more in its place, summed over the batch. Hence thr
     mean      mean over B, K, H, W of (tag_s - tag_t)^2                           the default
     paper     mean over B of the printed sum
     authors   sum over B of the coarse heatmap term, so L_pd(coarse) counts 1 + B times and no tag is distilled
+
+Tags are no heatmaps: they lie some units apart, so even the mean is hundreds of times the heatmaps' terms once those
+are learnt. `tag_weight` multiplies L_gd; 0.001 sets it beside L_pull and L_push.
 """
 
 from __future__ import annotations
@@ -44,22 +47,26 @@ class SmallerHRNetSettings(AssociativeEmbeddingSettings):
         alpha: weight of the labels' terms; the teacher's weigh 1 - alpha. The paper's ablation takes 0.5.
         distil_tags: whether L_gd is there at all ("+" in the paper's Table 2).
         tag_reduction: `mean`, `paper` or `authors`, see above.
+        tag_weight: of L_gd, beside 1 - alpha: 1 as printed. What 0.001 changes is measured in `docs/bottomup.md`.
         teacher_mode: `eval`, or `train`: batch norms of the teacher by the statistics of the batch, as the authors'
             code leaves them.
 
     Raises:
-        ValueError: alpha outside 0..1, and what `AssociativeEmbeddingSettings` refuses.
+        ValueError: alpha outside 0..1, a negative tag_weight, and what `AssociativeEmbeddingSettings` refuses.
     """
 
     alpha: float = 0.9
     distil_tags: bool = True
     tag_reduction: Literal["mean", "paper", "authors"] = "mean"
+    tag_weight: float = 1.0
     teacher_mode: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"smallerhrnet: alpha must be in 0..1, got {self.alpha}; the teacher weighs 1 - alpha")
+        if self.tag_weight < 0:
+            raise ValueError(f"smallerhrnet: tag_weight is a weight and cannot be negative, got {self.tag_weight}")
 
 
 class SmallerHRNet(Method):
@@ -101,10 +108,10 @@ class SmallerHRNet(Method):
 
         terms = name_terms(coarse[0] + fine[0], {"labels": l_mse, "teacher": l_pd})
         terms |= tag_terms(s_tags, batch, settings, labels)
-        if settings.distil_tags and not repeats and teacher > 0:
+        if settings.distil_tags and not repeats and teacher * settings.tag_weight > 0:
             squares = (s_tags.float() - t_tags.float()).square()
             l_gd = squares.mean() if settings.tag_reduction == "mean" else squares.sum() / B
-            terms["teacher_tags"] = teacher * l_gd
+            terms["teacher_tags"] = teacher * settings.tag_weight * l_gd
         return terms
 
     def weights(self) -> dict[str, float]:
@@ -114,7 +121,7 @@ class SmallerHRNet(Method):
         weights = {name: settings.alpha * weight for name, weight in own.items()}
         weights["teacher"] = 1 - settings.alpha
         if settings.distil_tags and settings.tag_reduction != "authors":
-            weights["teacher_tags"] = 1 - settings.alpha
+            weights["teacher_tags"] = (1 - settings.alpha) * settings.tag_weight
         return weights
 
     def _ask_teacher(self, batch: ImageBatch, s: list[Tensor]) -> tuple[list[Tensor], Tensor]:

@@ -109,7 +109,7 @@ def by_the_book(s, t, data: ImageBatch, settings: SmallerHRNetSettings) -> Tenso
     pull, push = group_terms(s[0][:, K:], data.keypoints[0])
     squares = (s[0][:, K:] - t[0][:, K:]) ** 2
     l_gd = {"mean": squares.mean(), "paper": squares.sum() / B, "authors": B * pd[0]}[settings.tag_reduction]
-    l_gd = l_gd if settings.distil_tags else 0.0
+    l_gd = l_gd * (1.0 if settings.tag_reduction == "authors" else settings.tag_weight) if settings.distil_tags else 0.0
     alpha = settings.alpha
     return alpha * (l_mse + settings.pull * pull + settings.push * push) + (1 - alpha) * (sum(pd) + l_gd)
 
@@ -120,6 +120,9 @@ SETTINGS = [
     {"tag_reduction": "authors"},
     {"distil_tags": False},
     {"distil_tags": False, "tag_reduction": "authors"},
+    {"tag_weight": 0.001},
+    {"tag_weight": 0.0},
+    {"tag_weight": 0.001, "tag_reduction": "authors"},
     {"alpha": 0.5},
     {"alpha": 0.0},
     {"alpha": 1.0},
@@ -246,6 +249,8 @@ def test_what_is_refused():
         SmallerHRNet(TinyBottomUp(1), None)
     with pytest.raises(ValueError, match=r"alpha must be in 0\.\.1, got 1.5"):
         SmallerHRNetSettings(alpha=1.5)
+    with pytest.raises(ValueError, match="tag_weight is a weight and cannot be negative, got -1"):
+        SmallerHRNetSettings(tag_weight=-1.0)
     with pytest.raises(ValueError, match="sigma must be positive, or null"):
         AssociativeEmbeddingSettings(sigma=0.0)
     with pytest.raises(ValueError, match="must have the same keypoints"):
