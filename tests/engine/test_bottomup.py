@@ -18,15 +18,12 @@ from posekd.data.records import PoseRecords
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.engine.bottomup import (
     BottomUpSettings,
-    People,
     find_people,
     input_size,
     predict_maps,
-    remove_copies,
     resize_matrices,
     resized,
 )
-from posekd.engine.evaluate_bottomup import evaluate_bottom_up, people_results
 from posekd.skeleton import COCO, Skeleton
 from posekd.structures import InputSpec
 
@@ -371,83 +368,6 @@ def test_without_the_border_nobody_is_found_beyond_the_image():
     assert joints[True][5][0] < 0
     assert sorted(joints[False]) == [0]
     assert np.allclose(joints[True][0], joints[False][0])
-
-
-# ---- What is made of the people --------------------------------------------------------------------------------------
-
-
-def two_copies() -> People:
-    points = np.stack([np.arange(17.0) * 7, np.arange(17.0) * 11, np.ones(17)], -1)[None]
-    keypoints = np.concatenate((points, points, points)).astype(np.float32)
-    keypoints[:, :, 0] += [[0.5], [0.0], [200.0]]
-    return People(4, keypoints, np.array([0.2, 0.9, 0.5], np.float32))
-
-
-def test_copies_are_removed_only_when_asked():
-    people = two_copies()
-    assert remove_copies(people, COCO.sigmas, 1.0) is people
-    kept = remove_copies(people, COCO.sigmas, 0.9)
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
-
-
-def test_results_are_in_cocos_format():
-    results = people_results([two_copies()], category_id=1)
-    assert [r["score"] for r in results] == pytest.approx([0.9, 0.5, 0.2])
-    assert {r["image_id"] for r in results} == {4}
-    assert results[0]["keypoints"][:6] == [0.0, 0.0, 1.0, 7.0, 11.0, 1.0]
-
-
-class Nothing(nn.Module):
-    """A network that sees nobody, or gives maps of another shape."""
-
-    def __init__(self, value: float = 0.0, channels: int = 17) -> None:
-        super().__init__()
-        self.spec, self.value, self.channels = SPEC, value, channels
-
-    def forward(self, x):
-        h, w = x.shape[2:]
-        coarse = torch.full((len(x), 2 * self.channels, h // 4, w // 4), self.value)
-        return [coarse, torch.full((len(x), self.channels, h // 2, w // 2), self.value)]
-
-
-def test_a_network_that_sees_nobody_scores_zero(tmp_path):
-    source = SyntheticPeople(SyntheticSettings(images=2, size=(64, 96)))
-    seen = []
-    report = evaluate_bottom_up(
-        Nothing(),
-        source,
-        loader=LoaderSettings(2, 0),
-        results_file=tmp_path / "r.json",
-        on_batch=lambda *n: seen.append(n),
-    )
-    assert report.coco.AP == 0
-    assert report.results == []
-    assert (tmp_path / "r.json").read_text() == "[]"
-    assert seen == [(2, 2)]
-    assert "no predictions" in report.note
-
-
-def test_maps_that_do_not_fit_are_named():
-    source = SyntheticPeople(SyntheticSettings(images=1, size=(64, 96)))
-    loader = LoaderSettings(1, 0)
-    with pytest.raises(ValueError, match=r"14 heatmaps and 28 coarse maps, the dataset 17 keypoints: 34 and 17"):
-        evaluate_bottom_up(Nothing(channels=14), source, loader=loader)
-    with pytest.raises(FloatingPointError, match=r"NaN or infinite maps for images \[1\]"):
-        evaluate_bottom_up(Nothing(float("nan")), source, loader=loader)
-    model = nn.Conv2d(3, 17, 1)
-    model.spec = SPEC
-    with pytest.raises(ValueError, match="a bottom-up network gives two outputs"):
-        evaluate_bottom_up(model, source, loader=loader)
-
-
-def test_settings_that_cannot_be_are_refused():
-    for changes, message in [
-        ({"scales": (0.5, 2.0)}, "scales must contain 1"),
-        ({"scales": ()}, "at least one"),
-        ({"nms_threshold": 0.0}, "nms_threshold is an OKS"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            BottomUpSettings(**changes)
 
 
 def test_evaluation_sends_all_pixels(pictures):
