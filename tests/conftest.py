@@ -20,3 +20,11 @@ def real_data() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"POSEKD_TEST_DATA={folder} is not a folder"
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of an hour are for those who ask for them."""
+    if not os.environ.get("POSEKD_LONG_TESTS"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes an hour: set POSEKD_LONG_TESTS=1 to run it"))

@@ -39,6 +39,10 @@ def read_options(argv: Sequence[str]) -> dict[str, Any]:
     words = vars(_parser().parse_args(argv))
     options = {name: words.pop(name) for name in _SETTINGS}
     given = {name: value for name, value in options.items() if value is not None}
+    threshold = words.pop("detection_threshold")
+    if threshold is not None:  # of boxes, or of the network's own peaks
+        bottom_up = words["model"] is not None and sees_whole_images(words["model"])
+        (given if bottom_up else words)["detection_threshold"] = threshold
     size = words.pop("size")
     return {**words, "size": None if size is None else tuple(size), "settings": _settings(words["model"], given)}
 
@@ -93,7 +97,8 @@ def _parser() -> Any:
         metavar="FILE",
         help="boxes of a detector (COCO results format); labelled boxes without",
     )
-    add("--detection-threshold", type=float, default=0.0, metavar="S", help="leave out boxes scored lower")
+    threshold_help = "leave out boxes scored lower (0); bottom-up: a peak is above it (0.1)"
+    add("--detection-threshold", type=float, metavar="S", help=threshold_help)
     add("--results", metavar="FILE", help="write the poses: COCO's results; for MPII and LSP .json or .mat")
     add("--report", metavar="FILE", help="write the numbers and the tables as JSON")
     add("--curve", metavar="FILE", help="draw PCK over its threshold (PNG)")

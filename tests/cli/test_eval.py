@@ -11,6 +11,7 @@ import torch
 
 from posekd.cli import main
 from posekd.cli.eval import run
+from posekd.cli.eval_options import read_options
 from posekd.models.registry import create_model
 from posekd.models.weights import save_weights
 
@@ -134,3 +135,12 @@ def test_a_checkpoint_of_other_keypoints_is_refused(folder, capsys):
     words = ["--images", str(folder), "--annotations", str(folder / "gt.json"), "--workers", "0", *SIGMAS]
     assert main(["eval", str(folder / "coco.safetensors"), *words]) == 2
     assert "the network has 17 heatmaps, the dataset 3 keypoints" in capsys.readouterr().err
+
+
+def test_a_detection_threshold_is_one_of_boxes_or_of_peaks() -> None:
+    words = ["--weights", "w.pth", "--annotations", "a.json", "--detection-threshold", "0.3"]
+    top_down, bottom_up = read_options(["hrnet_w32", *words]), read_options(["higherhrnet_w32", *words])
+    assert top_down["detection_threshold"] == 0.3
+    assert "detection_threshold" not in bottom_up
+    assert bottom_up["settings"].detection_threshold == 0.3
+    assert read_options(["higherhrnet_w32", *words[:-2]])["settings"].detection_threshold == 0.1
