@@ -11,12 +11,16 @@ Heatmaps are not distributions, so Eq. 2 cannot be computed as printed: a softma
 divergence (`kl="spatial_softmax"`). `kl="clamped"` is the letter of the paper: t log(t / s) on the raw
 heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over joints only; the
 mean over pixels, HRNet's, scales all terms alike and leaves their ratio.
+
+The paper has labels for everybody. With `unlabelled` above 0, a person without a single label learns from the teacher
+alone: w_k = sqrt(unlabelled / alpha) for all joints in Eq. 1 and 2, so that L_mpd weighs `unlabelled` for it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +52,11 @@ class MapdSettings:
         kl: `spatial_softmax`, or `clamped` for Eq. 2 by the letter.
         sigma: standard deviation of the label Gaussians, heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
+        unlabelled: weight of the teacher's MSE, in place of alpha, for persons without any label (the recipe's `labels`
+            and `unlabelled_data` make such persons); 0, the paper's case, learns nothing from them.
 
     Raises:
-        ValueError: a negative weight, or alpha + beta above 1.
+        ValueError: a negative weight, alpha + beta above 1, or `unlabelled` without alpha.
     """
 
     alpha: float = 0.15
@@ -59,6 +65,7 @@ class MapdSettings:
     kl: Literal["spatial_softmax", "clamped"] = "spatial_softmax"
     sigma: float = 2.0
     kind: Literal["msra", "higherhrnet", "exact"] = "msra"
+    unlabelled: float = 0.0
 
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.beta < 0 or self.alpha + self.beta > 1:
@@ -68,6 +75,11 @@ class MapdSettings:
             )
         if self.temperature <= 0:
             raise ValueError(f"mapd: temperature must be positive, got {self.temperature}")
+        if self.unlabelled < 0 or (self.unlabelled > 0 and self.alpha == 0):
+            raise ValueError(
+                f"mapd: unlabelled is a weight, 0 or more, that stands in place of an alpha above 0; got unlabelled "
+                f"{self.unlabelled} and alpha {self.alpha}"
+            )
 
 
 class Mapd(Method):
@@ -103,9 +115,7 @@ class Mapd(Method):
         loss, (mpd, kpd, mse) = distill_loss(
             s,
             t,
-            keypoints=keypoints,
-            sigma=settings.sigma,
-            kind=settings.kind,
+            **self._labels(keypoints, s),
             alpha=settings.alpha,
             beta=settings.beta,
             temperature=settings.temperature,
@@ -118,6 +128,19 @@ class Mapd(Method):
         alpha, beta = self.settings.alpha, self.settings.beta
         return {"labels": 1.0 - (alpha + beta), "teacher_mse": alpha, "teacher_kl": beta}
 
+    def _labels(self, keypoints: Tensor, s: Tensor) -> dict[str, Any]:
+        """The labels as `distill_loss` takes them: drawn in the kernel, or, with unlabelled persons, drawn here."""
+        settings = self.settings
+        if settings.unlabelled == 0:
+            return {"keypoints": keypoints, "sigma": settings.sigma, "kind": settings.kind}
+        g, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), settings.sigma, settings.kind)
+        labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
+        return {
+            "target": g,
+            "weight": w,
+            "teacher_weight": torch.where(labelled, w, math.sqrt(settings.unlabelled / settings.alpha)),
+        }
+
     def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weighted terms; one of weight 0 does not enter the loss, whatever its value."""
         weights = self.weights()
@@ -125,20 +148,14 @@ class Mapd(Method):
 
     def _clamped(self, s: Tensor, t: Tensor, keypoints: Tensor) -> dict[str, Tensor]:
         """Eq. 2 by the letter: `sum_p t log(t / s)` of the raw heatmaps, both at least `CLAMP`."""
-        sigma, kind = self.settings.sigma, self.settings.kind
+        labels = self._labels(keypoints, s)
         # the kernel weighs (a, 0, 1 - a): with a = alpha / (1 - beta), 1 - beta times its loss is the rest of Eq. 4
         share = 1.0 - self.settings.beta
-        loss, (mpd, _, mse) = distill_loss(
-            s,
-            t,
-            keypoints=keypoints,
-            sigma=sigma,
-            kind=kind,
-            alpha=self.settings.alpha / share if share > 0 else 0.0,
-            beta=0.0,
-            return_terms=True,
-        )
-        _, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), sigma, kind)
+        alpha = self.settings.alpha / share if share > 0 else 0.0
+        loss, (mpd, _, mse) = distill_loss(s, t, **labels, alpha=alpha, beta=0.0, return_terms=True)
+        w = labels.get("teacher_weight")
+        if w is None:
+            _, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), self.settings.sigma, self.settings.kind)
         wide = torch.promote_types(s.dtype, torch.float32)
         teacher, student = t.to(wide).clamp_min(CLAMP), s.to(wide).clamp_min(CLAMP)
         divergence = (teacher * torch.log(teacher / student)).sum((-2, -1))

@@ -80,6 +80,34 @@ def test_clamped_kl_is_equation_2_by_the_letter(setting):
 
 
 @pytest.mark.parametrize("kind", ["spatial_softmax", "clamped"])
+def test_unlabelled_persons_learn_from_the_teacher_alone(kind):
+    """Two of four persons lose their labels: w_k = sqrt(0.6 / 0.15) = 2 for all of their joints in Eq. 1 and 2."""
+    student, teacher, batch = TinyPose(seed=0).eval(), TinyPose(seed=1).eval(), random_batch()
+    batch.keypoints[2:] = 0
+    s, t, g, w = heatmaps_and_labels(batch, student, teacher)
+    taught = w.copy()
+    taught[2:] = 2
+    positive_t, positive_s = np.maximum(t, 1e-6), np.maximum(s, 1e-6)
+    literal = np.mean(taught * (positive_t * np.log(positive_t / positive_s)).sum((-2, -1)))
+    divergence = kl(t, s, taught) if kind == "spatial_softmax" else literal
+    terms = Mapd(student, FrozenTeacher(teacher), MapdSettings(kl=kind, unlabelled=0.6))(batch)
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+        {"labels": 0.775 * mse(s, g, w), "teacher_mse": 0.15 * mse(s, t, taught), "teacher_kl": 0.075 * divergence},
+        rel=1e-5,
+    )
+
+
+def test_unlabelled_changes_nothing_where_everybody_has_labels(setting):
+    student, teacher, batch, _ = setting
+    with_it, without = (
+        Mapd(student, FrozenTeacher(teacher), MapdSettings(unlabelled=value))(batch) for value in (1.0, 0.0)
+    )
+    assert with_it.keys() == without.keys()
+    for name, term in with_it.items():
+        assert term.item() == pytest.approx(without[name].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["spatial_softmax", "clamped"])
 def test_the_gradient_is_that_of_the_sum(kind):
     """By central differences of the printed values: the named terms of a fused loss share one gradient."""
     student, teacher, batch = TinyPose(seed=0).eval(), TinyPose(seed=1).eval(), random_batch()
@@ -111,6 +139,8 @@ def test_supervised_is_the_label_term_alone(setting):
         ({"alpha": 0.8, "beta": 0.3}, "sum to at most 1"),
         ({"alpha": -0.1}, ">= 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0"),
+        ({"unlabelled": -1.0}, "got unlabelled -1.0 and alpha 0.15"),
+        ({"alpha": 0.0, "unlabelled": 1.0}, "stands in place of an alpha above 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
