@@ -84,7 +84,8 @@ def test_top_down(twelve: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 # Epochs, learning rate and label width of each training, which starts from the weights of the one before. Wide labels
-# first: their squares are more, and found sooner; but the parser finds the middle of a wide peak only to pixels.
+# first: their squares are more, and found sooner; but the parser finds the middle of a wide peak only to pixels. Run
+# once: AP 0.914, see benchmarks/results/overfit_bottom_up.json.
 STAGES = ((650, 0.004, "null"), (260, 0.002, "2.0"), (420, 0.003, "2.0"))
 
 
@@ -115,6 +116,7 @@ def test_bottom_up(twelve: tuple[Path, Path], tmp_path: Path) -> None:
         weights = str(out / "last.safetensors")
     report = tmp_path / "report.json"
     images, labels = (str(path) for path in twelve)
-    options = ["--size", "256", "256", "--square", "1.75", "--no-border", "--no-flip", "--report", str(report)]
+    options = ["--size", "256", "256", "--square", "1.75", "--no-border", "--no-flip"]
+    options += ["--detection-threshold", "0.2", "--report", str(report)]
     assert main(["eval", weights, "--images", images, "--annotations", labels, *options]) == 0
     assert json.loads(report.read_text())["AP"] >= 0.9
