@@ -14,7 +14,7 @@ from typing import Any
 
 SMALL_BYTES = 8 << 20
 # Baselines that do other work than the op and stand beside it as a measure: not competitors.
-YARDSTICKS = ("copy_", "max_pool2d", "HigherHRNet")
+YARDSTICKS = ("copy_", "max_pool2d", "HigherHRNet-W32")
 
 NO_GPU = " GPU: not yet measured (`docs/gpu.md` has the commands)."
 

@@ -63,7 +63,7 @@ POSEKD_INLINE void store(T* to, vec<T> value) {
 
 template <class T>
 POSEKD_INLINE vec<T> broadcast(T value) {
-  return vec<T>{} + value;
+  return value - vec<T>{};  // not +, which would lose the sign of a zero
 }
 
 template <int D, class T, int... I>

@@ -104,14 +104,16 @@ void forward(const CornerPool& args, int threads) {
         line.other = other;
       }
       if (args.heads) line.heads = args.heads.as<uint32_t>() + line_index * args.words() + part.column_begin / 32;
-      if constexpr (!kColumns)
+      if constexpr (!kColumns) {
         row_line<kDown, kLast>(line);
-      else if (k == 0)
+      } else if (k == 0) {
         first_column_line<kDown>(line, best);
-      else if (kDirect && !args.second && k + kRows <= rows)
-        column_lines<kRows, kDown, kLast>(line, next, best), k += kRows - 1;
-      else
+      } else if (kDirect && !args.second && k + kRows <= rows) {
+        column_lines<kRows, kDown, kLast>(line, next, best);
+        k += kRows - 1;
+      } else {
         column_lines<1, kDown, kLast>(line, next, best);
+      }
       if constexpr (!kDirect) narrow(y, args.output.as<T>() + offset, count);
     }
   });
@@ -134,12 +136,14 @@ void backward(const CornerPool& args, int threads) {
       const uint32_t* heads = args.heads.as<uint32_t>() + line_index * args.words() + part.column_begin / 32;
       BackwardLine<A> line{read_line(args.input.as<T>() + offset, count, dy), dx, heads, count, streaming};
       if constexpr (kDirect) line.dx = args.output.as<T>() + offset;
-      if constexpr (!kColumns)
+      if constexpr (!kColumns) {
         row_line_backward<kDown>(line);
-      else if (kDirect && k + kRows <= rows)
-        column_lines_backward<kRows, kDown>(line, next, sums), k += kRows - 1;
-      else
+      } else if (kDirect && k + kRows <= rows) {
+        column_lines_backward<kRows, kDown>(line, next, sums);
+        k += kRows - 1;
+      } else {
         column_lines_backward<1, kDown>(line, next, sums);
+      }
       if constexpr (!kDirect) narrow(dx, args.output.as<T>() + offset, count);
     }
   });

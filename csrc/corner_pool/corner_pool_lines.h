@@ -20,8 +20,6 @@ struct Word {
   int64_t index, begin, whole, end;
 };
 
-inline int64_t words_of(int64_t width) { return (width + 31) / 32; }
-
 // Calls body(word, full) for the words of a row, down or up. `full` is a compile-time truth for words of 32 columns,
 // whose loops over vectors then have a length that the compiler knows.
 template <bool kDown, class A, class Body>
@@ -122,11 +120,17 @@ uint32_t scan_elements(const ForwardLine<A>& line, const Word& word, int64_t beg
   return bits;
 }
 
-template <int D, bool kDown, class A>
+// The larger of two, of equals (zeros of either sign) the one that keeps the place.
+template <bool kLast, class A>
+POSEKD_INLINE vec<A> larger_of(vec<A> later, vec<A> earlier) {
+  return kLast ? larger(earlier, later) : larger(later, earlier);
+}
+
+template <int D, bool kDown, bool kLast, class A>
 POSEKD_INLINE vec<A> scan_step(vec<A> value, vec<A> lowest) {
   if constexpr (D < Vec<A>::kLanes) {
     const vec<A> earlier = shift<D, kDown, A>(value, lowest);
-    return scan_step<2 * D, kDown, A>(larger(value, earlier), lowest);
+    return scan_step<2 * D, kDown, kLast, A>(larger_of<kLast, A>(value, earlier), lowest);
   } else {
     return value;
   }
@@ -152,12 +156,13 @@ POSEKD_INLINE uint32_t scan_vectors(const ForwardLine<A>& line, const Word& word
   for (int64_t step = 0; step < word.whole - word.begin; step += L) {
     const int64_t i = kDown ? word.whole - L - step : word.begin + step;
     fetch_ahead<kDown>(line.x + i);
-    const vec<A> x = load(line.x + i), scanned = scan_step<1, kDown, A>(x, lowest);
-    const vec<A> value = larger(scanned, carry), before = shift<1, kDown, A>(value, carry);
+    const vec<A> x = load(line.x + i), scanned = scan_step<1, kDown, kLast, A>(x, lowest);
+    const vec<A> value = larger_of<kLast, A>(scanned, carry), before = shift<1, kDown, A>(value, carry);
     nan |= is_nan<A>(x);
     line.put(i, value);
     bits |= bits_of<A>(kLast ? at_least<A>(x, before) : greater<A>(x, before)) << (i - word.begin);
-    carry = larger(end_lane<kDown, A>(scanned), carry);  // not of `value`: the vectors wait for one operation only
+    carry = larger_of<kLast, A>(end_lane<kDown, A>(scanned),
+                                carry);  // not of `value`: the vectors wait for one operation only
   }
   return bits;
 }

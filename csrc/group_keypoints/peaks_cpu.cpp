@@ -45,7 +45,6 @@ constexpr int kChunk = 64;
 
 // Whether any of a chunk's values is above the bar.
 POSEKD_INLINE bool any_above(const float* values, float bar) {
-  for (int i = 0; i < kChunk; i += 16) fetch_ahead<false>(values + i);
   int above = 0;
   for (int i = 0; i < kChunk; ++i) above |= values[i] > bar;
   return above != 0;
@@ -85,6 +84,8 @@ template <class In>
 void scan_row(const In* map, MapSize size, int y, const float* line, int radius, Best& best) {
   int x = 0;
   for (; x + kChunk <= size.width; x += kChunk) {
+    for (int i = 0; i < kChunk; i += 64 / static_cast<int>(sizeof(In)))
+      fetch_ahead<false>(map + static_cast<int64_t>(y) * size.width + x + i);
     if (!any_above(line + x, best.bar())) continue;
     if (radius > 0 && x > 0 && x + kChunk < size.width)
       look_at_chunk(map, size, y, line, x, radius, best);

@@ -61,7 +61,8 @@ def run(
         validation_list: of MPII's official .mat: the people of the split `valid`.
         weights: checkpoint for a model given by name.
         detections: a detector's result file to take boxes from; labelled boxes without.
-        detection_threshold: detections scored lower are left out.
+        detection_threshold: detections scored lower are left out. (That of a bottom-up network's peaks is one of
+            `settings`.)
         results: where to write the poses: COCO's results format, or MPII's and LSP's predictions (.json or .mat).
         report: where to write the numbers and the tables as JSON.
         curve: where to draw PCK over its threshold, as PNG.
@@ -120,7 +121,7 @@ def run(
     place = pick_device(device or "auto")
     network.to(place)
     loader = LoaderSettings(batch_size, workers, pin_memory=True, on_bad_image=on_bad_image)
-    if network.bottom_up and detections is not None:
+    if network.bottom_up and (detections is not None or detection_threshold):
         raise ValueError(f"--detections are boxes to crop: {model} sees whole images and needs none")
     judge: Callable[..., EvalReport] = evaluate_bottom_up if network.bottom_up else evaluate
     with distributed.group(place), Bar("evaluating") as on_batch:

@@ -129,17 +129,16 @@ class Mapd(Method):
         return {"labels": 1.0 - (alpha + beta), "teacher_mse": alpha, "teacher_kl": beta}
 
     def _labels(self, keypoints: Tensor, s: Tensor) -> dict[str, Any]:
-        """The labels as `distill_loss` takes them: drawn in the kernel, or, with unlabelled persons, drawn here."""
+        """The labels as `distill_loss` takes them: drawn in the kernel, or here where the weights are needed too."""
         settings = self.settings
-        if settings.unlabelled == 0:
+        if settings.unlabelled == 0 and settings.kl != "clamped":
             return {"keypoints": keypoints, "sigma": settings.sigma, "kind": settings.kind}
         g, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), settings.sigma, settings.kind)
-        labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
-        return {
-            "target": g,
-            "weight": w,
-            "teacher_weight": torch.where(labelled, w, math.sqrt(settings.unlabelled / settings.alpha)),
-        }
+        taught = w
+        if settings.unlabelled > 0:
+            labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
+            taught = torch.where(labelled, w, math.sqrt(settings.unlabelled / settings.alpha))
+        return {"target": g, "weight": w, "teacher_weight": taught}
 
     def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weighted terms; one of weight 0 does not enter the loss, whatever its value."""
@@ -153,9 +152,7 @@ class Mapd(Method):
         share = 1.0 - self.settings.beta
         alpha = self.settings.alpha / share if share > 0 else 0.0
         loss, (mpd, _, mse) = distill_loss(s, t, **labels, alpha=alpha, beta=0.0, return_terms=True)
-        w = labels.get("teacher_weight")
-        if w is None:
-            _, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), self.settings.sigma, self.settings.kind)
+        w = labels["teacher_weight"]
         wide = torch.promote_types(s.dtype, torch.float32)
         teacher, student = t.to(wide).clamp_min(CLAMP), s.to(wide).clamp_min(CLAMP)
         divergence = (teacher * torch.log(teacher / student)).sum((-2, -1))

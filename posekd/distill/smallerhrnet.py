@@ -47,7 +47,8 @@ class SmallerHRNetSettings(AssociativeEmbeddingSettings):
         alpha: weight of the labels' terms; the teacher's weigh 1 - alpha. The paper's ablation takes 0.5.
         distil_tags: whether L_gd is there at all ("+" in the paper's Table 2).
         tag_reduction: `mean`, `paper` or `authors`, see above.
-        tag_weight: of L_gd, beside 1 - alpha: 1 as printed. What 0.001 changes is measured in `docs/bottomup.md`.
+        tag_weight: of L_gd, beside 1 - alpha: 1 as printed; `authors` has no L_gd. What 0.001 changes was measured:
+            `docs/bottomup.md`.
         teacher_mode: `eval`, or `train`: batch norms of the teacher by the statistics of the batch, as the authors'
             code leaves them.
 

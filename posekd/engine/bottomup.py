@@ -6,6 +6,7 @@ SmallerHRNet follows. Images whose resized sizes agree go through together, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,6 +76,8 @@ class BottomUpSettings:
             raise ValueError(f"scales must be positive, at least one, got {list(self.scales)}")
         if len(self.scales) > 1 and 1.0 not in self.scales:
             raise ValueError(f"scales must contain 1, where the tags are taken, got {list(self.scales)}")
+        if not 0 <= self.detection_threshold < math.inf:
+            raise ValueError(f"detection_threshold must be 0 or more, got {self.detection_threshold}")
         if not 0 < self.nms_threshold <= 1:
             raise ValueError(f"nms_threshold is an OKS, above 0 and at most 1, got {self.nms_threshold}")
         if self.precision not in ("fp32", *AUTOCAST):

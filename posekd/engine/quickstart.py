@@ -3,9 +3,9 @@
 The case that distillation is for: you have pictures of your own, labels for a tenth of them, and a teacher that was
 trained on other pictures. The three runs are ordinary ones. The teacher follows `configs/supervised/quickstart.yaml` on
 labelled pictures of its own; the distilled student `configs/mapd/quickstart.yaml` on all of yours; the undistilled one
-the same with `method.name: supervised`, on the labelled tenth, ten times as many epochs and so as many steps. Both
-start from the same weights. The networks of the last step are compared, none is picked by its validation score. The
-share of labels and `method.unlabelled` were fixed before such a student had been trained.
+the same with `method.name: supervised`, on the labelled tenth, more epochs and so as many steps. Both start from the
+same weights. The networks of the last step are compared, none is picked by its validation score. The share of labels
+and `method.unlabelled` were fixed before such a student had been trained.
 """
 
 from __future__ import annotations
@@ -83,21 +83,22 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
     seeds = ["--seed", str(seed), "--train_data.seed", str(seed), "--val_data.seed", str(seed), *overrides]
     weights = out / "teacher" / "last.safetensors"
     teacher = read_recipe(TEACHER, [*seeds, "--out", str(out / "teacher")])
-    teacher = replace(teacher, train_data=replace(teacher.train_data, seed=seed + OTHER_PICTURES))
+    teacher = replace(teacher, train_data=replace(teacher.train_data, seed=teacher.train_data.seed + OTHER_PICTURES))
     student = read_recipe(STUDENT, [*seeds, "--out", str(out / "distilled"), "--teacher.weights", str(weights)])
-    recipes = {"teacher": teacher, "undistilled": with_labels_alone(student, teacher), "distilled": with_few(student)}
-    recipes["undistilled"] = replace(recipes["undistilled"], out=str(out / "undistilled"))
     console.print("quickstart: drawing synthetic people", highlight=False)
     pictures, validation = open_dataset(student.train_data), open_dataset(student.val_data)
-    training = {"teacher": open_dataset(teacher.train_data)}
-    for name in ("undistilled", "distilled"):
-        labels = recipes[name].labels
-        assert labels is not None
-        training[name] = FewLabels(pictures, labels)
+    labels = LabelSettings(max(1, student.train_data.images // SHARE))
+    training = {
+        "teacher": open_dataset(teacher.train_data),
+        "undistilled": FewLabels(pictures, replace(labels, others="left_out")),
+        "distilled": FewLabels(pictures, labels),
+    }
+    everybody, labelled = (len(training[name].records) for name in ("distilled", "undistilled"))
+    distilled, undistilled = students(student, teacher, labels, everybody, labelled)
     drawn = time.perf_counter() - start
     persons = {
-        "labelled": len(training["undistilled"].records),
-        "unlabelled": len(training["distilled"].records) - len(training["undistilled"].records),
+        "labelled": labelled,
+        "unlabelled": everybody - labelled,
         "teacher": len(training["teacher"].records),
         "validation": len(validation.records),
     }
@@ -106,6 +107,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
         f"{persons['teacher']} others for the teacher, {persons['validation']} to validate on ({drawn:.0f} s)",
         highlight=False,
     )
+    recipes = {"teacher": teacher, "undistilled": undistilled, "distilled": distilled}
     runs = {name: _train(name, recipe, training[name], validation) for name, recipe in recipes.items()}
     results: dict[str, Any] = {name: runs[name].numbers() for name in NETWORKS}
     results["gain"] = results["distilled"]["AP"] - results["undistilled"]["AP"]
@@ -119,17 +121,41 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
     return results
 
 
-def with_few(student: Recipe) -> Recipe:
-    """The student's recipe with labels for a tenth of the pictures; on the others it learns from the teacher alone."""
-    labels = LabelSettings(max(1, student.train_data.images // SHARE), "unlabelled")
-    return replace(student, labels=labels, method=replace(student.method, unlabelled=1.0))
+def students(
+    student: Recipe, teacher: Recipe, labels: LabelSettings, everybody: int, labelled: int
+) -> tuple[Recipe, Recipe]:
+    """The recipes of the distilled and of the undistilled student.
 
+    Args:
+        student: what both have in common.
+        teacher: its method is the undistilled student's.
+        labels: which pictures have labels.
+        everybody: number of persons in all pictures.
+        labelled: number of persons in those with labels.
 
-def with_labels_alone(student: Recipe, teacher: Recipe) -> Recipe:
-    """The same without the teacher: on the labelled tenth only, for as many steps."""
-    labels = LabelSettings(max(1, student.train_data.images // SHARE), "left_out")
-    longer = {name: SHARE * getattr(student.train, name) for name in ("epochs", "validate_every", "checkpoint_every")}
-    return replace(student, labels=labels, method=teacher.method, teacher=None, train=replace(student.train, **longer))
+    Raises:
+        ValueError: the labelled persons do not fill a batch, or the recipe chooses labels of its own.
+    """
+    if student.labels is not None or student.unlabelled_data is not None:
+        raise ValueError("the quickstart itself decides who has labels: give it no --labels and no --unlabelled_data")
+    batch, loop = student.loader.batch_size, student.train
+    if labelled < batch:
+        raise ValueError(
+            f"{labelled} persons with labels, on one picture in {SHARE}, do not fill a batch of {batch}: raise "
+            "train_data.images, or lower loader.batch_size"
+        )
+    longer = (everybody // batch) / (labelled // batch)  # in training an incomplete batch is dropped
+    whole = {name: round(longer * getattr(loop, name)) for name in ("epochs", "validate_every", "checkpoint_every")}
+    distilled = replace(student, labels=labels, method=replace(student.method, unlabelled=1.0))
+    undistilled = replace(
+        student,
+        labels=replace(labels, others="left_out"),
+        method=teacher.method,
+        teacher=None,
+        train=replace(loop, **whole),
+        out=str(Path(student.out).with_name("undistilled")),
+    )
+    return distilled, undistilled
 
 
 def _train(name: str, recipe: Recipe, training: PoseSource, validation: PoseSource) -> Run:

@@ -113,8 +113,8 @@ class Recipe:
         )
         if unlabelled and not getattr(self.method, "unlabelled", 0):  # the weight of a method that learns from them
             raise ValueError(
-                "this method learns nothing from persons without labels (fpd does, and mapd with a method.unlabelled "
-                "above 0): set labels.others to left_out, and unlabelled_data to null"
+                "this method learns nothing from persons without labels: give it a method.unlabelled above 0 (fpd and "
+                "mapd have that), or set labels.others to left_out, and unlabelled_data to null"
             )
         if unlabelled and getattr(self.method, "alpha", None) == 0:  # such a method asks no teacher
             raise ValueError(

@@ -86,6 +86,7 @@ def test_settings_that_cannot_be_are_refused():
         ({"scales": (0.5, 2.0)}, "scales must contain 1"),
         ({"scales": ()}, "at least one"),
         ({"nms_threshold": 0.0}, "nms_threshold is an OKS"),
+        ({"detection_threshold": -1.0}, "detection_threshold must be 0 or more, got -1"),
     ]:
         with pytest.raises(ValueError, match=message):
             BottomUpSettings(**changes)

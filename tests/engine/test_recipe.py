@@ -87,7 +87,7 @@ def test_another_method_is_a_one_word_change():
         ({"train": {}}, "no val_data to validate on"),
         (
             {"labels": {"images": 4}},
-            "persons without labels (fpd does, and mapd with a method.unlabelled above 0): set labels.others to left",
+            "learns nothing from persons without labels: give it a method.unlabelled above 0 (fpd and mapd have that)",
         ),
         ({"unlabelled_data": {"name": "synthetic"}}, "and unlabelled_data to null"),
         (
