@@ -1,4 +1,4 @@
-"""Does a cached teacher teach as well as a live one? The distilled student of the quickstart, both ways.
+"""Does a cached teacher teach as well as a live one? The student of `mapd/quickstart`, both ways.
 
     python benchmarks/teacher_cache.py [--out runs/teacher_cache] [--seeds 0 1 2] [--threads 2] [RECIPE KEYS]
 

@@ -85,7 +85,7 @@ def test_top_down(twelve: tuple[Path, Path], tmp_path: Path) -> None:
 
 # Epochs, learning rate and label width of each training, which starts from the weights of the one before. Wide labels
 # first: their squares are more, and found sooner; but the parser finds the middle of a wide peak only to pixels. Run
-# once: AP 0.914, see benchmarks/results/overfit_bottom_up.json.
+# training by training, once: AP 0.914, see benchmarks/results/overfit_bottom_up.json.
 STAGES = ((650, 0.004, "null"), (260, 0.002, "2.0"), (420, 0.003, "2.0"))
 
 

@@ -94,6 +94,17 @@ class TestAgainstTheRuleInWords:
         torch.testing.assert_close(as_scan(y, direction), expected, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(as_scan(x.grad, direction), gradient)
 
+    @pytest.mark.parametrize("ties", ["first", "last"])
+    @pytest.mark.parametrize("columns", ["top", "bottom"])
+    def test_of_equal_zeros_the_owner_keeps_its_sign(self, columns: str, ties: str) -> None:
+        """Rows as columns, bit by bit: scans of rows compare in another order."""
+        x = torch.tensor([-1.0, -0.0, 0.0])[torch.randint(3, (1, 4, 37, 45), generator=torch.manual_seed(0))]
+        rows = {"top": "left", "bottom": "right"}[columns]
+        expected = corner_pool(x, columns, ties=ties)
+        found = corner_pool(x.transpose(2, 3).contiguous(), rows, ties=ties).transpose(2, 3)
+        assert torch.equal(found, expected)
+        assert torch.equal(found.signbit(), expected.signbit())
+
 
 class TestMeaning:
     """Numbers that can be read off."""
