@@ -37,6 +37,14 @@ POSEKD_INLINE void fetch_ahead(const T* from) {
   __builtin_prefetch(reinterpret_cast<const char*>(from) + (kDown ? -kAhead : kAhead));
 }
 
+// Asks for the line of an output some lines ahead of a scan: a store waits in its queue until its line has come, and a
+// scan has too few stores in that queue to keep the memory busy.
+template <bool kDown, class T>
+POSEKD_INLINE void own_ahead(T* to) {
+  constexpr int64_t kAhead = 2048;
+  __builtin_prefetch(reinterpret_cast<char*>(to) + (kDown ? -kAhead : kAhead), 1);
+}
+
 // memcpy past the caches. Call stream_fence() once after the last of them.
 POSEKD_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
 #if defined(__SSE2__)

@@ -43,6 +43,12 @@ struct ForwardLine {
   int64_t width;
   bool past_cache;  // y is aligned, and larger than the cache
 
+  // Asks for what comes after element i.
+  template <bool kDown>
+  POSEKD_INLINE void fetch_after(int64_t i) const {
+    fetch_ahead<kDown>(x + i);
+    if (!past_cache) own_ahead<kDown>(y + i);
+  }
   POSEKD_INLINE void put(int64_t i, vec<A> value) const {
     if (other) value += load(other + i);
     past_cache ? stream(y + i, value) : store(y + i, value);
@@ -84,7 +90,7 @@ POSEKD_INLINE void column_lines(const ForwardLine<A>& line, NextRow next, A* bes
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const int64_t at = i + r * next.elements;
-        fetch_ahead<kDown>(line.x + at);
+        line.template fetch_after<kDown>(at);
         const vec<A> x = load(line.x + at);
         const lanes<A> takes = takes_over_lanes<kLast, A>(x, m);
         m = choose<A>(takes, x, m);
@@ -155,7 +161,7 @@ POSEKD_INLINE uint32_t scan_vectors(const ForwardLine<A>& line, const Word& word
 #pragma GCC unroll 8
   for (int64_t step = 0; step < word.whole - word.begin; step += L) {
     const int64_t i = kDown ? word.whole - L - step : word.begin + step;
-    fetch_ahead<kDown>(line.x + i);
+    line.template fetch_after<kDown>(i);
     const vec<A> x = load(line.x + i), scanned = scan_step<1, kDown, kLast, A>(x, lowest);
     const vec<A> value = larger_of<kLast, A>(scanned, carry), before = shift<1, kDown, A>(value, carry);
     nan |= is_nan<A>(x);
@@ -180,6 +186,7 @@ POSEKD_INLINE void row_line(const ForwardLine<A>& line) {
     bits |= scan_elements<kDown, kLast>(line, word, word.whole, best);
     if (kDown) {
       carry = broadcast(best);
+      nan |= is_nan<A>(carry);
       bits |= scan_vectors<kDown, kLast>(line, word, carry, nan);
     }
     line.mark(word.index, bits);
@@ -197,6 +204,11 @@ struct BackwardLine {
   int64_t width;
   bool past_cache;
 
+  template <bool kDown>
+  POSEKD_INLINE void fetch_after(int64_t i) const {
+    fetch_ahead<kDown>(dy + i);
+    if (!past_cache) own_ahead<kDown>(dx + i);
+  }
   POSEKD_INLINE void put(int64_t i, vec<A> value) const { past_cache ? stream(dx + i, value) : store(dx + i, value); }
 };
 
@@ -215,7 +227,7 @@ POSEKD_INLINE void column_lines_backward(const BackwardLine<A>& line, NextRow ne
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const int64_t at = i + r * next.elements;
-        fetch_ahead<!kDown>(line.dy + at);
+        line.template fetch_after<!kDown>(at);
         sum += load(line.dy + at);
         const lanes<A> head = lanes_of<A>(bits[r] >> (i - word.begin));
         line.put(at, choose<A>(head, sum, zero));
@@ -281,7 +293,7 @@ POSEKD_INLINE void row_line_backward(const BackwardLine<A>& line) {
     for (int64_t step = 0; step < word.whole - word.begin; step += L) {
       const int64_t i = kDown ? word.begin + step : word.whole - L - step;
       const uint32_t heads = bits >> (i - word.begin) & kAllLanes<A>;
-      fetch_ahead<!kDown>(line.dy + i);
+      line.template fetch_after<!kDown>(i);
       const vec<A> dy = load(line.dy + i);
       // Heads are rare past the scan's first columns; where masks are cheap, a mispredicted branch costs more.
       if (!kMaskRegisters && heads == 0) {
