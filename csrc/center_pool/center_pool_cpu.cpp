@@ -17,7 +17,7 @@ namespace POSEKD_LEVEL {
 namespace {
 
 constexpr int64_t kSerialItems = 32768;  // elements that are not worth a second thread
-constexpr int kRows = 4;                 // that pass while a column's maximum is in a register
+constexpr int kRows = 2;                 // that pass while a column's maximum is in a register
 
 template <class A>
 using index_t = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;  // an index as wide as a lane
