@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,12 @@ def page(records: Sequence[dict[str, Any]], source: str, plot: str) -> str:
         where += f" at {facts['commit'][:10]}"
     if facts.get("driver"):
         where += f", driver {facts['driver']}"
+    caches = Counter(record["environment"]["caches"] for record in records).most_common(1)[0][0]
     parts = [
         HEAD.format(
             source=source,
             where=where,
-            caches=facts["caches"],
+            caches=caches,
             copy=records[0]["copy_bytes_per_s"] / 1e9,
             small=SMALL_BYTES >> 20,
             gpu=NO_GPU if all(r["environment"].get("device_type", "cpu") == "cpu" for r in records) else "",
@@ -67,7 +69,9 @@ def page(records: Sequence[dict[str, Any]], source: str, plot: str) -> str:
         )
     ]
     for record in records:
-        rows = [f"## {record['benchmark']}", "", "| case | posekd | of the copy | against |", "|---|---|---|---|"]
+        own = record["environment"]["caches"]
+        title = record["benchmark"] if own == caches else f"{record['benchmark']}, {own} caches"
+        rows = [f"## {title}", "", "| case | posekd | of the copy | against |", "|---|---|---|---|"]
         for row in record["results"]:
             share = f"{row['share_of_copy']:.0%}" if row.get("bytes", 0) >= SMALL_BYTES else ""
             others = "; ".join(
