@@ -99,12 +99,7 @@ def run(
     if score_only is not None:
         if model is not None or images is not None:
             raise ValueError("--score-only scores a results file: give no model and no --images with it")
-        data = _data_settings(dataset, annotations, "", given)
-        outcome = _score_file(score_only, data, sigmas)
-        _show(outcome, console, score_only, score_only, data, report, curve)
-        if outcome.coco is None:
-            _say_note(outcome, console)
-        return outcome.coco or outcome.pck
+        return _score(score_only, _data_settings(dataset, annotations, "", given), sigmas, report, curve)
     if model is None or images is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
 
@@ -133,6 +128,18 @@ def run(
     if results is not None:
         console.print(f"{len(outcome.results)} poses written to {results}", highlight=False, markup=False)
     _say_note(outcome, console)
+    return outcome.coco or outcome.pck
+
+
+def _score(
+    path: str, data: Any, sigmas: Sequence[float] | None, report: str | None, curve: str | None
+) -> CocoResult | PckResult | None:
+    """`--score-only`: the tables of a results file."""
+    console = Console(quiet=not speaks())
+    outcome = _score_file(path, data, sigmas)
+    _show(outcome, console, path, path, data, report, curve)
+    if outcome.coco is None:
+        _say_note(outcome, console)
     return outcome.coco or outcome.pck
 
 
