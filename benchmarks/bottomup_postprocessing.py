@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd import ops
-from posekd.engine.bottomup import BottomUpSettings, aggregate, forward_maps, group_people, resized
+from posekd.paradigms.bottom_up import BottomUpSettings, aggregate, forward_maps, group_people, resized
 from posekd.models import create_model
 from posekd.skeleton import COCO
 

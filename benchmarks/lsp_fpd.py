@@ -38,14 +38,14 @@ from rich.console import Console
 from rich.table import Table
 
 import posekd
-from posekd import codecs
+from posekd import geometry
 from posekd.data import PoseSource
 from posekd.engine.curves import COLOURS, figure_to_png
-from posekd.engine.datasets import open_dataset
+from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
-from posekd.engine.recipe import Recipe, read_recipe
-from posekd.engine.report import write_atomically
+from posekd.engine.recipes.recipe import Recipe, read_recipe
+from posekd.engine.scoring.report import write_atomically
 from posekd.engine.train import train_timed
 from posekd.metrics import PckResult, pck
 from posekd.models import load_model, profile_model
@@ -118,14 +118,14 @@ def mean_pose(training: PoseSource, test: PoseSource, size: tuple[int, int], pad
 
     def crops(source: PoseSource) -> torch.Tensor:
         boxes = torch.from_numpy(source.records.boxes)
-        return codecs.crop_matrices(*codecs.box_to_center_scale(boxes, size, padding), None, None, size)
+        return geometry.crop_matrices(*geometry.box_to_center_scale(boxes, size, padding), None, None, size)
 
     records = test.records
     points = torch.from_numpy(training.records.keypoints)
-    points = codecs.transform_keypoints(points, codecs.invert_matrices(crops(training)))
+    points = geometry.transform_keypoints(points, geometry.invert_matrices(crops(training)))
     seen = (points[..., 2:] > 0).float()
     mean = (points[..., :2] * seen).sum(0) / seen.sum(0)
-    found = codecs.transform_keypoints(mean.expand(len(records), -1, -1), crops(test)).numpy()
+    found = geometry.transform_keypoints(mean.expand(len(records), -1, -1), crops(test)).numpy()
     assert records.reference_lengths is not None
     return pck(found, records.keypoints[..., :2], records.keypoints[..., 2], records.reference_lengths)
 

@@ -39,10 +39,10 @@ from rich.table import Table
 
 import posekd
 from posekd.data import PoseSource
-from posekd.engine.datasets import open_dataset
+from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.evaluate_bottomup import evaluate_bottom_up
-from posekd.engine.recipe import Recipe, read_recipe
-from posekd.engine.report import write_atomically
+from posekd.engine.recipes.recipe import Recipe, read_recipe
+from posekd.engine.scoring.report import write_atomically
 from posekd.engine.train import train_timed
 from posekd.metrics import paired_bootstrap
 from posekd.models import load_model, profile_model

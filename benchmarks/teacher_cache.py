@@ -30,11 +30,11 @@ if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "benchmarks"
 
-from posekd.data.teacher_maps import CARD, TeacherMaps
+from posekd.data.loading.teacher_maps import CARD, TeacherMaps
 from posekd.engine.build import build_job
 from posekd.engine.quickstart import STUDENT, TEACHER
-from posekd.engine.recipe import Recipe, read_recipe
-from posekd.engine.report import write_atomically
+from posekd.engine.recipes.recipe import Recipe, read_recipe
+from posekd.engine.scoring.report import write_atomically
 from posekd.engine.teacher_cache import cache_teacher
 from posekd.engine.train import train
 

@@ -37,10 +37,10 @@ from posekd.data import PersonDataset
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import Mapd
 from posekd.engine.build import build_job, build_model
-from posekd.engine.loop import Job
-from posekd.engine.optim import set_rate
-from posekd.engine.recipe import Recipe, read_recipe, recipe_to_dict
-from posekd.engine.step import DTYPES, train_step, update
+from posekd.engine.training.loop import Job
+from posekd.engine.training.optim import set_rate
+from posekd.engine.recipes.recipe import Recipe, read_recipe, recipe_to_dict
+from posekd.engine.training.step import DTYPES, train_step, update
 from posekd.models import save_weights
 from posekd.structures import PackedBatch
 

@@ -1,11 +1,28 @@
-"""The typed batches that rooms hand to each other."""
+"""The typed batches and results that rooms hand to each other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from posekd import geometry
+
+Tree = TypeVar("Tree")
+
+
+def map_tensors(tree: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
+    """A copy of a dataclass with `function` applied to every tensor in it, in nested dataclasses and lists too."""
+    if isinstance(tree, Tensor):
+        return function(tree)  # type: ignore[return-value]
+    if isinstance(tree, list):
+        return [map_tensors(item, function) for item in tree]  # type: ignore[return-value]
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{f.name: map_tensors(getattr(tree, f.name), function) for f in fields(tree)})
+    return tree
 
 
 @dataclass(frozen=True)
@@ -26,17 +43,60 @@ class InputSpec:
 
 
 @dataclass
-class PackedBatch:
-    """What a loader worker sends: decoded pixels, packed, and plain facts about B persons.
+class Pixels:
+    """Packed uint8 regions of N images (or masks), and which of them each of B rows is cut from.
+
+    Attributes:
+        data: uint8 `[bytes]`, the packed HWC regions.
+        offsets: int64 `[N]`, first byte of each region in `data`.
+        shapes: int64 `[N, 3]`, height, width, channels (3 red, green, blue; 1 for masks) of each region.
+        origins: float32 `[N, 2]`, (x, y) of each region's corner in its decoded image.
+        index: int64 `[B]`, region of each row.
+        reductions: float32 `[N]`, 1, 2, 4 or 8, by which each image was decoded smaller; empty where all are whole.
+    """
+
+    data: Tensor
+    offsets: Tensor
+    shapes: Tensor
+    origins: Tensor
+    index: Tensor
+    reductions: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def rows(self, which: slice) -> Pixels:
+        """The regions as some of the rows see them; no byte is copied."""
+        return replace(self, index=self.index[which])
+
+    @staticmethod
+    def none(channels: int) -> Pixels:
+        """No region and no row."""
+        shapes, ids = torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        shapes[:, 2] = channels
+        return Pixels(torch.empty(0, dtype=torch.uint8), ids, shapes, torch.zeros(0, 2), ids)
+
+
+@dataclass
+class CachedMaps:
+    """A teacher's stored heatmaps of B persons (`data.loading.teacher_maps`).
+
+    Attributes:
+        maps: uint8 or float16 `[B, K, h, w]`.
+        ranges: float32 `[B, K, 2]`, what the bytes of `maps` mean.
+        matrices: float32 `[B, 2, 3]`, pixel of `maps` to image pixel.
+    """
+
+    maps: Tensor
+    ranges: Tensor
+    matrices: Tensor
+
+
+@dataclass
+class PackedCropBatch:
+    """What a loader's worker sends to top-down networks: decoded pixels, packed, and plain facts about B persons.
 
     Several persons of one image share its pixels. Coordinates are pixels of the original image.
 
     Attributes:
-        pixels: uint8 `[bytes]`, the packed HWC RGB regions.
-        offsets: int64 `[N]`, first byte of each region in `pixels`.
-        shapes: int64 `[N, 3]`, height, width, channels of each region.
-        origins: float32 `[N, 2]`, (x, y) of each region's corner in its decoded image.
-        image_index: int64 `[B]`, region of each person.
+        pixels: the regions that the crops sample, and the region of each person.
         keypoints: float32 `[B, K, 3]` (x, y, visibility); visibility 0 unlabelled, 1 occluded, 2 visible.
         centers: float32 `[B, 2]`, crop centre (x, y), of the box or of half a body.
         scales: float32 `[B, 2]`, crop width and height in pixels, before `zooms`.
@@ -48,17 +108,10 @@ class PackedBatch:
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`, annotation id, or the detection's row.
         skipped: int64 `[S]`, dataset rows of persons left out because their image could not be read.
-        reductions: float32 `[N]`, 1, 2, 4 or 8, by which each image was decoded smaller; empty where all are whole.
-        teacher_maps: uint8 or float16 `[B, K, h, w]`, cached heatmaps (`data.teacher_maps`); empty without a cache.
-        teacher_ranges: float32 `[B, K, 2]`, what the bytes of `teacher_maps` mean.
-        teacher_matrices: float32 `[B, 2, 3]`, pixel of `teacher_maps` to image pixel.
+        teacher: what a cached teacher says of these persons, if there is a cache.
     """
 
-    pixels: Tensor
-    offsets: Tensor
-    shapes: Tensor
-    origins: Tensor
-    image_index: Tensor
+    pixels: Pixels
     keypoints: Tensor
     centers: Tensor
     scales: Tensor
@@ -70,26 +123,27 @@ class PackedBatch:
     image_ids: Tensor
     sample_ids: Tensor
     skipped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    reductions: Tensor = field(default_factory=lambda: torch.empty(0))
-    teacher_maps: Tensor = field(default_factory=lambda: torch.empty(0))
-    teacher_ranges: Tensor = field(default_factory=lambda: torch.empty(0))
-    teacher_matrices: Tensor = field(default_factory=lambda: torch.empty(0))
+    teacher: CachedMaps | None = None
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedBatch:
-        """Moves every tensor to `device`."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        return replace(self, **moved)
+    def matrices(self, size: tuple[int, int]) -> Tensor:
+        """Crop pixel to original-image pixel, float32 `[B, 2, 3]`, for crops of `size` (height, width)."""
+        scales = self.scales * self.zooms[:, None]
+        return geometry.crop_matrices(self.centers, scales, self.rotations, self.flips, size)
 
-    def pin_memory(self) -> PackedBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedCropBatch:
+        """Moves every tensor to `device`."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedCropBatch:
         """Pins every tensor (called by the DataLoader)."""
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return map_tensors(self, Tensor.pin_memory)
 
 
 @dataclass
-class PoseBatch:
+class CropBatch:
     """B cropped persons on the device, ready for a network.
 
     Attributes:
@@ -102,6 +156,7 @@ class PoseBatch:
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`.
         teacher_maps: float32 `[B, K, H / 4, W / 4]`, what a cached teacher says of these crops.
+        pixels: what the crops were cut from, so that a method can cut again (`inputs.warp`).
     """
 
     images: Tensor
@@ -113,44 +168,71 @@ class PoseBatch:
     image_ids: Tensor
     sample_ids: Tensor
     teacher_maps: Tensor | None = None
+    pixels: Pixels | None = None
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
 
-    def rows(self, which: slice) -> PoseBatch:
+    def rows(self, which: slice) -> CropBatch:
         """Some of the persons."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value[which] for name, value in given.items() if value is not None})
+        return _rows(self, which)
 
 
 @dataclass
-class PackedImageBatch(PackedBatch):
-    """What a loader worker sends for bottom-up networks: B whole images, all their people with them.
-
-    As `PackedBatch`, one row an image instead of a person: `keypoints` is `[B, P, K, 3]`, padded with visibility 0 to
-    the most people of an image (at least 1), `boxes` and `sample_ids` are those of the images, `scales` the crop's
-    sides in image pixels. Ignored regions travel as pictures of their own, 255 inside, cut to their rectangles.
+class PackedImageBatch:
+    """What a loader's worker sends to networks that see whole images: B images, all their people with them.
 
     Attributes:
+        pixels: the regions that the crops sample; row i is image i.
+        keypoints: float32 `[B, P, K, 3]` (x, y, visibility) in image pixels, padded with visibility 0 to the most
+            people of an image (at least 1).
+        centers: float32 `[B, 2]`, crop centre (x, y).
+        scales: float32 `[B, 2]`, crop width and height in image pixels.
+        rotations: float32 `[B]`, degrees of rotation drawn by augmentation (0 without).
+        flips: bool `[B]`, whether augmentation mirrors the image.
+        image_ids: int64 `[B]`.
         image_sizes: int64 `[B, 2]`, height and width of the whole images.
-        mask_pixels: uint8 `[bytes]`, the packed rectangles.
-        mask_offsets: int64 `[M]`, first byte of each rectangle.
-        mask_shapes: int64 `[M, 3]`, height, width and 1.
-        mask_origins: float32 `[M, 2]`, (x, y) of each rectangle's corner in its image.
-        mask_index: int64 `[M]`, image of each; at most one an image.
+        masks: rectangles around the ignored regions of M images, 255 inside; at most one per image.
+        mask_rows: int64 `[M]`, row of the image that each mask belongs to.
+        skipped: int64 `[S]`, dataset rows of images left out because they could not be read.
     """
 
-    image_sizes: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
-    mask_pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-    mask_offsets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    mask_shapes: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
-    mask_origins: Tensor = field(default_factory=lambda: torch.empty(0, 2))
-    mask_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    pixels: Pixels
+    keypoints: Tensor
+    centers: Tensor
+    scales: Tensor
+    rotations: Tensor
+    flips: Tensor
+    image_ids: Tensor
+    image_sizes: Tensor
+    masks: Pixels = field(default_factory=lambda: Pixels.none(1))
+    mask_rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    skipped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return self.keypoints.shape[0]
+
+    def matrices(self, size: tuple[int, int]) -> Tensor:
+        """Pixel of an output of `size` (height, width) to image pixel, float32 `[B, 2, 3]`.
+
+        A mirrored output is mirrored in its own pixels: column x comes from `width - 1 - x`, whatever the resolution,
+        so the matrices of two resolutions do not differ by a factor alone.
+        """
+        plain = geometry.crop_matrices(self.centers, self.scales, self.rotations, None, size)
+        return geometry.mirror_matrices(plain, self.flips, size[1])
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedImageBatch:
+        """Moves every tensor to `device`."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedImageBatch:
+        """Pins every tensor (called by the DataLoader)."""
+        return map_tensors(self, Tensor.pin_memory)
 
 
 @dataclass
 class ImageBatch:
-    """B whole images on the device, ready for a bottom-up network.
+    """B whole images on the device, ready for a network that sees all people at once.
 
     Attributes:
         images: `[B, 3, H, W]`, normalised by the student's `InputSpec`.
@@ -158,7 +240,7 @@ class ImageBatch:
         masks: for each output resolution, bool `[B, h, w]`: false in ignored regions and outside the image.
         matrices: float32 `[B, 2, 3]`, input pixel to original-image pixel.
         image_ids: int64 `[B]`.
-        sample_ids: int64 `[B]`, the image ids again: what an error message names.
+        pixels: what the images were cut from, so that a method can cut again (`inputs.warp`).
     """
 
     images: Tensor
@@ -166,7 +248,88 @@ class ImageBatch:
     masks: list[Tensor]
     matrices: Tensor
     image_ids: Tensor
-    sample_ids: Tensor
+    pixels: Pixels | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """The image ids: what an error message names."""
+        return self.image_ids
+
+    def rows(self, which: slice) -> ImageBatch:
+        """Some of the images."""
+        return _rows(self, which)
+
+
+Packed = PackedCropBatch | PackedImageBatch
+"""What loaders give, one type per paradigm."""
+Batch = CropBatch | ImageBatch
+"""What methods learn from, one type per paradigm."""
+
+
+def _rows(batch: Any, which: slice) -> Any:
+    """A batch of some rows: every tensor, list of tensors and `Pixels` in it has one entry per row."""
+
+    def take(value: Any) -> Any:
+        if isinstance(value, list):
+            return [item[which] for item in value]
+        return value.rows(which) if isinstance(value, Pixels) else value[which]
+
+    given = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: take(value) for name, value in given.items() if value is not None})
+
+
+@dataclass
+class Instances:
+    """N people that a network has found, in pixels of their images.
+
+    Attributes:
+        keypoints: float32 `[N, K, 3]` (x, y, score); (0, 0, 0) where a keypoint was not found.
+        scores: `[N]`, of the people.
+        boxes: float32 `[N, 4]` (x, y, width, height): those that were cropped, or those around the keypoints.
+        box_scores: float32 `[N]`, of the detector; 1 where there was none.
+        areas: float32 `[N]`, square pixels, for OKS between people: of the crop, or of the box.
+        image_ids: int64 `[N]`.
+        sample_ids: int64 `[N]`, annotation id or row of the detection; -1 for people who were found, not given.
+        track_ids: int64 `[N]`, who is who over a video's frames; None without tracking.
+    """
+
+    keypoints: Tensor
+    scores: Tensor
+    boxes: Tensor
+    box_scores: Tensor
+    areas: Tensor
+    image_ids: Tensor
+    sample_ids: Tensor
+    track_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.keypoints.shape[0]
+
+    def take(self, rows: Tensor | Sequence[int]) -> Instances:
+        """Some of the people, in the order of `rows` (int64 `[M]`, or bool `[N]` in the order they are in)."""
+        index = torch.as_tensor(rows, device=self.keypoints.device)
+        if index.dtype != torch.bool:
+            index = index.long()
+        return map_tensors(self, lambda column: column[index])
+
+    def to(self, device: torch.device | str) -> Instances:
+        """Moves every column to `device`."""
+        return map_tensors(self, lambda column: column.to(device))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Instances], num_keypoints: int) -> Instances:
+        """The people of all parts, one after another, on the parts' device; nobody if there is no part.
+
+        Args:
+            parts: on one device, all with track ids or all without.
+            num_keypoints: K, for the shape where there is nobody.
+        """
+        if not parts:
+            none, ids = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+            return Instances(torch.zeros(0, num_keypoints, 3), none, torch.zeros(0, 4), none, none, ids, ids)
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Instances)}
+        joined = {name: torch.cat(column) for name, column in columns.items() if column[0] is not None}
+        return Instances(**joined)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from posekd import codecs, ops
-from posekd.engine.bottomup import resize_matrices
+from posekd import geometry, ops
+from posekd.paradigms.bottom_up import resize_matrices
 from posekd.structures import InputSpec, PackedImageBatch
 
 REACH = 6.0  # of a joint's tag, in pixels of the tag map
@@ -37,15 +37,15 @@ class BottomUpOracle(nn.Module):
         self.calls += 1
         height, width = images.shape[2:]
         points = self.points((height, width), mirrored)
-        coarse, fine = (codecs.to_heatmap(points, stride) for stride in (4, 2))
+        coarse, fine = (geometry.to_heatmap(points, stride) for stride in (4, 2))
         heat = self.paint(coarse, (height // 4, width // 4))
         tags = paint_tags(coarse, (height // 4, width // 4))
         return [torch.cat((heat, tags), 1), self.paint(fine, (height // 2, width // 2))]
 
     def points(self, size: tuple[int, int], mirrored: bool) -> Tensor:
         """Joints `[B, P, K, 3]` in pixels of the images that the network sees: column x mirrored is `width - 1 - x`."""
-        matrices = codecs.invert_matrices(resize_matrices(self.packed.image_sizes, size, self.square))
-        points = codecs.transform_keypoints(self.packed.keypoints, matrices[:, None])
+        matrices = geometry.invert_matrices(resize_matrices(self.packed.image_sizes, size, self.square))
+        points = geometry.transform_keypoints(self.packed.keypoints, matrices[:, None])
         if mirrored:
             points = points[:, :, self.order]
             points[..., 0] = size[1] - 1 - points[..., 0]

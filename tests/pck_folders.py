@@ -11,7 +11,7 @@ import numpy as np
 from scipy.io import savemat
 
 from posekd.data import LspSettings, MpiiSettings
-from posekd.data.matlab import struct_array
+from posekd.data.sources.matlab import struct_array
 from posekd.skeleton import LSP, MPII
 
 WIDTH, HEIGHT = 320, 240

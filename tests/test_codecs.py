@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posekd import codecs
+from posekd import geometry
 from posekd.skeleton import COCO
 
 SIZE = (256, 192)
@@ -35,7 +35,7 @@ def three_point_matrix(center, scale, rotation, size):
 
 
 def matrix(center, scale, rotation=0.0, flip=False, size=SIZE):
-    return codecs.crop_matrices(
+    return geometry.crop_matrices(
         torch.tensor([center], dtype=torch.float32),
         torch.tensor([scale], dtype=torch.float32),
         torch.tensor([rotation], dtype=torch.float32),
@@ -56,17 +56,17 @@ crops = st.fixed_dictionaries(
 class TestBoxToCenterScale:
     def test_a_tall_box_grows_sideways_to_the_aspect_ratio_then_by_a_quarter(self):
         # box 60 x 240 in a 256 x 192 crop: width becomes 240 * 192 / 256 = 180; both sides x 1.25
-        centers, scales = codecs.box_to_center_scale(torch.tensor([[100.0, 50.0, 60.0, 240.0]]), SIZE)
+        centers, scales = geometry.box_to_center_scale(torch.tensor([[100.0, 50.0, 60.0, 240.0]]), SIZE)
         assert centers.tolist() == [[130.0, 170.0]]
         assert scales.tolist() == [[225.0, 300.0]]
 
     def test_a_wide_box_grows_downwards(self):
-        _, scales = codecs.box_to_center_scale(torch.tensor([[0.0, 0.0, 300.0, 100.0]]), SIZE)
+        _, scales = geometry.box_to_center_scale(torch.tensor([[0.0, 0.0, 300.0, 100.0]]), SIZE)
         assert scales.tolist() == [[375.0, 500.0]]
 
     @given(box=st.tuples(*[st.floats(0, 500)] * 2, *[st.floats(1, 500)] * 2))
     def test_the_crop_contains_the_box_and_has_the_aspect_ratio(self, box):
-        (center,), (scale,) = codecs.box_to_center_scale(torch.tensor([box]), SIZE)
+        (center,), (scale,) = geometry.box_to_center_scale(torch.tensor([box]), SIZE)
         low, high = center - scale / 2, center + scale / 2
         assert (low <= torch.tensor(box[:2]) + 1e-2).all()
         assert (high >= torch.tensor(box[:2]) + torch.tensor(box[2:]) - 1e-2).all()
@@ -74,9 +74,9 @@ class TestBoxToCenterScale:
 
     def test_refuses_what_is_not_a_box(self):
         with pytest.raises(ValueError, match=r"\[\.\.\., 4\].*\(3,\)"):
-            codecs.box_to_center_scale(torch.zeros(3), SIZE)
+            geometry.box_to_center_scale(torch.zeros(3), SIZE)
         with pytest.raises(ValueError, match=r"positive, got \(0, 192\)"):
-            codecs.box_to_center_scale(torch.zeros(1, 4), (0, 192))
+            geometry.box_to_center_scale(torch.zeros(1, 4), (0, 192))
 
 
 class TestCropMatrices:
@@ -115,15 +115,15 @@ class TestCropMatrices:
 
     def test_without_rotation_and_flip(self):
         centers, scales = torch.tensor([[10.0, 20.0]]), torch.tensor([[30.0, 40.0]])
-        zero = codecs.crop_matrices(centers, scales, torch.zeros(1), torch.zeros(1, dtype=torch.bool), SIZE)
-        assert torch.equal(codecs.crop_matrices(centers, scales, None, None, SIZE), zero)
+        zero = geometry.crop_matrices(centers, scales, torch.zeros(1), torch.zeros(1, dtype=torch.bool), SIZE)
+        assert torch.equal(geometry.crop_matrices(centers, scales, None, None, SIZE), zero)
 
     def test_an_empty_batch(self):
-        assert codecs.crop_matrices(torch.zeros(0, 2), torch.zeros(0, 2), None, None, SIZE).shape == (0, 2, 3)
+        assert geometry.crop_matrices(torch.zeros(0, 2), torch.zeros(0, 2), None, None, SIZE).shape == (0, 2, 3)
 
     def test_refuses_shapes_that_do_not_match(self):
         with pytest.raises(ValueError, match=r"\[B, 2\], got \(3, 2\) and \(2, 2\)"):
-            codecs.crop_matrices(torch.zeros(3, 2), torch.zeros(2, 2), None, None, SIZE)
+            geometry.crop_matrices(torch.zeros(3, 2), torch.zeros(2, 2), None, None, SIZE)
 
 
 class TestTransforms:
@@ -131,32 +131,32 @@ class TestTransforms:
     def test_there_and_back_again(self, crop, flip, seed):
         points = torch.rand(1, 17, 3, generator=torch.Generator().manual_seed(seed)) * 200
         m = matrix(**crop, flip=flip)[None]
-        back = codecs.transform_keypoints(codecs.transform_keypoints(points, m), codecs.invert_matrices(m))
+        back = geometry.transform_keypoints(geometry.transform_keypoints(points, m), geometry.invert_matrices(m))
         torch.testing.assert_close(back, points, rtol=1e-3, atol=2e-2)
 
     def test_the_inverse_equals_numpys(self):
         m = matrix((311.0, 97.0), (88.0, 117.0), 31.0, True).double().numpy()
         expected = np.linalg.inv(np.vstack((m, [0, 0, 1])))[:2]
-        ours = codecs.invert_matrices(torch.from_numpy(m)[None])[0].numpy()
+        ours = geometry.invert_matrices(torch.from_numpy(m)[None])[0].numpy()
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
     def test_visibility_rides_along(self):
         points = torch.tensor([[[1.0, 2.0, 2.0], [3.0, 4.0, 0.0]]])
-        moved = codecs.transform_keypoints(points, torch.tensor([[[2.0, 0.0, 10.0], [0.0, 2.0, 20.0]]]))
+        moved = geometry.transform_keypoints(points, torch.tensor([[[2.0, 0.0, 10.0], [0.0, 2.0, 20.0]]]))
         assert moved.tolist() == [[[12.0, 24.0, 2.0], [16.0, 28.0, 0.0]]]
 
     def test_a_translation_moves_the_result(self):
         m = matrix((50.0, 60.0), (30.0, 40.0), 10.0)[None]
         points = torch.rand(1, 5, 3)
-        moved = codecs.transform_keypoints(points, codecs.translate_matrices(m, torch.tensor([[7.0, -3.0]])))
-        expected = codecs.transform_keypoints(points, m) + torch.tensor([7.0, -3.0, 0.0])
+        moved = geometry.transform_keypoints(points, geometry.translate_matrices(m, torch.tensor([[7.0, -3.0]])))
+        expected = geometry.transform_keypoints(points, m) + torch.tensor([7.0, -3.0, 0.0])
         torch.testing.assert_close(moved, expected)
 
     def test_refuses_matrices_that_are_not_affine(self):
         with pytest.raises(ValueError, match=r"\[\.\.\., 2, 3\], got \(3, 3\)"):
-            codecs.invert_matrices(torch.eye(3))
+            geometry.invert_matrices(torch.eye(3))
         with pytest.raises(ValueError, match=r"K, 2\] or .*got \(4, 5\)"):
-            codecs.transform_keypoints(torch.zeros(4, 5), torch.zeros(2, 3))
+            geometry.transform_keypoints(torch.zeros(4, 5), torch.zeros(2, 3))
 
 
 class TestHeatmaps:
@@ -164,23 +164,23 @@ class TestHeatmaps:
     def test_a_heatmap_matrix_is_the_crop_matrix_at_the_smaller_output(self, crop, stride):
         """HRNet decodes with get_affine_transform(center, scale, 0, [W/4, H/4], inv=1)."""
         small = (SIZE[0] // stride, SIZE[1] // stride)
-        ours = codecs.heatmap_matrices(matrix(**crop), stride)
+        ours = geometry.heatmap_matrices(matrix(**crop), stride)
         torch.testing.assert_close(ours, matrix(**crop, size=small), rtol=1e-4, atol=1e-3)
 
     def test_a_heatmap_coordinate_is_a_quarter_without_a_shift(self):
         points = torch.tensor([[[8.0, 6.0, 1.0]]])
-        assert codecs.to_heatmap(points).tolist() == [[[2.0, 1.5, 1.0]]]
-        assert torch.equal(codecs.from_heatmap(codecs.to_heatmap(points)), points)
+        assert geometry.to_heatmap(points).tolist() == [[[2.0, 1.5, 1.0]]]
+        assert torch.equal(geometry.from_heatmap(geometry.to_heatmap(points)), points)
 
 
 class TestSwapFlipped:
     def test_only_mirrored_persons_exchange_left_and_right(self):
         points = torch.arange(2 * 17 * 3, dtype=torch.float32).view(2, 17, 3)
-        swapped = codecs.swap_flipped(points, torch.tensor([False, True]), COCO.flip)
+        swapped = geometry.swap_flipped(points, torch.tensor([False, True]), COCO.flip)
         assert torch.equal(swapped[0], points[0])
         assert torch.equal(swapped[1, 9], points[1, 10])  # left wrist from right wrist
         assert torch.equal(swapped[1, 0], points[1, 0])  # the nose stays
 
     def test_refuses_a_permutation_of_another_skeleton(self):
         with pytest.raises(ValueError, match="16 joints for 17"):
-            codecs.swap_flipped(torch.zeros(1, 17, 3), torch.tensor([True]), range(16))
+            geometry.swap_flipped(torch.zeros(1, 17, 3), torch.tensor([True]), range(16))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from posekd import codecs, ops
+from posekd import geometry, ops
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, PoseLoader, prepare
 from posekd.engine.evaluate import EvalSettings, coco_results, predict
 from posekd.metrics import CocoResult, PersonScore, evaluate_coco
@@ -37,7 +37,7 @@ class Oracle(torch.nn.Module):
 
     def watch(self, batches: list[PoseBatch]) -> Iterator[PoseBatch]:
         for batch in batches:
-            self.keypoints = codecs.to_heatmap(batch.keypoints, 4)
+            self.keypoints = geometry.to_heatmap(batch.keypoints, 4)
             yield batch
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ def joints_outside(data: CocoMini, batches: list[PoseBatch]) -> dict[int, list[s
     limit = torch.tensor([HEATMAP[1] - 0.5, HEATMAP[0] - 0.5])
     found = {}
     for batch in batches:
-        points = codecs.to_heatmap(batch.keypoints, 4)
+        points = geometry.to_heatmap(batch.keypoints, 4)
         outside = ((points[..., :2] < -0.5) | (points[..., :2] >= limit)).any(-1) & (points[..., 2] > 0)
         for sample, row in zip(batch.sample_ids.tolist(), outside, strict=True):
             found[sample] = [names[k] for k in row.nonzero()[:, 0].tolist()]

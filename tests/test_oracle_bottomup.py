@@ -15,8 +15,8 @@ import torch
 from oracle_network import BottomUpOracle
 
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
-from posekd.data.bottomup import ImageLoader
-from posekd.engine.bottomup import BottomUpSettings, find_people, resized
+from posekd.data.loading.whole_images import ImageLoader
+from posekd.paradigms.bottom_up import BottomUpSettings, find_people, resized
 from posekd.engine.evaluate_bottomup import people_results
 from posekd.metrics import CocoResult, CrowdPoseResult, PersonScore, evaluate_people
 

@@ -18,7 +18,7 @@ pytest.importorskip("scipy")
 
 from pck_folders import head_boxes, hrnet_person, lsp_folder, mpii_folder
 
-from posekd import codecs, ops
+from posekd import geometry, ops
 from posekd.data import (
     LoaderSettings,
     LspSettings,
@@ -30,9 +30,9 @@ from posekd.data import (
     open_mpii,
     prepare,
 )
-from posekd.data.mpii import mpii_records, read_mpii
+from posekd.data.sources.mpii import mpii_records, read_mpii
 from posekd.engine.evaluate import EvalSettings, evaluate
-from posekd.engine.report import EvalReport
+from posekd.engine.scoring.report import EvalReport
 from posekd.structures import InputSpec, PoseBatch
 
 SPEC = InputSpec(size=(256, 256))
@@ -61,7 +61,7 @@ class Oracle(torch.nn.Module):
             if self.flip:
                 self.mirror = keypoints[:, self.order].clone()
                 self.mirror[..., 0] = SPEC.size[1] - 1 - self.mirror[..., 0]
-        return ops.render_heatmaps(codecs.to_heatmap(keypoints, 4), (64, 64), 2.0, self.kind)[0]
+        return ops.render_heatmaps(geometry.to_heatmap(keypoints, 4), (64, 64), 2.0, self.kind)[0]
 
 
 @dataclass
@@ -91,7 +91,7 @@ def outside(source: PoseSource) -> np.ndarray:
     """Which labelled joints no heatmap pixel covers, bool `[N, K]`: lost to any network, unless the border is near."""
     parts = []
     for packed in PoseLoader(source, SPEC.size, LOADER, training=False):
-        points = codecs.to_heatmap(prepare(packed, SPEC, source.records.skeleton.flip).keypoints, 4)
+        points = geometry.to_heatmap(prepare(packed, SPEC, source.records.skeleton.flip).keypoints, 4)
         beyond = ((points[..., :2] < -0.5) | (points[..., :2] >= 63.5)).any(-1)
         parts.append(beyond & (points[..., 2] > 0))
     return torch.cat(parts).numpy()

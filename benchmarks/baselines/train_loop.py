@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from posekd.data import PersonDataset
 from posekd.data.augment import Draw
-from posekd.data.sampler import BatchPlan, Key
+from posekd.data.loading.sampler import BatchPlan, Key
 from posekd.distill import Mapd, MapdSettings
 from posekd.structures import InputSpec
 

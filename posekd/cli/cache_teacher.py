@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
 
     from posekd.cli.progress import Bar
-    from posekd.engine.recipe import read_recipe
+    from posekd.engine.recipes.recipe import read_recipe
     from posekd.engine.teacher_cache import cache_teacher
 
     recipe = read_recipe(options.config, overrides)

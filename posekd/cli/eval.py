@@ -14,9 +14,9 @@ from posekd.cli.eval_options import read_options, sees_whole_images
 from posekd.cli.progress import Bar
 
 if TYPE_CHECKING:
-    from posekd.engine.bottomup import BottomUpSettings
+    from posekd.paradigms.bottom_up import BottomUpSettings
     from posekd.engine.evaluate import EvalSettings
-    from posekd.engine.report import EvalReport
+    from posekd.engine.scoring.report import EvalReport
     from posekd.metrics import CocoResult, PckResult
     from posekd.models.base import PoseModel
     from posekd.skeleton import Skeleton
@@ -106,7 +106,7 @@ def run(
     from posekd.data import LoaderSettings
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
-    from posekd.engine.datasets import open_dataset
+    from posekd.engine.recipes.datasets import open_dataset
     from posekd.engine.evaluate import evaluate
     from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 
@@ -152,7 +152,7 @@ def _data_settings(dataset: str, annotations: str, images: str, given: dict[str,
     """The settings of a dataset; options that it does not know are refused."""
     from dataclasses import fields
 
-    from posekd.engine.datasets import DATASETS
+    from posekd.engine.recipes.datasets import DATASETS
 
     kind, _ = DATASETS[dataset]
     values = {name: value for name, value in given.items() if value is not None}
@@ -167,8 +167,8 @@ def _data_settings(dataset: str, annotations: str, images: str, given: dict[str,
 
 def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalReport:
     from posekd.data import CocoSettings
-    from posekd.engine.evaluate_pck import read_pck_labels, read_predictions, score_pck
-    from posekd.engine.report import EvalReport
+    from posekd.engine.scoring.pck import read_pck_labels, read_predictions, score_pck
+    from posekd.engine.scoring.report import EvalReport
     from posekd.metrics import evaluate_people
 
     if isinstance(data, CocoSettings):
@@ -195,7 +195,7 @@ def _show(
         print_result(outcome.coco, console, title=title)
     if outcome.pck is not None:
         from posekd.engine.curves import plot_pck
-        from posekd.engine.evaluate_pck import pck_report
+        from posekd.engine.scoring.pck import pck_report
 
         joints = _skeleton_of(data).keypoints
         _write_report(pck_report(outcome.pck, joints, outcome.torso, outcome.note), report)
@@ -252,6 +252,6 @@ def _coco_report(result: CocoResult) -> dict[str, Any]:
 def _write_report(content: dict[str, Any], path: str | None) -> None:
     if path is None:
         return
-    from posekd.engine.report import write_atomically
+    from posekd.engine.scoring.report import write_atomically
 
     write_atomically(json.dumps(content, indent=2) + "\n", path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from posekd.cli import command_parser
 
 if TYPE_CHECKING:
-    from posekd.engine.bottomup import BottomUpSettings
+    from posekd.paradigms.bottom_up import BottomUpSettings
     from posekd.engine.evaluate import EvalSettings
 
 # the options that are fields of `EvalSettings` or `BottomUpSettings`
@@ -53,7 +53,7 @@ def _settings(model: str | None, given: dict[str, Any]) -> EvalSettings | Bottom
     Raises:
         ValueError: an option that is for the other kind.
     """
-    from posekd.engine.bottomup import BottomUpSettings
+    from posekd.paradigms.bottom_up import BottomUpSettings
     from posekd.engine.evaluate import EvalSettings
 
     bottom_up = model is not None and sees_whole_images(model)

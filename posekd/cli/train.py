@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--show", action="store_true", help="print the resolved recipe and stop")
     options, overrides = parser.parse_known_args(argv)
 
-    from posekd.engine.recipe import read_recipe, recipe_to_dict
+    from posekd.engine.recipes.recipe import read_recipe, recipe_to_dict
 
     recipe = read_recipe(options.config, overrides)
     if options.show:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
         return 0
 
-    from posekd.engine.loop import main_score
+    from posekd.engine.training.loop import main_score
     from posekd.engine.train import train
 
     scores = train(recipe, resume=options.resume)

@@ -1,31 +1,35 @@
-"""Datasets, loading and augmentation: one file per dataset, one interface (`PoseSource`)."""
+"""Datasets and loading: one file per dataset (`sources`), people that are drawn (`synthetic`), batches (`loading`)."""
 
-from posekd.data.augment import Augmentation, prepare
-from posekd.data.coco import CocoKeypoints, CocoSettings
-from posekd.data.labels import FewLabels, LabelSettings, WithUnlabelled
-from posekd.data.loading import LoaderSettings, PoseLoader
-from posekd.data.lsp import LspSettings, open_lsp
-from posekd.data.mpii import MpiiSettings, open_mpii
-from posekd.data.packing import PersonDataset
+from posekd.data.augment import CropAugmentation, ImageAugmentation
+from posekd.data.loading.crops import CropDataset
+from posekd.data.loading.loader import LoaderSettings, PackedLoader, crop_loader, image_loader
+from posekd.data.loading.whole_images import ImageDataset
 from posekd.data.records import BadImageError, CocoSource, PoseRecords, PoseSource
+from posekd.data.sources.coco import CocoKeypoints, CocoSettings
+from posekd.data.sources.labels import FewLabels, LabelSettings, WithUnlabelled
+from posekd.data.sources.lsp import LspSettings, open_lsp
+from posekd.data.sources.mpii import MpiiSettings, open_mpii
 
 __all__ = [
-    "Augmentation",
     "BadImageError",
     "CocoKeypoints",
     "CocoSettings",
     "CocoSource",
+    "CropAugmentation",
+    "CropDataset",
     "FewLabels",
+    "ImageAugmentation",
+    "ImageDataset",
     "LabelSettings",
     "LoaderSettings",
     "LspSettings",
     "MpiiSettings",
-    "PersonDataset",
-    "PoseLoader",
+    "PackedLoader",
     "PoseRecords",
     "PoseSource",
     "WithUnlabelled",
+    "crop_loader",
+    "image_loader",
     "open_lsp",
     "open_mpii",
-    "prepare",
 ]

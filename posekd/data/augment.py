@@ -1,7 +1,7 @@
-"""Augmentation as arithmetic on a crop: draws in the worker, warp and joints on the device.
+"""Augmentation as a few numbers per crop or image, drawn in a loader's worker; pixels move on the device (`inputs`).
 
-The draws follow deep-high-resolution-net, lib/dataset/JointsDataset.py. Nothing here touches a pixel except
-`ops.crop_warp`, so the same code serves CPU and GPU.
+The draws of crops follow deep-high-resolution-net, lib/dataset/JointsDataset.py, those of whole images
+HigherHRNet-Human-Pose-Estimation, lib/dataset/transforms/transforms.py.
 """
 
 from __future__ import annotations
@@ -11,19 +11,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from posekd import codecs
-from posekd.structures import InputSpec, PackedBatch, PoseBatch
-
-STRIDE = 4  # crop pixels a heatmap pixel, in all top-down networks here
-BEND_FROM = 0.1  # share of a peak, see `unzoom_peaks`
 HALF_BODY_PADDING = 1.5  # half_body_transform: scale * 1.5
+SCALE_UNIT = 200.0  # HigherHRNet's translation is in units of a crop of 200 pixels
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class CropAugmentation:
     """How training crops vary.
 
     Attributes:
@@ -69,7 +63,7 @@ class Draw(NamedTuple):
 
 
 def draw(
-    augmentation: Augmentation,
+    augmentation: CropAugmentation,
     rng: np.random.Generator,
     center: np.ndarray,
     scale: np.ndarray,
@@ -126,129 +120,47 @@ def half_body(
     return chosen.mean(0).astype(np.float32), scale.astype(np.float32)
 
 
-def image_matrices(packed: PackedBatch, size: tuple[int, int]) -> Tensor:
-    """Matrices of a batch, crop pixel to original-image pixel, float32 `[B, 2, 3]`."""
-    scales = packed.scales * packed.zooms[:, None]
-    return codecs.crop_matrices(packed.centers, scales, packed.rotations, packed.flips, size)
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """How training images vary; the defaults are HigherHRNet's.
 
-
-def warp(
-    packed: PackedBatch,
-    matrices: Tensor,
-    spec: InputSpec,
-    size: tuple[int, int],
-    *,
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> Tensor:
-    """Cuts normalised crops out of packed images, in the network's colour order.
-
-    Args:
-        packed: regions of images, and which crop is cut from which.
-        matrices: `[B, 2, 3]`, crop pixel to original-image pixel.
-        spec: normalisation and colour order; its size is not read.
-        size: `(height, width)` of the crops.
-        dtype: of the crops.
-        memory_format: of the crops.
-
-    Returns:
-        `[B, 3, *size]`.
+    Attributes:
+        flip: probability of a mirror image.
+        rotation: largest angle in degrees, drawn evenly on both sides.
+        scale: smallest and largest side of the crop in units of the image's shorter side, drawn evenly: below 1 the
+            picture is enlarged.
+        translation: farthest shift of the crop in x and in y, in pixels of a crop of 200.
     """
-    from posekd import ops  # here, because workers import this file and have no use for the compiled core
 
-    if packed.reductions.numel():
-        matrices = codecs.reduce_matrices(matrices, packed.reductions[packed.image_index])
-    # The pixels are red, green, blue; the spec speaks the network's order.
-    mean, std = (spec.mean[::-1], spec.std[::-1]) if spec.bgr else (spec.mean, spec.std)
-    images = ops.crop_warp(
-        ops.PackedImages(packed.pixels, packed.offsets, packed.shapes),
-        codecs.translate_matrices(matrices, -packed.origins[packed.image_index]),
-        size,
-        image_index=packed.image_index,
-        mean=mean,
-        std=std,
-        dtype=dtype,
-        memory_format=memory_format,
-    )
-    return images.flip(1) if spec.bgr else images
+    flip: float = 0.5
+    rotation: float = 30.0
+    scale: tuple[float, float] = (0.75, 1.5)
+    translation: float = 40.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is a probability, in 0..1, got {self.flip}")
+        if self.rotation < 0 or self.translation < 0:
+            raise ValueError(f"rotation and translation cannot be negative, got {self.rotation}, {self.translation}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is a smallest and a largest factor, both positive, got {self.scale}")
 
 
-def prepare(
-    packed: PackedBatch,
-    spec: InputSpec,
-    flip_permutation: Sequence[int] | Tensor,
-    *,
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> PoseBatch:
-    """Crops a packed batch, on the device where it lies.
+@dataclass(frozen=True)
+class ImageDraw:
+    """One image's augmentation: crop (pixels of the image), rotation (degrees), mirror."""
 
-    Args:
-        packed: B persons; the matrices follow from its centres, scales and draws.
-        spec: size, normalisation and colour order of the network.
-        flip_permutation: K joint indices that a mirror exchanges.
-        dtype: of the images.
-        memory_format: of the images.
-
-    Returns:
-        B normalised crops with joints in crop pixels. Joints of mirrored persons are exchanged; visibility is
-        kept, and an unlabelled joint is (0, 0, 0).
-    """
-    matrices = image_matrices(packed, spec.size)
-    images = warp(packed, matrices, spec, spec.size, dtype=dtype, memory_format=memory_format)
-    keypoints = codecs.transform_keypoints(packed.keypoints, codecs.invert_matrices(matrices))
-    keypoints = codecs.swap_flipped(keypoints, packed.flips, flip_permutation)
-    return PoseBatch(
-        images=images,
-        keypoints=torch.where(keypoints[..., 2:] > 0, keypoints, 0.0),
-        matrices=matrices,
-        box_scores=packed.box_scores,
-        boxes=packed.boxes,
-        areas=(packed.scales * packed.zooms[:, None]).prod(-1),
-        image_ids=packed.image_ids,
-        sample_ids=packed.sample_ids,
-        teacher_maps=warp_maps(packed, matrices, spec.size, flip_permutation) if packed.teacher_maps.numel() else None,
-    )
+    center: tuple[float, float]
+    side: float
+    rotation: float
+    flip: bool
 
 
-def warp_maps(
-    packed: PackedBatch, matrices: Tensor, size: tuple[int, int], flip_permutation: Sequence[int] | Tensor
-) -> Tensor:
-    """A cached teacher's heatmaps of augmented crops: moved as the images are, left and right exchanged in mirrors.
-
-    Args:
-        packed: B persons with cached maps.
-        matrices: `[B, 2, 3]`, crop pixel to image pixel.
-        size: `(height, width)` of the crops.
-        flip_permutation: K joint indices that a mirror exchanges.
-
-    Returns:
-        float32 `[B, K, height / 4, width / 4]`; what lies outside the cached crop is 0.
-    """
-    from posekd import ops
-    from posekd.data.teacher_maps import dequantise
-
-    inverse = codecs.invert_matrices(packed.teacher_matrices)
-    moves = codecs.compose_matrices(inverse, codecs.heatmap_matrices(matrices, STRIDE))
-    cached = dequantise(packed.teacher_maps, packed.teacher_ranges)
-    maps = ops.crop_warp(cached, moves, (size[0] // STRIDE, size[1] // STRIDE))
-    maps = unzoom_peaks(maps, cached.amax((2, 3), keepdim=True), moves)
-    order = torch.as_tensor(flip_permutation, device=maps.device)
-    return torch.where(packed.flips[:, None, None, None], maps[:, order], maps)
-
-
-def unzoom_peaks(maps: Tensor, peaks: Tensor, moves: Tensor) -> Tensor:
-    """Gives the peaks of zoomed heatmaps the width back that they had: a teacher draws it the same in every crop.
-
-    A Gaussian that is z times as wide has its old width when it is raised to the power z^2, relative to its peak. What
-    is below `BEND_FROM` of the peak is scaled by one factor instead, so that the background stays as low as it is.
-
-    Args:
-        maps: `[B, K, h, w]`, warped by `moves`.
-        peaks: `[B, K, 1, 1]`, the largest value of each map before it was warped.
-        moves: `[B, 2, 3]`, pixel of `maps` to pixel of the map before.
-    """
-    determinants = moves[:, 0, 0] * moves[:, 1, 1] - moves[:, 0, 1] * moves[:, 1, 0]
-    zoomed = 1 / determinants.abs().clamp_min(1e-6)  # z^2
-    share = (maps / peaks.clamp_min(1e-6)).clamp(BEND_FROM, 1)
-    return maps * share ** (zoomed - 1)[:, None, None, None]
+def draw_image(augmentation: ImageAugmentation, rng: np.random.Generator, height: int, width: int) -> ImageDraw:
+    """Draws one image's augmentation; `rng` is consumed in a fixed order."""
+    a = augmentation
+    side = min(height, width) * (a.scale[0] + (a.scale[1] - a.scale[0]) * rng.random())
+    rotation = a.rotation * (2 * rng.random() - 1)
+    reach = int(a.translation * side / SCALE_UNIT)  # whole pixels, as in the official code
+    dx, dy = rng.integers(-reach, reach, 2) if reach else (0, 0)
+    return ImageDraw((width / 2 + float(dx), height / 2 + float(dy)), side, rotation, bool(rng.random() < a.flip))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,8 +62,10 @@ class PoseRecords:
         box_scores: float32 `[N]`, detector confidence (1 for labelled boxes).
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
         ignored: regions that bottom-up training must not look at.
-        metric: what the dataset is scored by: COCO's AP, PCK by head size (MPII) or by torso (LSP).
-        reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None under `coco`.
+        metrics: what the dataset is scored by (`engine.scoring.METRICS`); the first decides which network is the best.
+        reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no metric
+            asks for it.
+        first_pixel: the coordinate that the dataset's own files give the first pixel. (Records count from 0.)
     """
 
     skeleton: Skeleton
@@ -75,8 +77,9 @@ class PoseRecords:
     box_scores: np.ndarray
     sample_ids: np.ndarray
     ignored: Regions = field(default_factory=Regions)
-    metric: Literal["coco", "pckh", "pck"] = "coco"
+    metrics: tuple[str, ...] = ("coco_keypoints",)
     reference_lengths: np.ndarray | None = None
+    first_pixel: int = 0
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -133,7 +136,7 @@ class PoseSource(Protocol):
 
 
 class CocoSource(PoseSource, Protocol):
-    """A dataset that COCO's AP scores (`records.metric` is `coco`)."""
+    """A dataset with labels in COCO's form."""
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """The labels as a COCO dictionary (`images`, `annotations`, `categories`), for the evaluator."""

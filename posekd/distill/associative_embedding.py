@@ -15,6 +15,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from posekd.codecs import tagged_heatmaps
 from posekd.distill.base import FrozenTeacher, Method, name_terms
 from posekd.ops import distill_loss, render_heatmaps, tag_loss
 from posekd.structures import ImageBatch
@@ -60,7 +61,8 @@ class AssociativeEmbedding(Method):
         settings: see `AssociativeEmbeddingSettings`.
     """
 
-    bottom_up = True
+    paradigm = teacher_paradigm = "bottom_up"
+    outputs = teacher_outputs = ("tagged_heatmaps",)
     taught = False
 
     def __init__(
@@ -74,34 +76,21 @@ class AssociativeEmbedding(Method):
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
         """`{"labels", "pull", "push"}`, each weighted."""
-        heatmaps, tags = split_maps(self.student(batch.images))
-        targets = label_heatmaps(heatmaps, batch, self.settings)
+        said = tagged_heatmaps.read(self.student(batch.images))
+        targets = label_heatmaps(said.heatmaps, batch, self.settings)
         terms = [
             heatmap_terms(s, None, g, mask, labels=1.0, teacher_weight=0.0)
-            for s, g, mask in zip(heatmaps, targets, batch.masks, strict=True)
+            for s, g, mask in zip(said.heatmaps, targets, batch.masks, strict=True)
         ]
         loss = terms[0][0] + terms[1][0]
         return {
             **name_terms(loss, {"labels": terms[0][1] + terms[1][1]}),
-            **tag_terms(tags, batch, self.settings, 1.0),
+            **tag_terms(said.tags, batch, self.settings, 1.0),
         }
 
     def weights(self) -> dict[str, float]:
         """`{"labels": 1, "pull": 0.001, "push": 0.001}`."""
         return {"labels": 1.0, "pull": self.settings.pull, "push": self.settings.push}
-
-
-def split_maps(outputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """The heatmaps of both resolutions `[B, K, h, w]`, `[B, K, h', w']`, and the tags `[B, K, h, w]` of the first.
-
-    Raises:
-        ValueError: a network that gives something else.
-    """
-    if not isinstance(outputs, list) or len(outputs) != 2 or outputs[0].shape[1] != 2 * outputs[1].shape[1]:
-        raise ValueError("bottom-up training needs a network with two outputs, [B, 2 K, h, w] and [B, K, h', w']")
-    coarse, fine = outputs
-    K = fine.shape[1]
-    return [coarse[:, :K], fine], coarse[:, K:]
 
 
 def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: AssociativeEmbeddingSettings) -> list[Tensor]:

@@ -8,14 +8,15 @@ the papers disagree on what alpha multiplies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from posekd.distill.convert import convert_images, resample
-from posekd.structures import InputSpec
+from posekd.codecs import heatmaps
+from posekd.distill.convert import convert_images
+from posekd.structures import CropBatch, InputSpec
 
 
 def input_spec(model: nn.Module) -> InputSpec:
@@ -38,8 +39,7 @@ class FrozenTeacher:
     statistics drift.
 
     Args:
-        model: a network with `spec: InputSpec` that returns heatmaps `[B, K, H / 4, W / 4]`, or a list with those of
-            each of its stages.
+        model: a network with `spec: InputSpec`; what it says is read by the method's codec.
         dtype: parameter and compute dtype; `None` keeps the parameters and follows autocast.
 
     Attributes:
@@ -54,19 +54,6 @@ class FrozenTeacher:
     def spec(self) -> InputSpec:
         """What the teacher wants to see."""
         return input_spec(self.model)
-
-    def __call__(self, images: Tensor, source: InputSpec, size: tuple[int, int]) -> Tensor:
-        """Heatmaps of a batch that was made for the student, those of the last stage if there are several.
-
-        Args:
-            images: `[B, 3, H, W]`, normalised as `source` says.
-            source: the student's specification.
-            size: `(height, width)` of the student's heatmaps, to which the teacher's are resampled.
-
-        Returns:
-            `[B, K, *size]`.
-        """
-        return resample(stages_of(self.outputs(images, source))[-1], size)
 
     @torch.no_grad()
     def outputs(self, images: Tensor, source: InputSpec, spec: InputSpec | None = None) -> Any:
@@ -83,10 +70,11 @@ class FrozenTeacher:
         with torch.autocast(images.device.type, enabled=False):
             return self.model(images.to(self.dtype))
 
-    def stages(self, batch: Any, source: InputSpec) -> list[Tensor]:
-        """Heatmaps of each of its stages for a batch that was made for the student; of a cache, of the last."""
-        cached = getattr(batch, "teacher_maps", None)
-        return [cached] if cached is not None else stages_of(self.outputs(batch.images, source))
+    def heatmaps(self, batch: CropBatch, source: InputSpec) -> list[Tensor]:
+        """Heatmaps of each of its stages for crops that were made for the student; of a cache, of the last."""
+        if batch.teacher_maps is not None:
+            return [batch.teacher_maps]
+        return heatmaps.read(self.outputs(batch.images, source))
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follows the method's `.to()`, but keeps its own dtype."""
@@ -118,11 +106,17 @@ class Method(nn.Module):
         teacher: the network it learns from.
 
     Attributes:
-        bottom_up: class attribute, whether it trains networks that see whole images.
+        paradigm: class attribute, how its students meet images (`posekd.paradigms.PARADIGMS`).
+        outputs: class attribute, what its students may say (`posekd.codecs.CODECS`).
+        teacher_paradigm: class attribute, how its teachers meet images.
+        teacher_outputs: class attribute, what its teachers may say.
         taught: class attribute, whether it learns from a teacher.
     """
 
-    bottom_up: ClassVar[bool] = False
+    paradigm: ClassVar[str] = "top_down"
+    outputs: ClassVar[tuple[str, ...]] = ("heatmaps",)
+    teacher_paradigm: ClassVar[str] = "top_down"
+    teacher_outputs: ClassVar[tuple[str, ...]] = ("heatmaps",)
     taught: ClassVar[bool] = True
     student: nn.Module
     teacher: FrozenTeacher | None
@@ -136,7 +130,7 @@ class Method(nn.Module):
         """The weighted loss terms of a batch, scalars; the loss is their sum.
 
         Args:
-            batch: a `PoseBatch`, or an `ImageBatch` for a bottom-up method.
+            batch: what the paradigm prepares: a `CropBatch` or an `ImageBatch`.
         """
         raise NotImplementedError
 
@@ -149,11 +143,6 @@ class Method(nn.Module):
         if self.teacher is not None:
             self.teacher._apply(fn)
         return self
-
-
-def stages_of(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """The heatmaps of each stage: a network of one stage may return its only tensor bare."""
-    return [output] if isinstance(output, Tensor) else list(output)
 
 
 def check_same_maps(teacher: Tensor, student: Tensor) -> None:

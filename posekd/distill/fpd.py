@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from posekd.codecs import heatmaps
 from posekd.distill.base import (
     FrozenTeacher,
     Method,
@@ -34,11 +35,10 @@ from posekd.distill.base import (
     heatmap_keypoints,
     input_spec,
     name_terms,
-    stages_of,
 )
 from posekd.distill.convert import resample
 from posekd.ops import distill_loss, render_heatmaps
-from posekd.structures import PoseBatch
+from posekd.structures import CropBatch
 
 CLAMP = 1e-6
 
@@ -95,10 +95,10 @@ class Fpd(Method):
         super().__init__(student, teacher)
         self.settings = settings or FpdSettings()
 
-    def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
+    def forward(self, batch: CropBatch) -> dict[str, Tensor]:
         """`{"labels", "teacher"}`, each weighted and summed over the student's stages."""
         alpha = self.settings.alpha
-        stages = stages_of(self.student(batch.images))
+        stages = heatmaps.read(self.student(batch.images))
         keypoints = heatmap_keypoints(batch.keypoints, batch.images, stages[0])
         size = (stages[0].shape[-2], stages[0].shape[-1])
         g, w = render_heatmaps(keypoints, size, self.settings.sigma, self.settings.kind)  # Eq. 2
@@ -121,12 +121,12 @@ class Fpd(Method):
         """Eq. 5: labels 1 - alpha, teacher alpha."""
         return {"labels": 1.0 - self.settings.alpha, "teacher": self.settings.alpha}
 
-    def _teacher_maps(self, batch: PoseBatch, stages: list[Tensor]) -> list[Tensor] | list[None]:
+    def _teacher_maps(self, batch: CropBatch, stages: list[Tensor]) -> list[Tensor] | list[None]:
         """The heatmaps that each stage of the student learns from; nobody is asked for a term of weight 0."""
         if self.settings.alpha == 0:
             return [None] * len(stages)
         assert self.teacher is not None
-        taught = self.teacher.stages(batch, input_spec(self.student))
+        taught = self.teacher.heatmaps(batch, input_spec(self.student))
         if self.settings.teacher_stage == "last":
             taught = taught[-1:] * len(stages)
         if len(taught) != len(stages):

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from posekd.codecs import heatmaps
 from posekd.distill.base import (
     FrozenTeacher,
     Method,
@@ -32,11 +33,10 @@ from posekd.distill.base import (
     heatmap_keypoints,
     input_spec,
     name_terms,
-    stages_of,
 )
 from posekd.distill.convert import resample
 from posekd.ops import distill_loss, render_heatmaps
-from posekd.structures import PoseBatch
+from posekd.structures import CropBatch
 
 CLAMP = 1e-6
 
@@ -100,13 +100,13 @@ class Mapd(Method):
         super().__init__(student, teacher)
         self.settings = settings or MapdSettings()
 
-    def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
+    def forward(self, batch: CropBatch) -> dict[str, Tensor]:
         """`{"labels", "teacher_mse", "teacher_kl"}`, each weighted."""
-        s, *more = stages_of(self.student(batch.images))
+        s, *more = heatmaps.read(self.student(batch.images))
         if more:
             raise ValueError(f"mapd is for networks of one stage, this student has {1 + len(more)}; fpd distils such")
         assert self.teacher is not None
-        t = resample(self.teacher.stages(batch, input_spec(self.student))[-1], (s.shape[-2], s.shape[-1]))
+        t = resample(self.teacher.heatmaps(batch, input_spec(self.student))[-1], (s.shape[-2], s.shape[-1]))
         check_same_maps(t, s)
         keypoints = heatmap_keypoints(batch.keypoints, batch.images, s)
         if self.settings.kl == "clamped":

@@ -28,11 +28,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from posekd.codecs import tagged_heatmaps
+from posekd.codecs.tagged_heatmaps import TaggedHeatmaps
 from posekd.distill.associative_embedding import (
     AssociativeEmbeddingSettings,
     heatmap_terms,
     label_heatmaps,
-    split_maps,
     tag_terms,
 )
 from posekd.distill.base import FrozenTeacher, Method, check_same_maps, input_spec, name_terms
@@ -82,7 +83,8 @@ class SmallerHRNet(Method):
         ValueError: no teacher.
     """
 
-    bottom_up = True
+    paradigm = teacher_paradigm = "bottom_up"
+    outputs = teacher_outputs = ("tagged_heatmaps",)
 
     def __init__(
         self, student: nn.Module, teacher: FrozenTeacher | None, settings: SmallerHRNetSettings | None = None
@@ -96,8 +98,8 @@ class SmallerHRNet(Method):
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
         """`{"labels", "teacher", "pull", "push", "teacher_tags"}`, each weighted; terms of weight 0 are left out."""
         settings, B = self.settings, len(batch)
-        s, s_tags = split_maps(self.student(batch.images))
-        t, t_tags = self._ask_teacher(batch, s)
+        *s, s_tags = tagged_heatmaps.read(self.student(batch.images))
+        *t, t_tags = self._ask_teacher(batch, s)
         g = label_heatmaps(s, batch, settings)
         labels, teacher = settings.alpha, 1 - settings.alpha
 
@@ -125,7 +127,7 @@ class SmallerHRNet(Method):
             weights["teacher_tags"] = (1 - settings.alpha) * settings.tag_weight
         return weights
 
-    def _ask_teacher(self, batch: ImageBatch, s: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def _ask_teacher(self, batch: ImageBatch, s: list[Tensor]) -> TaggedHeatmaps:
         """The teacher's heatmaps and tags of the batch, at the student's own size.
 
         Raises:
@@ -134,7 +136,7 @@ class SmallerHRNet(Method):
         assert self.teacher is not None
         height, width = batch.images.shape[2:]
         seen = replace(self.teacher.spec, size=(height, width))  # it is convolutional: any size goes
-        t, t_tags = split_maps(self.teacher.outputs(batch.images, input_spec(self.student), seen))
-        for mine, other in zip(s, t, strict=True):
+        said = tagged_heatmaps.read(self.teacher.outputs(batch.images, input_spec(self.student), seen))
+        for mine, other in zip(s, said.heatmaps, strict=True):
             check_same_maps(other, mine)
-        return t, t_tags
+        return said

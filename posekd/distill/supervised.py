@@ -8,9 +8,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, stages_of
+from posekd.codecs import heatmaps
+from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints
 from posekd.ops import distill_loss
-from posekd.structures import PoseBatch
+from posekd.structures import CropBatch
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Supervised(Method):
         super().__init__(student)
         self.settings = settings or SupervisedSettings()
 
-    def forward(self, batch: PoseBatch) -> dict[str, Tensor]:
+    def forward(self, batch: CropBatch) -> dict[str, Tensor]:
         """`{"labels": loss}`."""
-        stages = stages_of(self.student(batch.images))
+        stages = heatmaps.read(self.student(batch.images))
         keypoints = heatmap_keypoints(batch.keypoints, batch.images, stages[0])
         sigma, kind = self.settings.sigma, self.settings.kind
         losses = [distill_loss(s, keypoints=keypoints, sigma=sigma, kind=kind, alpha=0.0, beta=0.0) for s in stages]

@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from posekd.data import FewLabels, PoseLoader, PoseSource, WithUnlabelled, prepare
-from posekd.data.bottomup import ImageLoader, prepare_images
-from posekd.data.coco import KeepImages
-from posekd.data.teacher_maps import TeacherMaps
+from posekd.data.loading.whole_images import ImageLoader, prepare_images
+from posekd.data.sources.coco import KeepImages
+from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
 from posekd.engine import distributed
-from posekd.engine.datasets import open_dataset
-from posekd.engine.ema import Ema
+from posekd.engine.recipes.datasets import open_dataset
+from posekd.engine.training.ema import Ema
 from posekd.engine.evaluate import evaluate
 from posekd.engine.evaluate_bottomup import evaluate_bottom_up
-from posekd.engine.loop import Job, LoopSettings
-from posekd.engine.optim import make_optimizer
-from posekd.engine.recipe import ModelSettings, Recipe, recipe_to_dict
-from posekd.engine.report import EvalReport
-from posekd.engine.step import DTYPES, Learner
+from posekd.engine.training.loop import Job, LoopSettings
+from posekd.engine.training.optim import make_optimizer
+from posekd.engine.recipes.recipe import ModelSettings, Recipe, recipe_to_dict
+from posekd.engine.scoring.report import EvalReport
+from posekd.engine.training.step import DTYPES, Learner
 from posekd.models import PoseModel, create_model, init_backbone, is_bottom_up, save_weights
 from posekd.structures import ImageBatch, PackedBatch, PackedImageBatch, PoseBatch
 

@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from posekd.data import PoseSource
-from posekd.data.labels import FewLabels, LabelSettings
+from posekd.data.sources.labels import FewLabels, LabelSettings
 from posekd.engine.build import assemble, pick_device
 from posekd.engine.curves import plot_curves
-from posekd.engine.datasets import open_dataset
+from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.drawing import draw_poses, save_sheet
-from posekd.engine.loop import fit
+from posekd.engine.training.loop import fit
 from posekd.engine.progress import read_log
-from posekd.engine.recipe import Recipe, read_recipe, save_recipe
-from posekd.engine.report import EvalReport, write_atomically
+from posekd.engine.recipes.recipe import Recipe, read_recipe, save_recipe
+from posekd.engine.scoring.report import EvalReport, write_atomically
 from posekd.metrics import NUMBERS
 
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"

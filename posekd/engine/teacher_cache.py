@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from posekd.data import LoaderSettings, PersonDataset, PoseLoader, PoseSource, prepare
-from posekd.data.teacher_maps import MapsCard, fingerprint, larger_crops, write_maps
+from posekd.data.loading.teacher_maps import MapsCard, fingerprint, larger_crops, write_maps
 from posekd.distill.base import FrozenTeacher, stages_of
 from posekd.engine import distributed
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
 from posekd.engine.progress import counted
-from posekd.engine.recipe import Recipe
-from posekd.engine.step import DTYPES
+from posekd.engine.recipes.recipe import Recipe
+from posekd.engine.training.step import DTYPES
 
 MARGIN = 1.1
 

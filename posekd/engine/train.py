@@ -10,9 +10,9 @@ from typing import Any
 
 from posekd.engine import checkpoint, distributed
 from posekd.engine.build import build_job, pick_device
-from posekd.engine.loop import Job, fit, load_state_dict
-from posekd.engine.recipe import Recipe, recipe_to_dict, save_recipe
-from posekd.engine.report import write_atomically
+from posekd.engine.training.loop import Job, fit, load_state_dict
+from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
+from posekd.engine.scoring.report import write_atomically
 
 
 def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:

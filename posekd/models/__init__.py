@@ -4,7 +4,7 @@ from posekd.models.base import ModelConfig, PoseModel, config_to_dict, model_car
 from posekd.models.profile import Profile, format_profile, profile_model
 from posekd.models.registry import create_model, create_model_from_card, list_models, load_model
 from posekd.models.weights import init_backbone, load_weights, save_weights
-from posekd.models.zoo import is_bottom_up
+from posekd.models.zoo import paradigm_name
 
 __all__ = [
     "ModelConfig",
@@ -15,7 +15,7 @@ __all__ = [
     "create_model_from_card",
     "format_profile",
     "init_backbone",
-    "is_bottom_up",
+    "paradigm_name",
     "list_models",
     "load_model",
     "load_weights",

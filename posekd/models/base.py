@@ -26,8 +26,8 @@ class PoseModel(nn.Module):
 
     Attributes:
         family: class attribute, the name of the architecture in cards.
-        bottom_up: class attribute, whether it sees whole images and gives heatmaps and tags of everybody, rather than
-            the heatmaps of the one person in a crop.
+        paradigm: class attribute, how it meets images (`posekd.paradigms.PARADIGMS`).
+        output: class attribute, what it says of them (`posekd.codecs.CODECS`).
         head_prefixes: class attribute, starts of the state-dict keys that an ImageNet checkpoint cannot have.
         config: the settings it was built from.
         num_keypoints: K, the number of keypoints it predicts.
@@ -35,7 +35,8 @@ class PoseModel(nn.Module):
     """
 
     family: ClassVar[str]
-    bottom_up: ClassVar[bool] = False
+    paradigm: ClassVar[str] = "top_down"
+    output: ClassVar[str] = "heatmaps"
     head_prefixes: ClassVar[tuple[str, ...]] = ()
     config: Any  # a ModelConfig; each family narrows it
     num_keypoints: int
@@ -47,7 +48,7 @@ class PoseModel(nn.Module):
         return self.config.spec
 
     def own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint under this network's names: a family that others published under names of theirs renames."""
+        """A checkpoint under this network's names; a family whose published checkpoints use other names overrides it."""
         return dict(state)
 
 
@@ -67,6 +68,8 @@ def model_card(model: PoseModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "family": model.family,
+        "paradigm": model.paradigm,
+        "output": model.output,
         "num_keypoints": model.num_keypoints,
         "config": config_to_dict(model.config),
     }

@@ -57,7 +57,8 @@ class HigherHRNet(HRNetTrunk, PoseModel):
     """The bottom-up pose network: images `[B, 3, H, W]` to maps at two resolutions (see `forward`)."""
 
     family = "higherhrnet"
-    bottom_up = True
+    paradigm = "bottom_up"
+    output = "tagged_heatmaps"
     head_prefixes = ("final_layers.", "deconv_layers.")
 
     def __init__(

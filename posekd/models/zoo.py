@@ -67,10 +67,11 @@ def build(name: str, config: ModelConfig, num_keypoints: int) -> PoseModel:
     raise TypeError(f"no model is built from a {type(config).__name__}")
 
 
-def is_bottom_up(name: str) -> bool:
-    """Whether the model of this name, or of this family, sees whole images; False for a name that nobody knows."""
+def paradigm_name(name: str) -> str:
+    """The paradigm of the model of this name, or of this family; `top_down` for a name that nobody knows."""
     config = type(MODELS[name]) if name in MODELS else _FAMILIES.get(name, (None,))[0]
-    return any(kind is config and model.bottom_up for kind, model in _FAMILIES.values())
+    found = (model.paradigm for kind, model in _FAMILIES.values() if kind is config)
+    return next(found, PoseModel.paradigm)
 
 
 def family_config(family: str) -> ModelConfig:

@@ -68,7 +68,7 @@ def decode_heatmaps(
     Args:
         heatmaps: float `[B, K, H, W]`.
         method: `"argmax"`, `"quarter"` or `"dark"`.
-        matrices: float `[B, 2, 3]`, heatmap pixel to image pixel (`posekd.codecs.heatmap_matrices`), or None
+        matrices: float `[B, 2, 3]`, heatmap pixel to image pixel (`posekd.geometry.heatmap_matrices`), or None
             for coordinates in heatmap pixels.
         blur_kernel: odd size of DARK's blur, 11 for maps drawn with sigma 2, 17 for sigma 3.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
-from posekd.data.bottomup import (
+from posekd.data.loading.whole_images import (
     ImageAugmentation,
     ImageDataset,
     ImageLoader,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posekd.data import CocoKeypoints, CocoSettings
-from posekd.data.coco import clip_box
+from posekd.data.sources.coco import clip_box
 from posekd.skeleton import COCO
 
 

@@ -9,7 +9,7 @@ from posekd.data.records import Regions
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.distill import Fpd
 from posekd.engine import build
-from posekd.engine.recipe import recipe_from_dict
+from posekd.engine.recipes.recipe import recipe_from_dict
 
 PEOPLE = SyntheticSettings(images=12, size=(96, 96), people=(1, 2))
 

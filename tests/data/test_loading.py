@@ -25,7 +25,7 @@ from posekd.data import (
     prepare,
 )
 from posekd.data.augment import image_matrices
-from posekd.data.cache import CachedImages
+from posekd.data.loading.cache import CachedImages
 from posekd.skeleton import COCO
 from posekd.structures import InputSpec
 

@@ -14,9 +14,9 @@ pytest.importorskip("scipy")
 from pck_folders import HEIGHT, WIDTH, lsp_folder, lspet_folder, picture
 from scipy.io import loadmat, savemat
 
-from posekd import codecs
+from posekd import geometry
 from posekd.data import LspSettings, open_lsp
-from posekd.data.lsp import lsp_records, read_lsp
+from posekd.data.sources.lsp import lsp_records, read_lsp
 from posekd.skeleton import LSP
 
 FEW = [1, 2, 1000]
@@ -65,8 +65,8 @@ def test_lsp_is_cropped_to_the_whole_picture_and_the_extended_set_to_its_joints(
     images, annotations = lspet_folder(tmp_path / "extended", 1)
     mixed = replace(settings, extended_images=images, extended_annotations=annotations)
     records = open_lsp(mixed).records
-    center, scale = codecs.box_to_center_scale(torch.from_numpy(records.boxes), (128, 128))
-    corners = codecs.crop_matrices(center, scale, None, None, (128, 128))
+    center, scale = geometry.box_to_center_scale(torch.from_numpy(records.boxes), (128, 128))
+    corners = geometry.crop_matrices(center, scale, None, None, (128, 128))
     # the picture is 100 wide and 120 high: crop pixel (0, 0) is 10 pixels left of its corner
     assert corners[0, :, 2].tolist() == pytest.approx([-10, 0], abs=1e-4)
     assert scale[0].tolist() == pytest.approx([120, 120])

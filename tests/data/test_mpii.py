@@ -15,10 +15,10 @@ pytest.importorskip("scipy")
 from pck_folders import HEIGHT, WIDTH, figure, head_boxes, hrnet_person, mpii_folder, picture, rect, release
 from scipy.io import loadmat, savemat
 
-from posekd import codecs
+from posekd import geometry
 from posekd.data import MpiiSettings, open_mpii
-from posekd.data.matlab import struct_array
-from posekd.data.mpii import mpii_predictions, mpii_records, read_mpii
+from posekd.data.sources.matlab import struct_array
+from posekd.data.sources.mpii import mpii_predictions, mpii_records, read_mpii
 from posekd.skeleton import MPII
 
 
@@ -37,7 +37,7 @@ class TestHrnetJson:
     def test_the_crop_is_hrnets(self, tmp_path):
         """Centre moved down by 15 scale and by the 1-based pixel, 200 scale x 1.25 wide."""
         source = open_mpii(mpii_folder(tmp_path, [hrnet_person("a.png", center=[100.0, 80.0], scale=0.8)]))
-        center, scale = codecs.box_to_center_scale(torch.from_numpy(source.records.boxes), (256, 256))
+        center, scale = geometry.box_to_center_scale(torch.from_numpy(source.records.boxes), (256, 256))
         assert center[0].tolist() == pytest.approx([99.0, 80.0 + 12.0 - 1.0])
         assert scale[0].tolist() == pytest.approx([200.0, 200.0])
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from coco_folder import labels, person
 
-from posekd import codecs
+from posekd import geometry
 from posekd.data import Augmentation, CocoKeypoints, CocoSettings, LoaderSettings, PersonDataset, PoseLoader, prepare
 from posekd.data.augment import image_matrices
-from posekd.data.bottomup import ImageAugmentation, ImageDataset, ImageLoader, prepare_images
+from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, ImageLoader, prepare_images
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.structures import InputSpec
 
@@ -234,7 +234,7 @@ def test_whole_images_of_bottom_up_training(tmp_path):
 def test_a_matrix_into_a_reduced_picture():
     """The first of 2 x 2 pixels lies a quarter of a reduced pixel before the centre; a factor of 1 changes no bit."""
     matrices = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.3, -1.7, 123.456], [1.7, 0.3, -7.1]]])
-    reduced = codecs.reduce_matrices(matrices, torch.tensor([2.0, 1.0]))
+    reduced = geometry.reduce_matrices(matrices, torch.tensor([2.0, 1.0]))
     assert reduced[0].tolist() == [[0.5, 0.0, -0.25], [0.0, 0.5, -0.25]]
     assert torch.equal(reduced[1], matrices[1])
 

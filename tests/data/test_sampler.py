@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posekd.data.sampler import BatchPlan
+from posekd.data.loading.sampler import BatchPlan
 
 
 def rows(batches):

@@ -15,8 +15,8 @@ from pycocotools.cocoeval import COCOeval
 from posekd.data import CocoKeypoints, LoaderSettings, PoseLoader
 from posekd.data.contact_sheet import contact_sheet
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings, render, write_coco
-from posekd.data.synthetic_body import NUM_JOINTS, draw_figures
-from posekd.data.synthetic_labels import _polygons
+from posekd.data.synthetic.body import NUM_JOINTS, draw_figures
+from posekd.data.synthetic.labels import _polygons
 from posekd.skeleton import COCO
 
 J = {name: i for i, name in enumerate(COCO.keypoints)}

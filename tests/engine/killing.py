@@ -24,7 +24,7 @@ from tiny_recipe import tiny_recipe
 
 from posekd.engine import checkpoint, loop
 from posekd.engine.progress import read_log
-from posekd.engine.recipe import Recipe
+from posekd.engine.recipes.recipe import Recipe
 from posekd.engine.train import train
 
 

@@ -16,11 +16,11 @@ from tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.cli import main as posekd
 from posekd.data import LoaderSettings, PoseRecords
-from posekd.data.packing import PackedDataset
+from posekd.data.loading.packing import PackedDataset
 from posekd.distill import FrozenTeacher, Mapd
 from posekd.engine import checkpoint, distributed, loop
 from posekd.engine.evaluate import EvalSettings, evaluate
-from posekd.engine.loop import fit
+from posekd.engine.training.loop import fit
 from posekd.skeleton import Skeleton
 
 COUNT = 3  # persons a micro-batch

@@ -13,10 +13,10 @@ from oracle_network import BottomUpOracle
 from torch import nn
 
 from posekd.data import LoaderSettings
-from posekd.data.bottomup import ImageAugmentation, ImageDataset, ImageLoader, prepare_images
+from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, ImageLoader, prepare_images
 from posekd.data.records import PoseRecords
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.engine.bottomup import (
+from posekd.paradigms.bottom_up import (
     BottomUpSettings,
     find_people,
     input_size,

@@ -9,7 +9,7 @@ from torch import nn
 
 from posekd.data import LoaderSettings
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.engine.bottomup import BottomUpSettings, People, remove_copies
+from posekd.paradigms.bottom_up import BottomUpSettings, People, remove_copies
 from posekd.engine.evaluate_bottomup import evaluate_bottom_up, people_results
 from posekd.skeleton import COCO
 from posekd.structures import InputSpec

@@ -9,14 +9,14 @@ import torch
 
 from posekd.cli import main
 from posekd.data import Augmentation
-from posekd.data.bottomup import ImageAugmentation
+from posekd.data.loading.whole_images import ImageAugmentation
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import AssociativeEmbeddingSettings, SmallerHRNetSettings
-from posekd.engine.bottomup import BottomUpSettings
+from posekd.paradigms.bottom_up import BottomUpSettings
 from posekd.engine.build import build_job
 from posekd.engine.evaluate import EvalSettings
-from posekd.engine.recipe import ModelSettings, Recipe, read_recipe, recipe_from_dict, recipe_to_dict
-from posekd.engine.tables import read_tables
+from posekd.engine.recipes.recipe import ModelSettings, Recipe, read_recipe, recipe_from_dict, recipe_to_dict
+from posekd.engine.recipes.tables import read_tables
 from posekd.models import create_model, profile_model, save_weights
 
 TABLES = read_tables("smallerhrnet")

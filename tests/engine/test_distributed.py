@@ -22,7 +22,7 @@ from posekd.cli import main
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.engine import checkpoint, distributed
 from posekd.engine.build import pick_device
-from posekd.engine.loop import fit
+from posekd.engine.training.loop import fit
 from posekd.engine.progress import read_log
 from posekd.models import create_model, save_weights
 
@@ -212,7 +212,7 @@ def test_the_same_yaml_trains_in_one_process_and_under_torchrun(tmp_path):
     import killing
     import yaml
 
-    from posekd.engine.recipe import recipe_to_dict
+    from posekd.engine.recipes.recipe import recipe_to_dict
 
     save_weights(create_model("hrnet_w32", **TINY_NET), tmp_path / "teacher.safetensors")
     values = recipe_to_dict(killing.recipe(tmp_path / "two", 0))

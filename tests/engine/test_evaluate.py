@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from posekd import codecs, ops
+from posekd import geometry, ops
 from posekd.data import LoaderSettings, PoseRecords
 from posekd.engine.evaluate import (
     EvalSettings,
@@ -21,7 +21,7 @@ from posekd.engine.evaluate import (
     forward_heatmaps,
     predict,
 )
-from posekd.engine.report import write_results
+from posekd.engine.scoring.report import write_results
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, PoseBatch
 
@@ -176,7 +176,7 @@ def test_heatmaps_are_decoded_into_the_image(dtype):
     points = torch.tensor([[[5.0, 7.0, 1.0], [9.0, 3.0, 1.0]]]).repeat(2, 1, 1)
     heatmaps, _ = ops.render_heatmaps(points, (16, 12), 1.0)
     centers, scales = torch.tensor([[100.0, 50.0], [10.0, 20.0]]), torch.tensor([[96.0, 128.0], [24.0, 32.0]])
-    matrices = codecs.crop_matrices(centers, scales, None, None, (64, 48))
+    matrices = geometry.crop_matrices(centers, scales, None, None, (64, 48))
     poses = predict(Fixed(heatmaps.to(dtype)), [batch(points, matrices)], (1, 0), PLAIN)
     for b, zoom in enumerate((2.0, 0.5)):
         expected = centers[b] + (points[b, :, :2] * 4 - torch.tensor([24.0, 32.0])) * zoom

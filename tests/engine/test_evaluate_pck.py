@@ -20,9 +20,9 @@ from posekd.data import LoaderSettings, MpiiSettings, open_lsp, open_mpii
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.engine.curves import plot_curves, plot_pck
 from posekd.engine.evaluate import EvalSettings, evaluate
-from posekd.engine.evaluate_pck import read_pck_labels, read_predictions, score_pck
+from posekd.engine.scoring.pck import read_pck_labels, read_predictions, score_pck
 from posekd.engine.progress import read_log
-from posekd.engine.recipe import recipe_from_dict
+from posekd.engine.recipes.recipe import recipe_from_dict
 from posekd.engine.train import train
 from posekd.structures import InputSpec
 

@@ -10,11 +10,11 @@ from tiny_pose import SPEC, TinyPose, random_batch
 from posekd.distill import FrozenTeacher, Mapd, Supervised
 from posekd.engine import checkpoint, loop
 from posekd.engine.curves import plot_curves
-from posekd.engine.ema import Ema
-from posekd.engine.loop import Job, LoopSettings, fit, load_state_dict
-from posekd.engine.optim import OptimSettings, ScheduleSettings, make_optimizer
+from posekd.engine.training.ema import Ema
+from posekd.engine.training.loop import Job, LoopSettings, fit, load_state_dict
+from posekd.engine.training.optim import OptimSettings, ScheduleSettings, make_optimizer
 from posekd.engine.progress import read_log
-from posekd.engine.step import Learner, NonFiniteLossError, train_step
+from posekd.engine.training.step import Learner, NonFiniteLossError, train_step
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -13,7 +13,7 @@ import yaml
 from pck_folders import lsp_folder
 
 from posekd.data import open_lsp
-from posekd.engine.configs import find_config
+from posekd.engine.recipes.configs import find_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, TEST = [*range(1, 11)], [*range(1001, 1007)]

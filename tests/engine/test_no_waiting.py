@@ -15,7 +15,7 @@ from tiny_recipe import TINY_NET
 from torch.overrides import TorchFunctionMode
 
 from posekd.data import Augmentation, LoaderSettings, PoseLoader, prepare
-from posekd.data.bottomup import ImageAugmentation, ImageLoader
+from posekd.data.loading.whole_images import ImageAugmentation, ImageLoader
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.distill import (
     AssociativeEmbedding,
@@ -29,7 +29,7 @@ from posekd.distill import (
 )
 from posekd.engine.build import make_prepare
 from posekd.engine.evaluate import EvalSettings, decode, forward_heatmaps
-from posekd.engine.loop import LoopSettings
+from posekd.engine.training.loop import LoopSettings
 from posekd.models import create_model
 from posekd.structures import InputSpec
 

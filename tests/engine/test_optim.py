@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from posekd.engine.ema import Ema
-from posekd.engine.optim import OptimSettings, ScheduleSettings, make_optimizer, rate_factor, set_rate
+from posekd.engine.training.ema import Ema
+from posekd.engine.training.optim import OptimSettings, ScheduleSettings, make_optimizer, rate_factor, set_rate
 
 
 def test_the_published_schedule():

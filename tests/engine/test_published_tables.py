@@ -5,9 +5,9 @@ import torch
 
 from posekd.data import Augmentation
 from posekd.distill import FpdSettings, MapdSettings, SupervisedSettings
-from posekd.engine.configs import list_configs
-from posekd.engine.recipe import read_recipe
-from posekd.engine.tables import read_tables
+from posekd.engine.recipes.configs import list_configs
+from posekd.engine.recipes.recipe import read_recipe
+from posekd.engine.recipes.tables import read_tables
 from posekd.models import create_model, profile_model
 
 FPD, MAPD = read_tables("fpd"), read_tables("mapd")

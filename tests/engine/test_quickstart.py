@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from posekd.cli import main
-from posekd.data.labels import LabelSettings
+from posekd.data.sources.labels import LabelSettings
 from posekd.engine.drawing import LEFT, draw_poses, save_sheet
 from posekd.engine.progress import read_log
 from posekd.engine.quickstart import quickstart, students
-from posekd.engine.recipe import read_recipe
+from posekd.engine.recipes.recipe import read_recipe
 from posekd.metrics import NUMBERS
 from posekd.models import load_model
 from posekd.skeleton import COCO

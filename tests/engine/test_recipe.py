@@ -5,8 +5,8 @@ import yaml
 
 from posekd.data import CocoSettings
 from posekd.distill import METHODS, MapdSettings, SupervisedSettings
-from posekd.engine.configs import find_config, list_configs
-from posekd.engine.recipe import read_recipe, recipe_from_dict, recipe_to_dict
+from posekd.engine.recipes.configs import find_config, list_configs
+from posekd.engine.recipes.recipe import read_recipe, recipe_from_dict, recipe_to_dict
 
 MINIMAL = {
     "student": {"name": "elpn_v1"},

@@ -20,9 +20,9 @@ import posekd
 from posekd.data import BadImageError
 from posekd.distill import Method, Supervised
 from posekd.engine import checkpoint, loop
-from posekd.engine.loop import fit, load_state_dict
-from posekd.engine.step import NonFiniteGradientError
-from posekd.engine.stopping import LoadingError
+from posekd.engine.training.loop import fit, load_state_dict
+from posekd.engine.training.step import NonFiniteGradientError
+from posekd.engine.training.stopping import LoadingError
 from posekd.engine.train import train
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -323,7 +323,7 @@ def start(*words, **options):
 def words_for(folder, source, tmp_path, **changes):
     import yaml
 
-    from posekd.engine.recipe import recipe_to_dict
+    from posekd.engine.recipes.recipe import recipe_to_dict
 
     file = tmp_path / f"{folder.name}.yaml"
     file.write_text(yaml.safe_dump(recipe_to_dict(coco_recipe(folder, source, **changes))))

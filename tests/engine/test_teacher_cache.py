@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from test_train import losses, tiny
 from tiny_recipe import TINY_NET
 
-from posekd import codecs, ops
+from posekd import geometry, ops
 from posekd.cli import main
 from posekd.data import Augmentation, LoaderSettings, PoseLoader, prepare
 from posekd.data.augment import unzoom_peaks
-from posekd.data.teacher_maps import (
+from posekd.data.loading.teacher_maps import (
     CARD,
     MapsCard,
     TeacherMaps,
@@ -28,7 +28,7 @@ from posekd.data.teacher_maps import (
 )
 from posekd.distill import CachedTeacher, FpdSettings
 from posekd.engine.build import build_job, open_training_data
-from posekd.engine.recipe import Recipe
+from posekd.engine.recipes.recipe import Recipe
 from posekd.engine.teacher_cache import cache_teacher
 from posekd.engine.train import train
 from posekd.models import create_model, save_weights
@@ -106,10 +106,10 @@ def oracle_cache(folder, source, size=(64, 64), margin=1.1, sigma=1.5):
     """A cache by a teacher that knows the labels: Gaussians at the joints, drawn in the cached crop."""
     records = source.records
     shape = (records.skeleton.num_keypoints, size[0] // 4, size[1] // 4)
-    card = MapsCard(len(records), shape, 8, size, margin, codecs.PADDING, fingerprint(records), {})
-    crops = codecs.crop_matrices(*larger_crops(records.boxes, card), None, None, size)
-    joints = codecs.transform_keypoints(torch.from_numpy(records.keypoints), codecs.invert_matrices(crops))
-    maps, _ = render_heatmaps(codecs.to_heatmap(joints), shape[1:], sigma, "exact")
+    card = MapsCard(len(records), shape, 8, size, margin, geometry.PADDING, fingerprint(records), {})
+    crops = geometry.crop_matrices(*larger_crops(records.boxes, card), None, None, size)
+    joints = geometry.transform_keypoints(torch.from_numpy(records.keypoints), geometry.invert_matrices(crops))
+    maps, _ = render_heatmaps(geometry.to_heatmap(joints), shape[1:], sigma, "exact")
     write_maps(folder, card, [maps])
     return TeacherMaps(folder)
 
@@ -129,7 +129,7 @@ def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
         assert packed.flips.any()
         assert not packed.flips.all()
         batch = prepare(packed, SPEC, source.records.skeleton.flip)
-        x, y, visibility = codecs.to_heatmap(batch.keypoints).unbind(-1)
+        x, y, visibility = geometry.to_heatmap(batch.keypoints).unbind(-1)
         inside = (visibility > 0) & (x > 1) & (x < 14) & (y > 1) & (y < 14)
         flat = batch.teacher_maps.flatten(2).argmax(-1)
         distance = torch.hypot(flat % 16 - x, flat // 16 - y)[inside]
@@ -266,7 +266,7 @@ class TestRefusals:
 def test_the_command_says_what_it_has_written(tmp_path, teacher, capsys):
     import yaml
 
-    from posekd.engine.recipe import recipe_to_dict
+    from posekd.engine.recipes.recipe import recipe_to_dict
 
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe_to_dict(tiny(tmp_path / "run", teacher))))

@@ -10,7 +10,7 @@ from threads import threads
 from tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.cli import bench, main
-from posekd.codecs import to_heatmap
+from posekd.geometry import to_heatmap
 from posekd.data import Augmentation, CocoKeypoints, LoaderSettings, PoseLoader, prepare
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import FrozenTeacher, Mapd

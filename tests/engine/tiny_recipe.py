@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from posekd.engine.recipe import Recipe, recipe_from_dict
+from posekd.engine.recipes.recipe import Recipe, recipe_from_dict
 
 TINY_NET = {
     "size": [64, 64], "width": 8, "modules": [1], "blocks": 1, "stem_width": 8, "stage1_width": 4, "stage1_blocks": 1,

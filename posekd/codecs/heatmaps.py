@@ -1,0 +1,109 @@
+"""Heatmaps: what HRNet, SimpleBaseline, ELPN, Hourglass and PyraNet say of a crop.
+
+The rules of flip test and decoding are those of deep-high-resolution-net (`lib/core/function.py`,
+`lib/core/inference.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from posekd import geometry, ops
+
+NAME = "heatmaps"
+
+
+class HeatmapSettings(Protocol):
+    """The settings of inference that heatmaps are read by, see `paradigms.top_down.TopDownInference`."""
+
+    @property
+    def shift_heatmaps(self) -> bool: ...  # noqa: D102
+
+    @property
+    def decode(self) -> str: ...  # noqa: D102
+
+    @property
+    def blur_kernel(self) -> int: ...  # noqa: D102
+
+
+def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
+    """The heatmaps of each stage of a network; one of a single stage may return its only tensor bare.
+
+    Args:
+        output: what the network returned.
+        num_keypoints: K; not checked if None.
+
+    Returns:
+        `[B, K, h, w]` of each stage; the last has seen the most.
+
+    Raises:
+        ValueError: something else, or another number of keypoints.
+    """
+    stages = list(output) if isinstance(output, (list, tuple)) else [output]
+    for stage in stages or [output]:
+        if not isinstance(stage, Tensor) or stage.ndim != 4:
+            found = tuple(stage.shape) if isinstance(stage, Tensor) else type(stage).__name__
+            raise ValueError(
+                f"a top-down network gives heatmaps [B, K, h, w], one tensor per stage or one; this one gives {found}"
+            )
+        if num_keypoints is not None and stage.shape[1] != num_keypoints:
+            raise ValueError(f"the network has {stage.shape[1]} heatmaps, the dataset {num_keypoints} keypoints")
+    return stages
+
+
+def final(output: Any, num_keypoints: int) -> Tensor:
+    """The heatmaps that inference goes on with: those of the last stage, float32 `[B, K, h, w]`.
+
+    Raises:
+        ValueError: see `read`.
+    """
+    return read(output, num_keypoints)[-1].float()
+
+
+def unmirror(heatmaps: Tensor, order: Tensor | Sequence[int], settings: HeatmapSettings) -> Tensor:
+    """Heatmaps of mirrored crops as those of the crops: mirrored back, left and right keypoints exchanged.
+
+    With `shift_heatmaps` they are also moved one column to the right, column 0 staying as it is. (Input column x becomes
+    W - 1 - x, heatmap column x / 4 should become W / 4 - x / 4 - 1 / 4, but mirroring the map gives W / 4 - x / 4 - 1:
+    3/4 of a column less.)
+
+    Args:
+        heatmaps: `[B, K, h, w]` of the mirrored crops.
+        order: K keypoint indices that a mirror exchanges.
+        settings: `shift_heatmaps`.
+    """
+    heatmaps = heatmaps.flip(-1)[:, torch.as_tensor(order, device=heatmaps.device)]
+    if settings.shift_heatmaps:
+        heatmaps = torch.cat((heatmaps[..., :1], heatmaps[..., :-1]), dim=-1)
+    return heatmaps
+
+
+def average(heatmaps: Tensor, mirrored: Tensor) -> Tensor:
+    """What both views of a flip test say together: their mean."""
+    return (heatmaps + mirrored) * 0.5
+
+
+def decode(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int], settings: HeatmapSettings) -> Tensor:
+    """Keypoints from the heatmaps of crops.
+
+    Args:
+        heatmaps: `[B, K, h, w]`.
+        matrices: `[B, 2, 3]`, crop pixel to image pixel.
+        size: `(height, width)` of the crops.
+        settings: `decode` and `blur_kernel`, see `ops.decode_heatmaps`.
+
+    Returns:
+        float32 `[B, K, 3]` (x, y, score) in image pixels; the score is the heatmap's maximum.
+
+    Raises:
+        ValueError: heatmaps whose aspect is not the crop's.
+    """
+    (height, width), (h, w) = size, heatmaps.shape[-2:]
+    if height * w != width * h:
+        raise ValueError(f"heatmaps of {h}x{w} do not cover crops of {height}x{width} evenly")
+    to_image = geometry.heatmap_matrices(matrices, width / w)
+    return ops.decode_heatmaps(heatmaps, settings.decode, matrices=to_image, blur_kernel=settings.blur_kernel)

@@ -1,0 +1,169 @@
+"""Tagged heatmaps: what HigherHRNet and SmallerHRNet say of a whole image.
+
+The network gives heatmaps at two resolutions and, at the coarse one, a tag per pixel and keypoint: keypoints of one
+person have like tags. The rules are those of HigherHRNet-Human-Pose-Estimation (`lib/core/inference.py`,
+`lib/core/group.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posekd import geometry, ops
+
+NAME = "tagged_heatmaps"
+
+
+class TaggedHeatmaps(NamedTuple):
+    """A network's output, taken apart.
+
+    Attributes:
+        coarse: heatmaps `[B, K, h, w]`.
+        fine: heatmaps `[B, K, h', w']`.
+        tags: `[B, K, h, w]`.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+    tags: Tensor
+
+    @property
+    def heatmaps(self) -> list[Tensor]:
+        """Of both resolutions, coarse first."""
+        return [self.coarse, self.fine]
+
+
+class MergedMaps(NamedTuple):
+    """What inference goes on with, at the finest resolution.
+
+    Attributes:
+        heatmaps: float32 `[B, K, h', w']`, the mean of both resolutions.
+        tags: float32 `[B, K, h', w']`, one or (with the mirrored image's) two.
+    """
+
+    heatmaps: Tensor
+    tags: list[Tensor]
+
+
+class GroupingSettings(Protocol):
+    """The settings of inference that people are grouped by, see `paradigms.bottom_up.BottomUpInference`."""
+
+    @property
+    def max_people(self) -> int: ...  # noqa: D102
+
+    @property
+    def detection_threshold(self) -> float: ...  # noqa: D102
+
+    @property
+    def tag_threshold(self) -> float: ...  # noqa: D102
+
+    @property
+    def nms_kernel(self) -> int: ...  # noqa: D102
+
+    @property
+    def adjust(self) -> bool: ...  # noqa: D102
+
+    @property
+    def refine(self) -> bool: ...  # noqa: D102
+
+
+def read(output: Any, num_keypoints: int | None = None) -> TaggedHeatmaps:
+    """The heatmaps and tags of a network with two outputs.
+
+    Args:
+        output: what the network returned: `[B, 2 K, h, w]` (heatmaps, then tags) and `[B, K, h', w']`.
+        num_keypoints: K; that of the second output if None.
+
+    Raises:
+        ValueError: something else, or another number of keypoints.
+    """
+    two = isinstance(output, (list, tuple)) and len(output) == 2
+    if not two or not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in output):
+        raise ValueError(
+            "a bottom-up network gives two outputs, [B, 2 K, h, w] and [B, K, h', w']; this one gives "
+            f"{_described(output)}"
+        )
+    coarse, fine = output
+    K = fine.shape[1] if num_keypoints is None else num_keypoints
+    if (coarse.shape[1], fine.shape[1]) != (2 * K, K):
+        raise ValueError(
+            f"the network has {fine.shape[1]} heatmaps and {coarse.shape[1]} coarse maps, the dataset {K} keypoints: "
+            f"{2 * K} and {K} were expected"
+        )
+    return TaggedHeatmaps(coarse[:, :K], fine, coarse[:, K:])
+
+
+def _described(output: Any) -> str:
+    parts = output if isinstance(output, (list, tuple)) else [output]
+    shapes = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    return ", ".join(shapes) or "nothing"
+
+
+def final(output: Any, num_keypoints: int) -> MergedMaps:
+    """The maps that inference goes on with: the coarse ones enlarged, heatmaps averaged over both resolutions.
+
+    Raises:
+        ValueError: see `read`.
+    """
+    said = read(output, num_keypoints)
+    size = (said.fine.shape[2], said.fine.shape[3])
+    coarse, tags = enlarge(said.coarse.float(), size), enlarge(said.tags.float(), size)
+    return MergedMaps((coarse + said.fine.float()) * 0.5, [tags])
+
+
+def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps `[B, C, h, w]` at another size, bilinearly."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def unmirror(maps: MergedMaps, order: Tensor | Sequence[int]) -> MergedMaps:
+    """Maps of mirrored images as those of the images: mirrored back, left and right keypoints exchanged.
+
+    Args:
+        maps: of the mirrored images.
+        order: K keypoint indices that a mirror exchanges.
+    """
+    index = torch.as_tensor(order, device=maps.heatmaps.device)
+    return MergedMaps(maps.heatmaps.flip(-1)[:, index], [tags.flip(-1)[:, index] for tags in maps.tags])
+
+
+def average(maps: MergedMaps, mirrored: MergedMaps) -> MergedMaps:
+    """What both views of a flip test say together: the heatmaps' mean, and the tags of both."""
+    return MergedMaps((maps.heatmaps + mirrored.heatmaps) * 0.5, [*maps.tags, *mirrored.tags])
+
+
+def decode(heatmaps: Tensor, tags: Tensor, matrices: Tensor, settings: GroupingSettings) -> tuple[Tensor, Tensor, list[int]]:
+    """Groups the maps of a batch into people, on their device.
+
+    Args:
+        heatmaps: `[B, K, H, W]`.
+        tags: `[B, K, H, W, T]`.
+        matrices: float32 `[B, 2, 3]`, map pixel to image pixel.
+        settings: thresholds, see `ops.group_keypoints`.
+
+    Returns:
+        keypoints float32 `[B, P, K, 3]` (x, y, score) in image pixels, (0, 0, 0) where a keypoint was not found, scores
+        float32 `[B, P]` (the mean over all K keypoints before refinement), and how many of the P people each image has.
+        The counts are read on the host, which waits for the device.
+    """
+    grouped = ops.group_keypoints(
+        heatmaps,
+        tags,
+        max_people=settings.max_people,
+        detection_threshold=settings.detection_threshold,
+        tag_threshold=settings.tag_threshold,
+        nms_kernel=settings.nms_kernel,
+        adjust=settings.adjust,
+        refine=settings.refine,
+    )
+    counts: list[int] = grouped.counts.tolist()
+    most = max(counts, default=0)
+    keypoints = geometry.transform_keypoints(grouped.keypoints[:, :most, :, :3], matrices[:, None])
+    return torch.where(keypoints[..., 2:] > 0, keypoints, 0.0), grouped.scores[:, :most], counts

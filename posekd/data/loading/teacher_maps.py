@@ -1,0 +1,196 @@
+"""A teacher's heatmaps on disk: one crop a person, without augmentation and a little larger than a training crop.
+
+A folder holds `card.json`, `maps.bin` (`[N, K, h, w]`, one byte or a float16 a value) and, for bytes,
+`ranges.bin` (float32 `[N, K, 2]`: a value is `low + step * byte`). Training warps a person's maps by the matrix that
+also warps the image, so augmentation stays free and nobody asks the teacher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posekd import geometry
+from posekd.data.records import PoseRecords
+from posekd.structures import CachedMaps
+
+CARD = "card.json"
+
+
+@dataclass(frozen=True)
+class MapsCard:
+    """What the files hold.
+
+    Attributes:
+        persons: N.
+        shape: `(K, h, w)` of a person's maps.
+        bits: 8, or 16 for float16.
+        crop: `(height, width)` in pixels of the teacher's input, whose aspect a person's box is given.
+        margin: how much more of the picture that input showed than an ordinary crop does, in each direction.
+        padding: factor by which ordinary crops are larger than boxes.
+        dataset: fingerprint of the persons, see `fingerprint`.
+        teacher: what made the maps.
+        error: largest difference between a stored value and the teacher's.
+    """
+
+    persons: int
+    shape: tuple[int, int, int]
+    bits: Literal[8, 16]
+    crop: tuple[int, int]
+    margin: float
+    padding: float
+    dataset: str
+    teacher: dict[str, Any]
+    error: float = 0.0
+
+    @property
+    def bytes_per_person(self) -> int:
+        """Disk space of one person."""
+        K, h, w = self.shape
+        return K * h * w * self.bits // 8 + (K * 8 if self.bits == 8 else 0)
+
+
+def fingerprint(records: PoseRecords) -> str:
+    """Of the persons of a dataset, in their order: annotation ids and boxes."""
+    return hashlib.sha256(records.sample_ids.tobytes() + records.boxes.tobytes()).hexdigest()[:16]
+
+
+def larger_crops(boxes: np.ndarray, card: MapsCard) -> tuple[Tensor, Tensor]:
+    """Centres and scales `[B, 2]` of the cached crops of boxes `[B, 4]`."""
+    centers, scales = geometry.box_to_center_scale(torch.from_numpy(boxes), card.crop, card.padding)
+    return centers, scales * card.margin
+
+
+def quantise(maps: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Compact form of heatmaps.
+
+    Args:
+        maps: float `[..., h, w]`.
+        bits: 8, or 16 for float16.
+
+    Returns:
+        uint8 `[..., h, w]` and float32 `[..., 2]` (low, step), where a value is off by half a step at most, that
+        is (max - min) / 510 of its map; or float16 maps and an empty tensor.
+    """
+    if bits == 16:
+        return maps.half(), torch.empty(0)
+    maps = maps.float()
+    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    step = (high - low) / 255
+    levels = (maps - low[..., None, None]) / step.clamp_min(1e-30)[..., None, None]
+    return levels.round().clamp(0, 255).byte(), torch.stack((low, step), -1)
+
+
+def dequantise(maps: Tensor, ranges: Tensor) -> Tensor:
+    """The inverse of `quantise`, float32."""
+    if maps.dtype != torch.uint8:
+        return maps.float()
+    return torch.addcmul(ranges[..., :1, None], maps.float(), ranges[..., 1:, None])
+
+
+class TeacherMaps:
+    """The maps of a folder, read person by person; cheap to hand to worker processes.
+
+    Args:
+        folder: what `write_maps` wrote.
+
+    Raises:
+        FileNotFoundError: no complete cache there.
+        ValueError: files that do not fit the card.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            facts = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            sizes = {key: tuple(facts[key]) for key in ("shape", "crop")}
+            self.card = MapsCard(**{**facts, **sizes})
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{folder} holds no complete teacher cache: make it with `posekd cache-teacher`"
+            ) from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{folder / CARD} is not the card of a teacher cache ({error})") from None
+        found = sum((folder / name).stat().st_size for name in ("maps.bin", "ranges.bin") if (folder / name).is_file())
+        wanted = self.card.persons * self.card.bytes_per_person
+        if found != wanted:
+            raise ValueError(f"the teacher cache {folder} is damaged: {found} bytes instead of {wanted}; make it again")
+        self._files: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": None}  # each process maps the files itself
+
+    def check(self, records: PoseRecords) -> None:
+        """Refuses a dataset that the cache was not made of.
+
+        Raises:
+            ValueError: other persons, boxes or joints.
+        """
+        K, persons = records.skeleton.num_keypoints, len(records)
+        if (persons, K) != (self.card.persons, self.card.shape[0]) or fingerprint(records) != self.card.dataset:
+            raise ValueError(
+                f"the teacher cache {self.folder} is of another dataset ({self.card.persons} persons of "
+                f"{self.card.shape[0]} joints; this one has {persons} of {K}): make it again"
+            )
+
+    def read(self, rows: np.ndarray, boxes: np.ndarray) -> CachedMaps:
+        """What is stored of some dataset rows.
+
+        Args:
+            rows: int64 `[B]`.
+            boxes: float32 `[N, 4]` of all persons of the dataset.
+        """
+        if self._files is None:
+            shape = (self.card.persons, *self.card.shape)
+            kind = np.uint8 if self.card.bits == 8 else np.float16
+            maps: np.ndarray = np.memmap(self.folder / "maps.bin", kind, "r", shape=shape)
+            ranges: np.ndarray = np.zeros((self.card.persons, 0), np.float32)
+            if self.card.bits == 8:
+                ranges = np.memmap(self.folder / "ranges.bin", np.float32, "r", shape=(*shape[:2], 2))
+            self._files = maps, ranges
+        stored = (torch.from_numpy(np.asarray(file[rows])) for file in self._files)
+        return CachedMaps(*stored, self.matrices(boxes[rows]))
+
+    def matrices(self, boxes: np.ndarray) -> Tensor:
+        """Pixel of the cached maps to image pixel, float32 `[B, 2, 3]`, for boxes `[B, 4]`."""
+        crops = geometry.crop_matrices(*larger_crops(boxes, self.card), None, None, self.card.crop)
+        return geometry.heatmap_matrices(crops, self.card.crop[1] / self.card.shape[2])
+
+
+def write_maps(folder: Path, card: MapsCard, batches: Iterable[Tensor]) -> MapsCard:
+    """Writes heatmaps, person after person; the card comes last, so half a cache is none.
+
+    Args:
+        folder: made if need be; an older cache in it is replaced.
+        card: all but `error`.
+        batches: the teacher's maps `[B, K, h, w]` on any device, in the dataset's order.
+
+    Returns:
+        The card with its measured error.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    error = 0.0
+    with open(folder / "maps.bin", "wb") as maps_file, open(folder / "ranges.bin", "wb") as ranges_file:
+        for heatmaps in batches:
+            maps, ranges = quantise(heatmaps, card.bits)
+            error = max(error, float((dequantise(maps, ranges) - heatmaps).abs().max()))
+            maps_file.write(maps.cpu().numpy().tobytes())
+            ranges_file.write(ranges.cpu().numpy().tobytes())
+    card = replace(card, error=error)
+    partial = folder / f"{CARD}.partial"
+    partial.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / CARD)
+    return card

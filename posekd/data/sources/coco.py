@@ -1,0 +1,271 @@
+"""COCO-format keypoints with any K: the file as it is, read into plain arrays.
+
+Which persons count follows deep-high-resolution-net, lib/dataset/coco.py: crowds and persons without a
+labelled joint are left out, boxes are clipped to the image, a box without area is left out. Detector boxes
+are taken as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from posekd.data.sources.coco_json import (
+    check_keypoints,
+    finite_numbers,
+    load_json,
+    load_labels,
+    pick_category,
+    unique_images,
+)
+from posekd.data.images import missing_files, read_rgb
+from posekd.data.records import PoseRecords, Regions
+from posekd.data.regions import ignored_regions
+from posekd.skeleton import Skeleton, skeleton_from_category
+
+KeepImages = Literal["labelled", "annotated", "all"]
+
+
+@dataclass(frozen=True)
+class CocoSettings:
+    """Where a COCO-format dataset lies and what to take from it.
+
+    Attributes:
+        images: folder that the annotations' file names are relative to.
+        annotations: the JSON file.
+        detections: a detector's result file (HRNet format: a list of `image_id`, `category_id`, `bbox`,
+            `score`) to take boxes from, instead of the labels.
+        detection_threshold: detections scored lower are left out.
+        category: name of the category; needed only if several have keypoints.
+        flip_pairs: pairs of keypoint names that a mirror exchanges; inferred from left and right if None.
+        sigmas: K OKS constants; COCO's for its 17 points, else a default that warns, if None.
+        image_ids: take only these images.
+        on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
+        keep_images: which images count: those with a "labelled" person, those that are "annotated" at all (crowds and
+            people without joints among them), or "all". None is what the network needs: top-down the labelled
+            ones, bottom-up the annotated ones for training and all for evaluation.
+    """
+
+    images: str
+    annotations: str
+    detections: str | None = None
+    detection_threshold: float = 0.0
+    category: str | None = None
+    flip_pairs: list[tuple[str, str]] | None = None
+    sigmas: list[float] | None = None
+    image_ids: list[int] | None = None
+    on_missing_image: Literal["refuse", "skip"] = "refuse"
+    keep_images: KeepImages | None = None
+
+
+class CocoKeypoints:
+    """A COCO-format dataset. A `PoseSource`."""
+
+    def __init__(self, settings: CocoSettings) -> None:
+        """Reads the annotation file; decodes nothing.
+
+        Raises:
+            FileNotFoundError: the annotation file, the image folder or an image is missing.
+            ValueError: the file is not what it should be; the message names file, annotation and value.
+        """
+        self.settings = settings
+        self._folder = Path(settings.images)
+        label_file = Path(settings.annotations)
+        labels = load_labels(label_file)
+        if not self._folder.is_dir():
+            raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
+        images = _chosen_images(labels, settings)
+        category = pick_category(labels, settings.category, label_file)
+        skeleton = skeleton_from_category(category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas)
+        keep = settings.keep_images or "labelled"
+        if settings.detections is None:
+            persons = _labelled_persons(labels, images, category["id"], skeleton, label_file, keep)
+        else:
+            persons = _detected_persons(settings, images, category["id"], skeleton)
+        own = [a for a in labels.get("annotations", ()) if a.get("category_id") == category["id"]]
+        needed = {person.image_id for person in persons}
+        if keep != "labelled":
+            needed = set(images) if keep == "all" else needed | {a.get("image_id") for a in own}
+        listed = {i: os.path.join(self._folder, images[i]["file_name"]) for i in images if i in needed}
+        absent = missing_files(list(listed.values()), settings.annotations, settings.on_missing_image)
+        self._absent = frozenset(i for i, path in listed.items() if path in absent)
+        persons = [person for person in persons if person.image_id not in self._absent]
+        images = {i: images[i] for i in images if i in needed and i not in self._absent}
+        if not images:
+            raise ValueError(_nothing_left(settings, labels, len(absent)))
+        self._files = np.array([entry["file_name"] for entry in images.values()])
+        ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file))
+        self.records = _to_records(persons, images, skeleton, ignored)
+
+    def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Decodes image `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
+        height, width = self.records.image_sizes[row].tolist()
+        return read_rgb(self._folder / str(self._files[row]), (height, width), reduction)
+
+    def image_name(self, row: int) -> str:
+        """Path of image `row`."""
+        return str(self._folder / str(self._files[row]))
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """The annotation file's images (each once), annotations (crowds too) and the one category.
+
+        Read anew at each call: training must not carry a gigabyte of polygons into every worker.
+        """
+        file = Path(self.settings.annotations)
+        labels = load_labels(file)
+        category = dict(pick_category(labels, self.settings.category, file))
+        category.setdefault("keypoints", list(self.records.skeleton.keypoints))
+        images = _chosen_images(labels, self.settings)
+        kept = [entry for i, entry in images.items() if i not in self._absent]
+        ids = {entry["id"] for entry in kept}
+        annotations = [
+            a
+            for a in labels.get("annotations", ())
+            if a.get("category_id") == category["id"] and a.get("image_id") in ids
+        ]
+        return {"images": kept, "annotations": annotations, "categories": [category]}
+
+
+@dataclass(frozen=True)
+class _Person:
+    """One row of `PoseRecords`, before it becomes arrays."""
+
+    image_id: int
+    sample_id: int
+    box: tuple[float, float, float, float]
+    score: float = 1.0
+    keypoints: np.ndarray | None = None
+
+
+def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
+    """HRNet's clean box: clipped to pixel indices 0..width-1, 0..height-1.
+
+    Returns:
+        (x, y, width, height), each side one pixel shorter than the label's as in the official code; None if
+        nothing of the box lies in the image.
+    """
+    x, y, w, h = box
+    x1, y1 = max(0.0, x), max(0.0, y)
+    x2 = min(width - 1.0, x1 + max(0.0, w - 1))
+    y2 = min(height - 1.0, y1 + max(0.0, h - 1))
+    # One side may be 0, the aspect ratio restores it; a point has no scale at all.
+    if x2 < x1 or y2 < y1 or (x2 == x1 and y2 == y1):
+        return None
+    return x1, y1, x2 - x1, y2 - y1
+
+
+def _chosen_images(labels: Mapping[str, Any], settings: CocoSettings) -> dict[int, dict[str, Any]]:
+    images = unique_images(labels, Path(settings.annotations))
+    if settings.image_ids is None:
+        return images
+    unknown = [i for i in settings.image_ids if i not in images]
+    if unknown:
+        raise ValueError(f"image_ids: {unknown[:5]} are not in {settings.annotations}")
+    chosen = set(settings.image_ids)
+    return {i: entry for i, entry in images.items() if i in chosen}
+
+
+def _labelled_persons(
+    labels: Mapping[str, Any],
+    images: Mapping[int, Mapping[str, Any]],
+    category_id: int,
+    skeleton: Skeleton,
+    file: Path,
+    keep: KeepImages,
+) -> list[_Person]:
+    if "annotations" not in labels and keep == "all":
+        return []
+    if "annotations" not in labels:
+        raise ValueError(f"{file} has no 'annotations' (a split without labels?): give `detections` for the boxes")
+    known = images.keys() | unique_images(labels, file).keys()
+    persons = []
+    for i, annotation in enumerate(labels["annotations"]):
+        who = f"{file}: annotation {annotation.get('id', f'number {i}')}"
+        if annotation.get("category_id") != category_id:
+            continue
+        image_id = annotation.get("image_id")
+        if image_id not in known:
+            raise ValueError(f"{who} names image {image_id!r}, which is not among the file's images")
+        if image_id not in images or annotation.get("iscrowd", 0):
+            continue
+        keypoints = check_keypoints(annotation, skeleton, who)
+        box = finite_numbers(annotation.get("bbox"), 4, f"{who}: bbox")
+        area = annotation.get("area", box[2] * box[3])
+        clean = clip_box(box, images[image_id]["width"], images[image_id]["height"])
+        if keypoints is None:
+            continue
+        if keep != "labelled":  # nobody is cropped, so nobody needs a good box
+            clean = clean or (box[0], box[1], box[2], box[3])
+        elif clean is None or not area > 0:
+            continue
+        persons.append(_Person(image_id, int(annotation.get("id", i)), clean, 1.0, keypoints))
+    return persons
+
+
+def _detected_persons(
+    settings: CocoSettings, images: Mapping[int, Any], category_id: int, skeleton: Skeleton
+) -> list[_Person]:
+    file = Path(str(settings.detections))
+    detections = load_json(file, "detections")
+    if not isinstance(detections, list):
+        raise ValueError(f"{file}: a detection file is a list of detections, this is a {type(detections).__name__}")
+    persons, strangers = [], 0
+    for row, detection in enumerate(detections):
+        who = f"{file}: detection {row}"
+        if not isinstance(detection, dict) or not {"image_id", "category_id", "bbox", "score"} <= detection.keys():
+            raise ValueError(f"{who} must have image_id, category_id, bbox and score, got {detection!r:.120}")
+        if detection["category_id"] != category_id:
+            continue
+        (score,) = finite_numbers([detection["score"]], 1, f"{who}: score")
+        x, y, w, h = finite_numbers(detection["bbox"], 4, f"{who}: bbox")
+        if detection["image_id"] not in images:
+            strangers += settings.image_ids is None
+        elif score >= settings.detection_threshold and w >= 0 and h >= 0 and w + h > 0:
+            persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
+    if strangers:
+        warnings.warn(
+            f"{file}: {strangers} detections lie on images that {settings.annotations} does not list: left out.",
+            stacklevel=3,
+        )
+    return persons
+
+
+def _to_records(
+    persons: list[_Person], images: Mapping[int, Mapping[str, Any]], skeleton: Skeleton, ignored: Regions
+) -> PoseRecords:
+    rows = {image_id: row for row, image_id in enumerate(images)}
+    persons = sorted(persons, key=lambda person: rows[person.image_id])  # stable: file order within an image
+    K = skeleton.num_keypoints
+    unlabelled = np.zeros((K, 3), np.float32)
+    return PoseRecords(
+        skeleton=skeleton,
+        image_ids=np.array(list(images), np.int64),
+        image_sizes=np.array([(e["height"], e["width"]) for e in images.values()], np.int64).reshape(-1, 2),
+        image_rows=np.array([rows[p.image_id] for p in persons], np.int64),
+        keypoints=np.array([unlabelled if p.keypoints is None else p.keypoints for p in persons], np.float32).reshape(
+            -1, K, 3
+        ),
+        boxes=np.array([p.box for p in persons], np.float32).reshape(-1, 4),
+        box_scores=np.array([p.score for p in persons], np.float32),
+        sample_ids=np.array([p.sample_id for p in persons], np.int64),
+        ignored=ignored,
+    )
+
+
+def _nothing_left(settings: CocoSettings, labels: Mapping[str, Any], absent: int) -> str:
+    if settings.detections is not None:
+        return (
+            f"{settings.detections}: no detection of the category scores {settings.detection_threshold} or more "
+            f"on an image of {settings.annotations}"
+        )
+    return (
+        f"{settings.annotations}: no person to learn from among {len(labels.get('annotations', ()))} annotations "
+        f"(crowds, persons without a labelled keypoint and boxes without area are left out"
+        f"{f'; {absent} images are missing' if absent else ''})"
+    )

@@ -1,0 +1,67 @@
+"""The datasets that a recipe can name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posekd.data import CocoKeypoints, CocoSettings, LspSettings, MpiiSettings, PoseRecords, PoseSource
+from posekd.data.sources.coco import KeepImages
+from posekd.data.sources.lsp import lsp_labels, open_lsp
+from posekd.data.sources.mpii import mpii_labels, open_mpii
+from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that is chosen by name.
+
+    Attributes:
+        settings: the dataclass of its settings.
+        open: from settings to the dataset.
+        metrics: what it is scored by, as its records say.
+        labels: from settings to the labels alone, for scoring result files without images; None where the metrics read
+            the label file themselves.
+    """
+
+    settings: type[Any]
+    open: Callable[[Any], PoseSource]
+    metrics: tuple[str, ...] = ("coco_keypoints",)
+    labels: Callable[[Any], PoseRecords] | None = None
+
+
+DATASETS: dict[str, Dataset] = {
+    "coco": Dataset(CocoSettings, CocoKeypoints),
+    "mpii": Dataset(MpiiSettings, open_mpii, ("pckh", "pck_torso"), mpii_labels),
+    "lsp": Dataset(LspSettings, open_lsp, ("pck",), lsp_labels),
+    "synthetic": Dataset(SyntheticSettings, SyntheticPeople),
+}
+"""Name in a recipe -> the dataset."""
+
+
+def dataset_of(settings: Any) -> Dataset:
+    """The dataset that `settings` belong to.
+
+    Raises:
+        TypeError: they are no dataset's settings.
+    """
+    for dataset in DATASETS.values():
+        if type(settings) is dataset.settings:
+            return dataset
+    raise TypeError(f"{type(settings).__name__} are not the settings of a dataset")
+
+
+def open_dataset(settings: Any, keep_images: KeepImages = "labelled") -> PoseSource:
+    """Opens the dataset that `settings` describes.
+
+    Args:
+        settings: of a dataset.
+        keep_images: which images count where the settings have that choice and leave it open, see `CocoSettings`.
+
+    Raises:
+        TypeError: they are no dataset's settings.
+    """
+    if getattr(settings, "image_filter", "") is None:
+        settings = replace(settings, image_filter=keep_images)
+    return dataset_of(settings).open(settings)

@@ -1,0 +1,267 @@
+"""A recipe: one YAML file, typed by the settings that the rooms own. `Recipe` only composes.
+
+`method`, `train_data` and `val_data` are chosen by `name`, and which other keys they have follows from it; those of
+`augmentation` and `eval` follow from whether the student is a top-down or a bottom-up network. An
+unknown key, a wrong type or a value out of range is refused before anything heavy is built, with the file,
+the key and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posekd.data import Augmentation, LabelSettings, LoaderSettings
+from posekd.data.loading.whole_images import ImageAugmentation
+from posekd.distill import METHODS
+from posekd.paradigms.bottom_up import BottomUpSettings
+from posekd.engine.recipes.configs import find_config
+from posekd.engine.recipes.datasets import DATASETS
+from posekd.engine.evaluate import EvalSettings
+from posekd.engine.training.loop import LoopSettings
+from posekd.engine.training.optim import OptimSettings, ScheduleSettings
+from posekd.engine.recipes.schema import check_keys, convert, hints_of, nearest
+from posekd.models import is_bottom_up
+
+CHOICES: dict[str, dict[str, type]] = {
+    "method": {name: settings for name, (_, settings) in METHODS.items()},
+    "train_data": {name: settings for name, (settings, _) in DATASETS.items()},
+    "val_data": {name: settings for name, (settings, _) in DATASETS.items()},
+    "unlabelled_data": {name: settings for name, (settings, _) in DATASETS.items()},
+}
+"""Group -> name -> the dataclass of its other keys."""
+
+TOP_DOWN: dict[str, type] = {"augmentation": Augmentation, "eval": EvalSettings}
+BOTTOM_UP: dict[str, type] = {"augmentation": ImageAugmentation, "eval": BottomUpSettings}
+"""Group -> its dataclass, for networks that see the crop of a person, and for those that see whole images."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A network by name.
+
+    Attributes:
+        name: one of `posekd.list_models()`.
+        weights: checkpoint to load, every key of it.
+        backbone: ImageNet checkpoint to start the backbone from.
+        overrides: settings of the model's configuration to change, e.g. `{size: [128, 96]}`.
+    """
+
+    name: str
+    weights: str | None = None
+    backbone: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        student: the network that is trained.
+        method: settings of a method; its type says which (`distill.METHODS`).
+        train_data: settings of a dataset; its type says which (`engine.datasets.DATASETS`).
+        val_data: what is validated on; `null` for no validation.
+        labels: which of `train_data`'s labels are used; `null` for all.
+        unlabelled_data: a dataset that is mixed into `train_data` without its labels; `null` for none.
+        teacher: the network that the student learns from.
+        augmentation: how training crops vary; for a bottom-up student `ImageAugmentation`.
+        loader: how batches are made; `batch_size` is what one optimiser step sees.
+        optim: the optimiser.
+        schedule: learning rate over time.
+        train: length, precision, saving.
+        eval: how validation scores; for a bottom-up student `BottomUpSettings`.
+        seed: of weights, shuffling and augmentation.
+        out: folder of the run.
+    """
+
+    student: ModelSettings
+    method: Any
+    train_data: Any
+    val_data: Any = None
+    labels: LabelSettings | None = None
+    unlabelled_data: Any = None
+    teacher: ModelSettings | None = None
+    augmentation: Augmentation | ImageAugmentation = field(default_factory=Augmentation)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    train: LoopSettings = field(default_factory=LoopSettings)
+    eval: EvalSettings | BottomUpSettings = field(default_factory=EvalSettings)
+    seed: int = 0
+    out: str = "runs/train"
+
+    def __post_init__(self) -> None:
+        if self.loader.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"train.accumulate {self.train.accumulate} does not divide loader.batch_size {self.loader.batch_size}"
+            )
+        if self.val_data is None and self.train.validate_every:
+            raise ValueError("there is no val_data to validate on: give it, or set train.validate_every to 0")
+        for key, kind in _settings_of(self.student.name).items():
+            if type(getattr(self, key)) is not kind:
+                found = type(getattr(self, key)).__name__
+                raise ValueError(f"the student {self.student.name} needs {key} of type {kind.__name__}, got {found}")
+        if is_bottom_up(self.student.name) and (self.labels is not None or self.unlabelled_data is not None):
+            raise ValueError("a bottom-up student needs everybody's labels: labels and unlabelled_data must be null")
+        unlabelled = self.unlabelled_data is not None or (
+            self.labels is not None and self.labels.others == "unlabelled"
+        )
+        if unlabelled and not getattr(self.method, "unlabelled", 0):  # the weight of a method that learns from them
+            raise ValueError(
+                "this method learns nothing from persons without labels: give it a method.unlabelled above 0 (fpd and "
+                "mapd have that), or set labels.others to left_out, and unlabelled_data to null"
+            )
+        if unlabelled and getattr(self.method, "alpha", None) == 0:  # such a method asks no teacher
+            raise ValueError(
+                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
+                "labels: give alpha another value, or set labels.others to left_out and unlabelled_data to null"
+            )
+
+
+def _settings_of(student: Any) -> dict[str, type]:
+    """The dataclasses of `augmentation` and `eval` for a student of this name."""
+    return BOTTOM_UP if isinstance(student, str) and is_bottom_up(student) else TOP_DOWN
+
+
+def read_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies command-line overrides.
+
+    Args:
+        config: a path, or the name of a shipped recipe (see `find_config`).
+        overrides: words `--group.key value` or `--group.key=value`; values are YAML.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: anything wrong in it; the message starts with the file, or with `command line`.
+    """
+    path = find_config(config)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    try:
+        return recipe_from_dict(apply_overrides(values, overrides) if overrides else values)
+    except ValueError as error:
+        source = "command line" if overrides and _is_valid(values) else str(path)
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _is_valid(values: Any) -> bool:
+    try:
+        recipe_from_dict(values)
+    except ValueError:
+        return False
+    return True
+
+
+def recipe_from_dict(values: Any) -> Recipe:
+    """Builds a recipe from nested mappings, as YAML gives them.
+
+    Raises:
+        ValueError: unknown key, wrong type, missing value, or a value that the settings refuse.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a recipe is a group of settings, got {values!r}")
+    schema: dict[str, Any] = hints_of(Recipe)
+    plain = dict(values)
+    for key, choices in CHOICES.items():
+        if plain.get(key) is not None:
+            schema[key], plain[key] = _chosen(key, plain[key], choices)
+    student = plain.get("student")
+    kinds = _settings_of(student.get("name") if isinstance(student, Mapping) else None)
+    schema.update(kinds)
+    check_keys(plain, schema)
+    defaults = {f.name: _default(f) for f in fields(Recipe) if _default(f) is not MISSING}
+    defaults.update({key: kind() for key, kind in kinds.items()})
+    for key, choices in CHOICES.items():
+        if plain.get(key) is None and key not in defaults:
+            raise ValueError(f"{key} is missing; it must be a group with a `name`: {', '.join(sorted(choices))}")
+    return Recipe(**convert(plain, schema, defaults))
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The inverse of `recipe_from_dict`: plain values that YAML and JSON can hold."""
+    values: dict[str, Any] = {}
+    for f in fields(recipe):
+        value = getattr(recipe, f.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            names = [name for name, kind in CHOICES.get(f.name, {}).items() if type(value) is kind]
+            value = {**({"name": names[0]} if names else {}), **asdict(value)}
+        values[f.name] = _plain(value)
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A copy of `values` with `--group.key value` words applied.
+
+    Another `name` for a method or a dataset drops the file's other keys of that group: they belong to the old
+    name.
+
+    Raises:
+        ValueError: a word that is no option, or an option without a value.
+    """
+    result = _plain(values)
+    for key, text in _pairs(words):
+        *groups, last = key.split(".")
+        place = result
+        for depth, group in enumerate(groups):
+            if place.get(group) is None:
+                place[group] = {}
+            place = place[group]
+            if not isinstance(place, dict):
+                raise ValueError(f"--{key}: {'.'.join(groups[: depth + 1])} is a value, not a group")
+        value = yaml.safe_load(text)
+        if last == "name" and len(groups) == 1 and groups[0] in CHOICES and place.get("name") != value:
+            place.clear()
+        place[last] = value
+    return result
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"{word!r} is not an option; overrides look like --optim.lr 0.0005")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not remaining:
+                raise ValueError(f"--{key} needs a value")
+            text = remaining.pop(0)
+        pairs.append((key, text))
+    return pairs
+
+
+def _chosen(key: str, group: Any, choices: Mapping[str, type]) -> tuple[type, dict[str, Any]]:
+    """The dataclass that `name` chooses, and the group without `name`."""
+    if not isinstance(group, Mapping):
+        raise ValueError(f"{key} must be a group with a `name`, got {group!r}")
+    name = group.get("name")
+    if name is None:
+        raise ValueError(f"{key}.name is missing; valid: {', '.join(sorted(choices))}")
+    if name not in choices:
+        raise ValueError(f"{key}.name: unknown {name!r}{nearest(str(name), choices)}")
+    return choices[name], {k: v for k, v in group.items() if k != "name"}
+
+
+def _default(f: Any) -> Any:
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+def _plain(value: Any) -> Any:
+    """Mappings to dicts, tuples to lists, all the way down."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the resolved recipe, every default spelt out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), encoding="utf-8")

@@ -1,0 +1,14 @@
+"""Metrics by name, as datasets name them (`PoseRecords.metrics`): a file for each family, a word here."""
+
+from posekd.engine.scoring.base import Metric, NotScoredError, Report, Score
+from posekd.engine.scoring.coco import COCO_KEYPOINTS
+from posekd.engine.scoring.pck import PCK, PCK_TORSO, PCKH
+
+METRICS: dict[str, Metric] = {
+    "coco_keypoints": COCO_KEYPOINTS,
+    "pckh": PCKH,
+    "pck": PCK,
+    "pck_torso": PCK_TORSO,
+}
+
+__all__ = ["METRICS", "Metric", "NotScoredError", "Report", "Score"]

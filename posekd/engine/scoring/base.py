@@ -1,0 +1,98 @@
+"""What an evaluation gives, and what a metric is: a record of plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from posekd.data import PoseRecords, PoseSource
+from posekd.structures import Instances
+
+
+class NotScoredError(ValueError):
+    """There is nothing that a metric could score, and the message says why."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a metric says.
+
+    Attributes:
+        numbers: by name, the main one first.
+        scale: of the main number: 1 where it is in 0..1, 100 for percent.
+        result: all of it, e.g. a `metrics.CocoResult`.
+        note: a sentence where the numbers need one, else empty.
+    """
+
+    numbers: Mapping[str, float]
+    scale: float
+    result: Any
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How people that a network has found are scored on a dataset, told and stored.
+
+    Attributes:
+        given: whether it scores persons that the dataset gives, by sample id, before duplicates are removed; otherwise
+            it scores whom the paradigm's `suppress` has left.
+        score: from dataset and people to the score.
+        write: writes the people as the dataset's own result file.
+        check_file: refuses a result file that could not be written, before an evaluation rather than after it.
+        score_file: from the dataset's settings, its labels (None where the metric reads them itself) and a result file to
+            the score, without a network or images.
+        values: the score as plain values for JSON, for a file of its own.
+        show: prints the score's tables: (score, console, title).
+        curve: draws the score over its threshold: (score, path, title); None for a metric without one.
+
+    Raises:
+        NotScoredError: by `score` and `score_file`, where the labels do not allow a score.
+    """
+
+    given: bool
+    score: Callable[[PoseSource, Instances], Score]
+    write: Callable[[PoseSource, Instances, Path], None]
+    check_file: Callable[[PoseSource, Path], None]
+    score_file: Callable[[Any, PoseRecords | None, Path], Score]
+    values: Callable[[Score], dict[str, Any]]
+    show: Callable[[Score, Console, str], None]
+    curve: Callable[[Score, Path, str], None] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation.
+
+    Attributes:
+        scores: name of each metric (`scoring.METRICS`) -> what it says, the dataset's first one first; without those
+            that nothing could be scored by.
+        found: the people, without duplicates.
+        count: rows that went through the network.
+        unit: what a row is: `person` (a crop) or `image`.
+        seconds: for all of it: loading, network, decoding, scoring.
+        note: a sentence where the numbers need one, else empty.
+    """
+
+    scores: Mapping[str, Score]
+    found: Instances
+    count: int
+    unit: str
+    seconds: float = 0.0
+    note: str = ""
+    metrics: tuple[str, ...] = field(default=())
+
+    @property
+    def main(self) -> Score | None:
+        """The score by which networks are compared: that of the dataset's first metric; None where it has none."""
+        return self.scores.get(self.metrics[0]) if self.metrics else None
+
+    def numbers(self) -> dict[str, float] | None:
+        """All scores by name, the main one first; None where the main metric could score nothing."""
+        if self.main is None:
+            return None
+        return {name: value for score in self.scores.values() for name, value in score.numbers.items()}

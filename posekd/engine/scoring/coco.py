@@ -1,0 +1,92 @@
+"""Keypoint AP as the COCO server gives it (CrowdPose's, where images have a crowd index), and its result files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from rich.console import Console
+
+from posekd.data import CocoSettings, CocoSource, PoseRecords, PoseSource
+from posekd.engine.scoring.base import Metric, NotScoredError, Score
+from posekd.files import write_atomically
+from posekd.metrics import CocoResult, NoLabelsError, evaluate_people
+from posekd.structures import Instances
+from posekd.viz.tables import print_result
+
+
+def coco_results(people: Instances, category_id: int = 1) -> list[dict[str, Any]]:
+    """People in COCO's results format, in their order.
+
+    Args:
+        people: on the CPU.
+        category_id: the label file's id of the category.
+
+    Returns:
+        `{image_id, category_id, keypoints: 3K numbers, score}`; coordinates to a thousandth of a pixel.
+    """
+    keypoints = people.keypoints.numpy().astype(np.float64)
+    keypoints[..., :2] = keypoints[..., :2].round(3)
+    return [
+        {"image_id": image_id, "category_id": category_id, "keypoints": points.reshape(-1).tolist(), "score": score}
+        for image_id, points, score in zip(people.image_ids.tolist(), keypoints, people.scores.tolist(), strict=True)
+    ]
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes results as a JSON file that the COCO server takes, whole or not at all."""
+    write_atomically(path, json.dumps(list(results)))
+
+
+def _category_id(truth: dict[str, Any]) -> int:
+    return int(truth["categories"][0]["id"]) if truth.get("categories") else 1
+
+
+def _score(source: PoseSource, people: Instances) -> Score:
+    truth = cast(CocoSource, source).coco_ground_truth()
+    try:
+        result = evaluate_people(truth, coco_results(people, _category_id(truth)), source.records.skeleton.sigmas)
+    except NoLabelsError:
+        raise NotScoredError("no labels") from None
+    return _as_score(result)
+
+
+def _as_score(result: CocoResult) -> Score:
+    return Score(result.numbers(), 1.0, result, result.note)
+
+
+def _write(source: PoseSource, people: Instances, path: Path) -> None:
+    write_results(coco_results(people, _category_id(cast(CocoSource, source).coco_ground_truth())), path)
+
+
+def _check_file(source: PoseSource, path: Path) -> None:
+    if path.suffix == ".mat":
+        raise ValueError(f"{path}: this dataset's predictions are written as .json, not as .mat")
+
+
+def _score_file(settings: CocoSettings, labels: PoseRecords | None, path: Path) -> Score:
+    return _as_score(evaluate_people(settings.annotations, path, settings.sigmas))
+
+
+def _values(score: Score) -> dict[str, Any]:
+    numbers = dict(score.numbers)
+    return {**numbers, **{name: value for name, value in asdict(score.result).items() if name not in numbers}}
+
+
+def _show(score: Score, console: Console, title: str) -> None:
+    print_result(score.result, console, title=title)
+
+
+COCO_KEYPOINTS = Metric(
+    given=False,
+    score=_score,
+    write=_write,
+    check_file=_check_file,
+    score_file=_score_file,
+    values=_values,
+    show=_show,
+)

@@ -1,0 +1,266 @@
+"""One optimiser step: forward, loss, backward, update. Everything that the inner loop does is here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from posekd.distill.base import Method
+from posekd.engine import distributed
+from posekd.engine.training.ema import Ema
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Batch(Protocol):
+    """All that loop and step ask of a batch that is ready for the method."""
+
+    sample_ids: Tensor
+
+    def __len__(self) -> int: ...
+
+
+class NonFiniteError(ArithmeticError):
+    """Something became NaN or infinite. The weights are still those of the step before.
+
+    Attributes:
+        step: optimiser steps done before.
+        term: the loss term, or `gradient of ` and a parameter's name.
+        sample_ids: annotation ids of the samples that did it; of the whole batch where no single one can be blamed.
+    """
+
+    def __init__(self, step: int, term: str, sample_ids: list[int], message: str) -> None:
+        self.step, self.term, self.sample_ids = step, term, sample_ids
+        super().__init__(message)
+
+
+class NonFiniteLossError(NonFiniteError):
+    """A loss term became NaN or infinite."""
+
+
+class NonFiniteGradientError(NonFiniteError):
+    """A gradient became NaN or infinite, though every loss term is finite; under fp16, many times in a row."""
+
+
+@dataclass
+class Learner:
+    """What changes while training.
+
+    Attributes:
+        method: student, teacher and loss.
+        optimizer: over the method's parameters.
+        scaler: of the loss under fp16; disabled otherwise.
+        precision: `fp32`, `bf16` or `fp16`, for autocast.
+        clip_norm: largest gradient norm, `None` for any.
+        ema: the averaged student, if one is kept.
+        max_skips: so many steps in a row may the scaler skip.
+        step: optimiser steps done.
+        skips: steps that the scaler has skipped in a row.
+        forward: the method, or what synchronises it with other processes.
+    """
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: str = "fp32"
+    clip_norm: float | None = None
+    ema: Ema | None = None
+    max_skips: int = 20
+    step: int = 0
+    skips: int = 0
+    forward: nn.Module = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)
+    _verdict: _Verdict | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.forward = distributed.replicate(self.method)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student lives."""
+        return self.parameters[0].device
+
+    @property
+    def best_guess(self) -> nn.Module:
+        """The network to evaluate: the averaged student if there is one."""
+        return self.ema.model if self.ema is not None else self.method.student
+
+    def settle(self) -> None:
+        """Looks at the gradients of the last step; call before anything is saved or judged.
+
+        Raises:
+            NonFiniteGradientError: they were not finite, so that the update was left out, and `step` goes back.
+        """
+        verdict, self._verdict = self._verdict, None
+        if verdict is None:
+            return
+        largest = verdict.largest.wait()
+        if all(map(math.isfinite, largest)):
+            self.skips = 0
+            return
+        self.skips += 1
+        if self.scaler.is_enabled() and self.skips <= self.max_skips:
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step = verdict.step
+        worst = next(p for p, value in zip(verdict.parameters, largest, strict=True) if not math.isfinite(value))
+        name = next(name for name, p in self.method.named_parameters() if p is worst)
+        ids = [sample for part in distributed.gather(verdict.sample_ids.tolist()) for sample in part]
+        message = f"step {self.step}: the gradient of {name} is not finite, although the loss is ({verdict.loss:g})"
+        if self.scaler.is_enabled():
+            message += (
+                f", {self.skips} times in a row (train.max_skips): the fp16 scaler has come down to "
+                f"{self.scaler.get_scale():g}; train in bf16 or fp32"
+            )
+        raise NonFiniteGradientError(
+            self.step, f"gradient of {name}", ids, f"{message}; the batch holds the annotations {_listed(ids)}"
+        )
+
+
+@dataclass
+class _Verdict:
+    """What `settle` looks at: the largest magnitude in each gradient of `parameters`, and whose they were."""
+
+    step: int
+    loss: float
+    largest: _HostCopy
+    parameters: list[nn.Parameter]
+    sample_ids: Tensor
+
+
+class _HostCopy:
+    """Some numbers on their way to the host while the device computes on."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._values = values
+
+    def wait(self) -> list[Any]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.tolist()
+
+
+def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
+    """Accumulates the gradients of some batches and takes one optimiser step.
+
+    A step whose gradient is not finite changes nothing, and the next call (or `learner.settle()`) says so: the
+    device need not be waited for.
+
+    Args:
+        learner: changed in place; its `step` goes up by one.
+        batches: the micro-batches; the loss is their mean.
+
+    Returns:
+        The mean of each weighted loss term, over all processes, and their sum as `loss`.
+
+    Raises:
+        NonFiniteError: before the update, so that the weights are still those of the last good step.
+    """
+    totals: dict[str, float] = {}
+    for i, batch in enumerate(batches, 1):
+        # gradients are averaged over the processes once a step, by the last backward
+        with distributed.no_sync(learner.forward) if i < len(batches) else nullcontext():
+            with torch.autocast(learner.device.type, DTYPES[learner.precision], enabled=learner.precision != "fp32"):
+                terms = learner.forward(batch)
+            stacked = torch.stack([term.detach().float() for term in terms.values()])
+            reading = _HostCopy(torch.stack((distributed.mean(stacked), stacked)))
+            loss = torch.stack(list(terms.values())).sum() / len(batches)
+            learner.scaler.scale(loss).backward()
+        # read after backward has been queued: a GPU still has work while the host looks at the forward's result
+        values, own = reading.wait()
+        if not all(map(math.isfinite, values)):
+            raise _blame(learner, batch, dict(zip(terms, own, strict=True)))
+        for name, value in zip(terms, values, strict=True):
+            totals[name] = totals.get(name, 0.0) + value / len(batches)
+    learner.settle()
+    loss_value = sum(totals.values())
+    update(learner, torch.cat([batch.sample_ids for batch in batches]), loss_value)
+    return {**totals, "loss": loss_value}
+
+
+def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
+    """The optimiser's part of a step: unscale, clip, look for non-finite gradients, update, average.
+
+    Args:
+        learner: whose parameters have their gradients.
+        sample_ids: int64 `[B]` of the step, for the message if a gradient is not finite.
+        loss: of the step, likewise.
+    """
+    optimizer, scaler = learner.optimizer, learner.scaler
+    scaler.unscale_(optimizer)
+    parameters = [p for p in learner.parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    largest = torch.stack(torch._foreach_norm(gradients, math.inf)).float()
+    if learner.clip_norm is not None:
+        total = torch.stack(torch._foreach_norm(gradients)).float().norm()
+        torch._foreach_mul_(gradients, (learner.clip_norm / (total + 1e-6)).clamp(max=1.0))
+    learner._verdict = _Verdict(learner.step, loss, _HostCopy(largest), parameters, sample_ids)
+    if scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+    elif optimizer.defaults.get("fused"):
+        # the fused kernels take the same note as from a scaler: 1 on the device, and nothing is updated
+        optimizer.found_inf = (~largest.isfinite().all()).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    else:
+        learner.settle()
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if learner.ema is not None:
+        learner.ema.update(learner.method.student)
+    learner.step += 1
+
+
+def _blame(learner: Learner, batch: Batch, values: dict[str, float]) -> NonFiniteLossError:
+    """The error for a batch whose loss is not finite here, or in another process."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    culprits = _culprits(learner, batch) if bad else []
+    own = (bad[0], values[bad[0]], culprits or batch.sample_ids.tolist(), bool(culprits)) if bad else None
+    found = [place for place in distributed.gather(own) if place is not None]
+    term, value, _, single = found[0]
+    ids = [sample for place in found for sample in place[2]]
+    who = "because of the annotations" if single else "the batch holds the annotations"
+    message = f"step {learner.step}: the loss term {term!r} is {value}; {who} {_listed(ids)}"
+    return NonFiniteLossError(learner.step, term, ids, message)
+
+
+@torch.no_grad()
+def _culprits(learner: Learner, batch: Any) -> list[int]:
+    """Ids of the samples that are not finite, or give such a loss alone; none if no single one can be blamed."""
+    if not hasattr(batch, "rows"):
+        return []
+    ids: list[int] = batch.sample_ids.tolist()
+    samples = [batch.rows(slice(i, i + 1)) for i in range(len(ids))]
+    found = [i for i, sample in zip(ids, samples, strict=True) if not _is_finite(vars(sample))]
+    teacher = learner.method.teacher
+    if not found and not (teacher is not None and teacher.sharded):  # which all processes would have to ask together
+        was_training = learner.method.training
+        learner.method.eval()
+        with torch.autocast(learner.device.type, DTYPES[learner.precision], enabled=learner.precision != "fp32"):
+            found = [i for i, sample in zip(ids, samples, strict=True) if not _is_finite(learner.method(sample))]
+        learner.method.train(was_training)
+    return found if len(found) < len(ids) else []
+
+
+def _is_finite(tensors: Mapping[str, Any]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors.values() if isinstance(t, Tensor))
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids))

@@ -1,0 +1,7 @@
+"""From packed bytes to network inputs, on the device: the half of the data path that workers have no use for."""
+
+from posekd.inputs.crops import prepare_crops
+from posekd.inputs.images import prepare_images
+from posekd.inputs.warp import warp
+
+__all__ = ["prepare_crops", "prepare_images", "warp"]

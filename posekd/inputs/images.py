@@ -1,0 +1,88 @@
+"""Whole images, ready for a network that sees all people at once: the device half of bottom-up data.
+
+Pixels, keypoints and masks are moved by matrices, as for crops. Masks follow HigherHRNet-Human-Pose-Estimation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posekd import geometry, ops
+from posekd.inputs.warp import warp
+from posekd.structures import ImageBatch, InputSpec, PackedImageBatch
+
+
+def share_inside(image_sizes: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    """How much of each bilinear sample of an image lies in it, 0..1, float32 `[B, *size]`.
+
+    Args:
+        image_sizes: int64 `[B, 2]`, heights and widths.
+        matrices: `[B, 2, 3]`, output pixel to image pixel.
+        size: `(height, width)` of the output.
+    """
+    y, x = (torch.arange(side, device=matrices.device, dtype=torch.float32) for side in size)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    points = grid @ matrices[:, None, :, :2].transpose(-1, -2) + matrices[:, None, None, :, 2]
+    limits = image_sizes.flip(1)[:, None, None]  # width, height
+    return torch.minimum(points + 1, limits - points).clamp(0, 1).prod(-1)
+
+
+def valid_masks(packed: PackedImageBatch, matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where a loss may look, bool `[B, *size]`: inside the image, and in no ignored region.
+
+    HigherHRNet warps the mask of valid pixels bilinearly, with nothing beyond the image, and takes what is above 1/2.
+    Bilinear sampling is linear, so that mask is the share of the sample that lies in the image, less that in ignored
+    regions: only these need to be sent and warped.
+
+    Args:
+        packed: the images.
+        matrices: `[B, 2, 3]`, output pixel to image pixel.
+        size: `(height, width)` of the output.
+    """
+    share = share_inside(packed.image_sizes, matrices, size)
+    if len(packed.mask_rows):
+        masks = packed.masks
+        rectangles = ops.PackedImages(masks.data, masks.offsets, masks.shapes, channels=1)
+        own = geometry.translate_matrices(matrices[packed.mask_rows], -masks.origins[masks.index])
+        ignored = ops.crop_warp(rectangles, own, size, image_index=masks.index)[:, 0]
+        share = share.index_add(0, packed.mask_rows, -ignored)
+    return share > 0.5
+
+
+def prepare_images(
+    packed: PackedImageBatch,
+    spec: InputSpec,
+    flip_permutation: Sequence[int] | Tensor,
+    strides: Sequence[int] = (4, 2),
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> ImageBatch:
+    """Cuts a packed batch of images out, on the device where it lies.
+
+    Args:
+        packed: B images with their draws.
+        spec: size, normalisation and colour order of the network.
+        flip_permutation: K joint indices that a mirror exchanges.
+        strides: input pixels per pixel of each output resolution.
+        dtype: of the images.
+        memory_format: of the images.
+
+    Returns:
+        B normalised images; joints and masks for each output resolution. Joints of mirrored images are exchanged,
+        an unlabelled joint is (0, 0, 0).
+    """
+    matrices = packed.matrices(spec.size)
+    images = warp(packed.pixels, matrices, spec, spec.size, dtype=dtype, memory_format=memory_format)
+    keypoints, masks = [], []
+    for stride in strides:
+        size = (spec.size[0] // stride, spec.size[1] // stride)
+        output = packed.matrices(size)
+        points = geometry.transform_keypoints(packed.keypoints, geometry.invert_matrices(output)[:, None])
+        points = geometry.swap_flipped(points, packed.flips, flip_permutation)
+        keypoints.append(torch.where(points[..., 2:] > 0, points, 0.0))
+        masks.append(valid_masks(packed, output, size))
+    return ImageBatch(images, keypoints, masks, matrices, packed.image_ids, packed.pixels)

@@ -1,0 +1,35 @@
+"""Kinds of networks by how they meet images: crops of persons, whole images. One file each, and a word here."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from posekd.paradigms.base import Paradigm
+from posekd.paradigms.bottom_up import BOTTOM_UP, BottomUpInference
+from posekd.paradigms.top_down import TOP_DOWN, TopDownInference
+
+PARADIGMS = {paradigm.name: paradigm for paradigm in (TOP_DOWN, BOTTOM_UP)}
+"""Name, as models, methods and cards have it -> the record."""
+
+
+def paradigm_of(model: nn.Module) -> Paradigm:
+    """The paradigm of a network, from its attribute `paradigm`; top-down for one that does not say.
+
+    Raises:
+        ValueError: a paradigm that is not known here.
+    """
+    name = getattr(model, "paradigm", TOP_DOWN.name)
+    if name not in PARADIGMS:
+        raise ValueError(f"{type(model).__name__} is of the paradigm {name!r}; known are {', '.join(PARADIGMS)}")
+    return PARADIGMS[name]
+
+
+__all__ = [
+    "BOTTOM_UP",
+    "PARADIGMS",
+    "TOP_DOWN",
+    "BottomUpInference",
+    "Paradigm",
+    "TopDownInference",
+    "paradigm_of",
+]

@@ -1,0 +1,192 @@
+"""Asking a network about a dataset, or about images in memory. No training code is needed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from posekd.data import LoaderSettings, PackedLoader, PoseSource
+from posekd.data.sources.arrays import ImagesInMemory
+from posekd.paradigms import Paradigm, paradigm_of
+from posekd.skeleton import Skeleton
+from posekd.structures import InputSpec, Instances
+
+
+def open_batches(
+    model: nn.Module,
+    source: PoseSource,
+    settings: Any = None,
+    *,
+    loader: LoaderSettings | None = None,
+    spec: InputSpec | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> PackedLoader:
+    """The batches in which a network is shown a dataset, every row once.
+
+    Args:
+        model: names its paradigm; top-down if it does not.
+        source: the dataset.
+        settings: of the paradigm's inference.
+        loader: batch size, workers, habits.
+        spec: the network's input; `model.spec` by default.
+        rank: this process, which gets a share.
+        world: number of processes.
+    """
+    paradigm = paradigm_of(model)
+    settings = settings_for(paradigm, settings)
+    return paradigm.open_loader(
+        source, spec or spec_of(model), loader, training=False, inference=settings, rank=rank, world=world
+    )
+
+
+def find_in_batches(
+    model: nn.Module,
+    batches: PackedLoader,
+    skeleton: Skeleton,
+    settings: Any = None,
+    *,
+    spec: InputSpec | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Instances:
+    """Everybody whom a network finds in batches, on the CPU, scores and duplicates as they come.
+
+    Results stay on the network's device until the last batch: nothing waits for it in between.
+
+    Args:
+        model: asked in eval mode, on the device where it is, and left in the mode it was in.
+        batches: see `open_batches`.
+        skeleton: the K keypoints.
+        settings: of the paradigm's inference.
+        spec: the network's input; `model.spec` by default.
+        on_batch: called with the number of rows of each batch that is done.
+
+    Raises:
+        ValueError: the network's output does not fit the paradigm or the keypoints.
+        FloatingPointError: the network's output is not finite.
+    """
+    paradigm, device = paradigm_of(model), device_of(model)
+    settings, spec = settings_for(paradigm, settings), spec or spec_of(model)
+    # there once: a list would be copied with every batch, and the host wait for it
+    flip = torch.as_tensor(skeleton.flip, device=device)
+    parts = []
+    with evaluating(model):
+        for packed in batches:
+            parts.append(paradigm.predict(model, packed.to(device), spec, flip, settings))
+            if on_batch is not None:
+                on_batch(len(packed))
+    found = Instances.concatenate(parts, skeleton.num_keypoints).to("cpu")
+    _refuse_non_finite(found)
+    return found
+
+
+def find_people(
+    model: nn.Module,
+    images: Sequence[np.ndarray],
+    skeleton: Skeleton,
+    settings: Any = None,
+    *,
+    boxes: Sequence[np.ndarray] | None = None,
+    box_scores: Sequence[np.ndarray] | None = None,
+    padding: float | None = None,
+    batch_size: int = 32,
+) -> Instances:
+    """Everybody in images that are in memory, scored and without duplicates.
+
+    Args:
+        model: of any paradigm, on any device.
+        images: uint8 RGB `[H, W, 3]` each.
+        skeleton: the K keypoints of the network.
+        settings: of the paradigm's inference.
+        boxes: for a network that crops boxes: of each image `[n, 4]` (x, y, width, height); the whole image without.
+        box_scores: of each image `[n]`, confidence of its boxes.
+        padding: factor by which crops are larger than boxes, as in training; `LoaderSettings.padding` by default.
+        batch_size: crops or images per batch.
+
+    Returns:
+        People by image and descending score; `image_ids` count `images` from 0, `sample_ids` the boxes.
+
+    Raises:
+        ValueError: images or boxes of another form, or boxes for a network that sees whole images.
+        FloatingPointError: the network's output is not finite.
+
+    Examples:
+        >>> import numpy as np
+        >>> from posekd import create_model
+        >>> from posekd.paradigms.inference import find_people
+        >>> from posekd.skeleton import COCO
+        >>> model = create_model("elpn_v1", size=(64, 64), width=8, modules=(1,), blocks=1, stem_width=8)
+        >>> found = find_people(model, [np.zeros((120, 100, 3), np.uint8)], COCO, boxes=[np.array([[10, 10, 40, 90]])])
+        >>> tuple(found.keypoints.shape), found.image_ids.tolist()
+        ((1, 17, 3), [0])
+    """
+    paradigm = paradigm_of(model)
+    if not paradigm.crops_boxes and (boxes is not None or box_scores is not None):
+        raise ValueError(f"a {paradigm.name} network sees whole images: it needs no boxes")
+    settings = settings_for(paradigm, settings)
+    source = ImagesInMemory(images, skeleton, boxes, box_scores)
+    loader = LoaderSettings(batch_size, workers=0)
+    if padding is not None:
+        loader = LoaderSettings(batch_size, workers=0, padding=padding)
+    batches = open_batches(model, source, settings, loader=loader)
+    return paradigm.suppress(find_in_batches(model, batches, skeleton, settings), skeleton, settings)
+
+
+def settings_for(paradigm: Paradigm, settings: Any) -> Any:
+    """Settings of a paradigm's inference, its defaults for None.
+
+    Raises:
+        TypeError: those of another paradigm.
+    """
+    if settings is None:
+        return paradigm.inference()
+    if not isinstance(settings, paradigm.inference):
+        raise TypeError(
+            f"a {paradigm.name} network is asked by {paradigm.inference.__name__}, got {type(settings).__name__}"
+        )
+    return settings
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network is."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def spec_of(model: nn.Module) -> InputSpec:
+    """What the network wants to see, from its attribute `spec`.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, InputSpec):
+        raise ValueError(f"{type(model).__name__} has no `spec`: say what input it wants with `spec=InputSpec(...)`")
+    return spec
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without autograd for a while; then the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _refuse_non_finite(found: Instances) -> None:
+    bad = (~found.keypoints.isfinite().all(2).all(1)).nonzero().flatten()
+    if len(bad):
+        first = int(bad[0])
+        raise FloatingPointError(
+            f"the network gives NaN or infinite heatmaps for {len(bad)} of {len(found)} persons, first "
+            f"{int(found.sample_ids[first])} of image {int(found.image_ids[first])}: check its weights, or evaluate "
+            "in fp32"
+        )
