@@ -1,14 +1,14 @@
 import os
-import sys
 from pathlib import Path
+
+# Several workers share the cores: a thread that waits for work must not spin. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores; tests that need two threads ask for them
-
-sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "ops", "data", "engine")]
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,8 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of an hour are for those who ask for them."""
+    """Slow tests come first, so that the workers end together; tests of an hour are for those who ask for them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # stable: the same order in every worker
     if not os.environ.get("POSEKD_LONG_TESTS"):
         for item in items:
             if item.get_closest_marker("long"):

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import emulation
 import pytest
 import torch
+from helpers import emulation
 
 import posekd
 
@@ -61,10 +61,9 @@ if sys.argv[2] == "overrun":
     import numpy as np
     emu.selftest_overrun(np.zeros(64, np.float32))
 else:
-    sys.path[:0] = [sys.argv[3]]
     import pytest
-    settings = ["-c", sys.argv[4] + "/pyproject.toml", "--rootdir", sys.argv[4], "-p", "no:cacheprovider"]
-    sys.exit(pytest.main(["-q", "-x", *settings, "-k", "emu-shuffled", sys.argv[4] + "/tests/ops"]))
+    settings = ["-c", sys.argv[3] + "/pyproject.toml", "--rootdir", sys.argv[3], "-p", "no:cacheprovider", "-n0"]
+    sys.exit(pytest.main(["-q", "-x", *settings, "-k", "emu-shuffled", sys.argv[3] + "/tests/ops"]))
 """
 
 
@@ -74,6 +73,7 @@ def sanitized() -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("sanitizers")  # one worker waits for the build, not all of them
 @pytest.mark.skipif(sys.platform != "linux", reason="needs libasan")
 class TestSanitizers:
     """The same sources under AddressSanitizer and UndefinedBehaviorSanitizer, on the ops' small shapes."""
@@ -105,6 +105,6 @@ class TestSanitizers:
         assert "selftest.cpp" in done.stderr
 
     def test_every_kernel_is_clean(self, sanitized: Path) -> None:
-        done = self.run(sanitized, "clean", str(emulation.ROOT / "tests"), str(emulation.ROOT))
+        done = self.run(sanitized, "clean", str(emulation.ROOT))
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         assert " passed" in done.stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle_network import BottomUpOracle
+from helpers.oracle_network import BottomUpOracle
 
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
 from posekd.data.loading.whole_images import ImageLoader

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("scipy")
 
-from pck_folders import head_boxes, hrnet_person, lsp_folder, mpii_folder
+from helpers.pck_folders import head_boxes, hrnet_person, lsp_folder, mpii_folder
 
 from posekd import geometry, ops
 from posekd.data import (

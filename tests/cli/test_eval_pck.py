@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("scipy")
 
-from pck_folders import head_boxes, hrnet_person, lsp_folder, mpii_folder
+from helpers.pck_folders import head_boxes, hrnet_person, lsp_folder, mpii_folder
 
 from posekd.cli import main
 from posekd.models.registry import create_model

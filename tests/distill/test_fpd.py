@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_pose import TinyPose, random_batch
+from helpers.tiny_pose import TinyPose, random_batch
 
 from posekd.distill import Fpd, FpdSettings, FrozenTeacher, Supervised
 from posekd.models import create_model

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_pose import TinyPose, random_batch
+from helpers.tiny_pose import TinyPose, random_batch
 
 from posekd.distill import FrozenTeacher, Mapd, MapdSettings, Supervised
 from posekd.ops import render_heatmaps

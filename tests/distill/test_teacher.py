@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_pose import SPEC, TinyPose, random_batch
+from helpers.tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.distill import FrozenTeacher, Mapd
 from posekd.distill.base import input_spec

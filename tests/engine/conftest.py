@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from threads import threads
+from helpers.threads import threads
 
 from posekd.engine import loop
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from helpers.tiny_recipe import TINY_BOTTOM_UP
 
 from posekd.cli import main
 from posekd.data import Augmentation
@@ -21,16 +22,12 @@ from posekd.models import create_model, profile_model, save_weights
 
 TABLES = read_tables("smallerhrnet")
 STUDENTS = ("1_5m", "2_3m", "2_84m", "2_96m")
-TINY = {
-    "size": [64, 64], "width": 8, "modules": [1, 1], "blocks": 1, "stem_width": 8, "stage1_width": 4,
-    "stage1_blocks": 1, "deconv_blocks": 1,
-}  # fmt: skip
 
 
 def values(**changes) -> dict:
     people = {"name": "synthetic", "images": 6, "size": [64, 96], "people": [1, 2]}
     base = {
-        "student": {"name": "higherhrnet_w32", "overrides": TINY},
+        "student": {"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP},
         "method": {"name": "associative_embedding"},
         "train_data": people,
         "val_data": {**people, "split": "val", "images": 3},
@@ -127,7 +124,7 @@ def test_teacher_and_student_by_the_ordinary_commands(tmp_path, capsys):
         train_data=data,
         val_data=data,
         method={"name": "smallerhrnet"},
-        teacher={"name": "higherhrnet_w32", "overrides": TINY, "weights": weights},
+        teacher={"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP, "weights": weights},
         out=str(tmp_path / "student"),
     )
     student.write_text(json.dumps(content))

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_recipe import TINY_NET
+from helpers.tiny_training import losses, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import losses, tiny
-from tiny_recipe import TINY_NET
 
 from posekd import geometry, ops
 from posekd.cli import main

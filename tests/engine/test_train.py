@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_recipe import TINY_NET, tiny_recipe
+from helpers.tiny_recipe import TINY_NET
+from helpers.tiny_training import losses, tiny
 
 from posekd.engine import build, loop
-from posekd.engine.progress import read_log
-from posekd.engine.recipes.recipe import ModelSettings, Recipe
+from posekd.engine.recipe import ModelSettings
 from posekd.engine.train import train
 from posekd.models import create_model, load_model, save_weights
 
@@ -21,24 +21,6 @@ def teacher(tmp_path_factory):
     torch.manual_seed(7)
     save_weights(create_model("hrnet_w32", **TINY_NET), path)
     return str(path)
-
-
-def tiny(folder, weights, /, **changes) -> Recipe:
-    values = {
-        "teacher": {"name": "hrnet_w32", "overrides": TINY_NET, "weights": weights},
-        "method": {"name": "mapd"},
-        "train_data": {"name": "synthetic", "images": 12},
-        "val_data": {"name": "synthetic", "images": 4, "split": "val"},
-        "loader__batch_size": 8,
-        "train__validate_every": 1,
-        "train__channels_last": True,
-        "train__ema_decay": 0.9,
-    }
-    return tiny_recipe(folder, **{**values, **changes})
-
-
-def losses(folder):
-    return [(r["step"], r["loss"]) for r in read_log(folder / "log.jsonl") if r["kind"] == "train"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -74,7 +56,7 @@ def test_resume_auto_continues_bit_for_bit(tmp_path, teacher, monkeypatch, worke
 
 
 def test_a_run_leaves_a_recipe_that_repeats_it_and_cards_that_rebuild_the_student(tmp_path, teacher):
-    from posekd.engine.recipes.recipe import read_recipe
+    from posekd.engine.recipe import read_recipe
     from posekd.models.weights import read_card
 
     recipe = tiny(tmp_path, teacher, train__epochs=1)

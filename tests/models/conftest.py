@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from threads import threads
+from helpers.threads import threads
 
 
 @pytest.fixture(autouse=True)

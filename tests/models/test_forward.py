@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import reference_models as reference
 import torch
-from tiny_models import TINY_HRNET, TINY_RESNET, randomise, tiny_model
+from helpers import reference_models as reference
+from helpers.tiny_models import TINY_HRNET, TINY_RESNET, randomise, tiny_model
 
 from posekd.models import create_model
 from posekd.models.hrnet import HRNetConfig, HRNetTrunk

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import reference_models as reference
 import torch
-from tiny_models import tiny_model
+from helpers import reference_models as reference
+from helpers.tiny_models import tiny_model
 
 from posekd.models import create_model, create_model_from_card, init_backbone, load_weights, model_card, profile_model
 from posekd.models.hrnet import HRNetConfig, HRNetTrunk

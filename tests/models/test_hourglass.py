@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-import reference_models as reference
 import torch
-from tiny_models import tiny_model
+from helpers import reference_models as reference
+from helpers.tiny_models import tiny_model
 
 from posekd.models import create_model, load_weights
 from posekd.models.pyranet import fractional_max_pool

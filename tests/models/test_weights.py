@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_model
+from helpers.tiny_models import tiny_model
 
 from posekd.models import create_model, init_backbone, load_model, load_weights, save_weights
 from posekd.models import weights as module

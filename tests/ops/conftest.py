@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
-import backends
 import pytest
+from helpers import backends
 
 
 @pytest.fixture(params=backends.BACKENDS)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import backends
 import pytest
 import torch
+from helpers import backends
+from helpers.pooling_maps import DTYPES, EPS, make_map, upstream_of
+from helpers.threads import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pooling_maps import DTYPES, EPS, make_map, upstream_of
-from threads import threads
 from torch import Tensor
 
 from posekd.ops import center_pool, corner_pool, library

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import backends
 import cv2
 import numpy as np
 import pytest
 import torch
-from crop_cases import ATOL, FORMATS, IDENTITY, MEAN, STD, expected_crops, on, some_images, some_matrices
+from helpers import backends
+from helpers.crop_cases import ATOL, FORMATS, IDENTITY, MEAN, STD, expected_crops, on, some_images, some_matrices
+from helpers.threads import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
 from torch import Tensor
 
 from posekd.ops import PackedImages, crop_warp

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from crop_cases import MEAN, STD, some_images, some_matrices
+from helpers.crop_cases import MEAN, STD, some_images, some_matrices
 from torch import Tensor
 
 from posekd.ops import PackedImages, crop_warp, library

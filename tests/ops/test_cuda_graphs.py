@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import backends
 import pytest
 import torch
+from helpers import backends
 from torch import Tensor
 
 from posekd import ops

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import backends
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import backends
+from helpers.threads import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
 from torch import Tensor
 
 from posekd.ops import decode_heatmaps, library, render_heatmaps

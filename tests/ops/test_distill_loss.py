@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import backends
 import pytest
 import torch
-from distill_cases import COMBINATIONS, DTYPES, EPS, make_case, plain
+from helpers import backends
+from helpers.distill_cases import COMBINATIONS, DTYPES, EPS, make_case, plain
 
 from posekd.ops import distill_loss, render_heatmaps
 from posekd.ops.reference import distill_loss as definition

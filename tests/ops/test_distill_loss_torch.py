@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from distill_cases import make_case
+from helpers.distill_cases import make_case
+from helpers.threads import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
 from torch import Tensor
 
 from posekd.ops import distill_loss, library

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import backends
 import numpy as np
 import pytest
 import torch
+from helpers import backends
+from helpers.official_grouping import Parse, Parser
+from helpers.threads import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from official_grouping import Parse, Parser
-from threads import threads
 from torch import Tensor
 
 from posekd.ops import group_keypoints, group_keypoints_list, library, match_by_tag, top_k_peaks

@@ -6,10 +6,10 @@ import itertools
 import math
 import random
 
-import backends
 import numpy as np
 import pytest
 import torch
+from helpers import backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment

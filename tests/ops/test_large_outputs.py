@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import use
+from helpers.backends import use
 
 from posekd import ops
 from posekd.ops import library

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import backends
 import numpy as np
 import pytest
 import torch
+from helpers import backends
+from helpers.threads import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
 from torch import Tensor
 
 from posekd.ops import library, render_heatmaps

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import backends
 import numpy as np
 import pytest
 import torch
+from helpers import backends
+from helpers.threads import threads
+from helpers.torchvision_roi_align import oracle, torchvision_weights, upstream
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
 from torch import Tensor
-from torchvision_roi_align import oracle, torchvision_weights, upstream
 
 from posekd.ops import library, roi_align
 from posekd.ops.reference import roi_align as definition

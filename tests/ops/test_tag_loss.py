@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import backends
 import pytest
 import torch
+from helpers import backends
+from helpers.threads import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
