@@ -45,8 +45,8 @@ from posekd.engine.datasets import open_dataset
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
 from posekd.engine.recipe import Recipe, read_recipe
-from posekd.engine.report import write_atomically
 from posekd.engine.train import train_timed
+from posekd.files import write_atomically
 from posekd.metrics import PckResult, pck
 from posekd.models import load_model, profile_model
 
@@ -103,7 +103,7 @@ def run_arm(recipe: Recipe, test: PoseSource) -> dict[str, Any]:
         "steps": read_log(folder / "log.jsonl")[-1]["step"],
         "seconds": round(seconds, 1),
     }
-    write_atomically(json.dumps(result, indent=2) + "\n", done)
+    write_atomically(done, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for arm in ARMS:
             arms[arm] = run_arm(recipe_of(arm, seed, options.data, options.out, overrides), test)
         results["seeds"][str(seed)] = arms
-        write_atomically(json.dumps(results, indent=2) + "\n", options.out / "results.json")
+        write_atomically(options.out / "results.json", json.dumps(results, indent=2) + "\n")
     draw(results, options.out / "pck.png")
     report(results)
     return 0

@@ -252,6 +252,6 @@ def _coco_report(result: CocoResult) -> dict[str, Any]:
 def _write_report(content: dict[str, Any], path: str | None) -> None:
     if path is None:
         return
-    from posekd.engine.report import write_atomically
+    from posekd.files import write_atomically
 
-    write_atomically(json.dumps(content, indent=2) + "\n", path)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -32,7 +32,8 @@ from posekd.engine.drawing import draw_poses, save_sheet
 from posekd.engine.loop import fit
 from posekd.engine.progress import read_log
 from posekd.engine.recipe import Recipe, read_recipe, save_recipe
-from posekd.engine.report import EvalReport, write_atomically
+from posekd.engine.report import EvalReport
+from posekd.files import write_atomically
 from posekd.metrics import NUMBERS
 
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
@@ -116,7 +117,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
     _draw(runs, validation, out / "poses.png")
     results["seconds"] = round(time.perf_counter() - start, 1)
     results["cpu_seconds"] = round(time.process_time() - cpu_start, 1)
-    write_atomically(json.dumps(results, indent=2) + "\n", out / "results.json")
+    write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     report(results, out)
     return results
 

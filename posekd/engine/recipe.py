@@ -24,7 +24,8 @@ from posekd.engine.datasets import DATASETS
 from posekd.engine.evaluate import EvalSettings
 from posekd.engine.loop import LoopSettings
 from posekd.engine.optim import OptimSettings, ScheduleSettings
-from posekd.engine.schema import check_keys, convert, hints_of, nearest
+from posekd.engine.schema import check_keys, convert, hints_of
+from posekd.files import nearest
 from posekd.models import is_bottom_up
 
 CHOICES: dict[str, dict[str, type]] = {

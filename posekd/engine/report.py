@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from posekd.data import CocoSource, PoseSource
+from posekd.files import write_atomically
 from posekd.metrics import CocoResult, NoLabelsError, PckResult, evaluate_people
 
 
@@ -96,16 +96,4 @@ def coco_result(image_id: int, category_id: int, keypoints: np.ndarray, score: f
 
 def write_results(results: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """Writes results as a JSON file that the COCO server takes, whole or not at all."""
-    write_atomically(json.dumps(list(results)), path)
-
-
-def write_atomically(text: str, path: str | os.PathLike[str]) -> None:
-    """Writes a text file, whole or not at all; makes the folder if need be."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(list(results)))
