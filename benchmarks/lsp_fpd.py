@@ -40,7 +40,6 @@ from rich.table import Table
 import posekd
 from posekd import codecs
 from posekd.data import PoseSource
-from posekd.engine.curves import COLOURS, figure_to_png
 from posekd.engine.datasets import open_dataset
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
@@ -49,6 +48,7 @@ from posekd.engine.train import train_timed
 from posekd.files import write_atomically
 from posekd.metrics import PckResult, pck
 from posekd.models import load_model, profile_model
+from posekd.viz.curves import COLOURS, figure_to_png
 
 TRAINING_PICTURES = 1000
 TEACHER, STUDENT = "supervised/hourglass_2x64_lsp_128x128", "fpd/hourglass_1x32_lsp_128x128"

@@ -188,19 +188,21 @@ def _show(
     outcome: EvalReport, console: Console, subject: str, title: str, data: Any, report: str | None, curve: str | None
 ) -> None:
     """Writes the report, draws the curve, prints the tables: files first, for who reads may stop (`| head`)."""
-    from posekd.metrics.tables import print_pck, print_result
+    from posekd.viz.tables import print_pck, print_result
 
     if outcome.coco is not None:
         _write_report(_coco_report(outcome.coco), report)
         print_result(outcome.coco, console, title=title)
     if outcome.pck is not None:
-        from posekd.engine.curves import plot_pck
+        from posekd.data import LspSettings
         from posekd.engine.evaluate_pck import pck_report
+        from posekd.viz.curves import plot_pck
 
         joints = _skeleton_of(data).keypoints
         _write_report(pck_report(outcome.pck, joints, outcome.torso, outcome.note), report)
         if curve is not None:
-            plot_pck(outcome.pck, Path(curve), Path(subject).name)
+            unit = "torso" if isinstance(data, LspSettings) else "head size"
+            plot_pck(outcome.pck, Path(curve), Path(subject).name, unit=unit)
         print_pck(outcome.pck, joints, console, title, outcome.torso)
     unwritten = [file for file in (report, curve) if file is not None]
     if unwritten and outcome.coco is None and outcome.pck is None:

@@ -15,11 +15,11 @@ from torch import nn
 
 from posekd.data import BadImageError
 from posekd.engine import checkpoint, distributed
-from posekd.engine.curves import plot_curves
 from posekd.engine.optim import ScheduleSettings, rate_factor, set_rate
 from posekd.engine.progress import RunLog, Ticker, read_log
 from posekd.engine.step import Batch, Learner, NonFiniteError, train_step
 from posekd.engine.stopping import LoadingError, StopSignal
+from posekd.viz.curves import plot_curves
 
 
 @dataclass(frozen=True)

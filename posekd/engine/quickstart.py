@@ -26,15 +26,15 @@ from rich.table import Table
 from posekd.data import PoseSource
 from posekd.data.labels import FewLabels, LabelSettings
 from posekd.engine.build import assemble, pick_device
-from posekd.engine.curves import plot_curves
 from posekd.engine.datasets import open_dataset
-from posekd.engine.drawing import draw_poses, save_sheet
 from posekd.engine.loop import fit
 from posekd.engine.progress import read_log
 from posekd.engine.recipe import Recipe, read_recipe, save_recipe
 from posekd.engine.report import EvalReport
 from posekd.files import write_atomically
 from posekd.metrics import NUMBERS
+from posekd.viz.curves import plot_curves
+from posekd.viz.draw import draw_poses, save_sheet
 
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
 PICTURES = 4  # rows of poses.png
@@ -179,7 +179,7 @@ def _draw(runs: dict[str, Run], validation: PoseSource, path: Path) -> None:
     people = np.bincount(records.image_rows, minlength=records.num_images)
     rows = np.argsort(people < 2, kind="stable")[:PICTURES]
     labels = {row: records.keypoints[records.image_rows == row] for row in rows}
-    columns = {"labels": [draw_poses(validation.load_image(row), labels[row], skeleton) for row in rows]}
+    columns = {"labels": [draw_poses(validation.load_image(row), labels[row], skeleton, labels=True) for row in rows]}
     for name in NETWORKS:
         coco = runs[name].report.coco
         title = f"{name}  AP {coco.AP:.3f}" if coco is not None else name

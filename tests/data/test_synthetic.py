@@ -13,11 +13,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
 from posekd.data import CocoKeypoints, LoaderSettings, PoseLoader
-from posekd.data.contact_sheet import contact_sheet
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings, render, write_coco
 from posekd.data.synthetic_body import NUM_JOINTS, draw_figures
 from posekd.data.synthetic_labels import _polygons
 from posekd.skeleton import COCO
+from posekd.viz.contact_sheet import contact_sheet
 
 J = {name: i for i, name in enumerate(COCO.keypoints)}
 SETTINGS = SyntheticSettings(images=60, size=(120, 160), seed=3)

@@ -9,12 +9,12 @@ from tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.distill import FrozenTeacher, Mapd, Supervised
 from posekd.engine import checkpoint, loop
-from posekd.engine.curves import plot_curves
 from posekd.engine.ema import Ema
 from posekd.engine.loop import Job, LoopSettings, fit, load_state_dict
 from posekd.engine.optim import OptimSettings, ScheduleSettings, make_optimizer
 from posekd.engine.progress import read_log
 from posekd.engine.step import Learner, NonFiniteLossError, train_step
+from posekd.viz.curves import plot_curves
 
 pytestmark = pytest.mark.usefixtures("quick")
 
