@@ -127,7 +127,8 @@ def mean_pose(training: PoseSource, test: PoseSource, size: tuple[int, int], pad
     mean = (points[..., :2] * seen).sum(0) / seen.sum(0)
     found = codecs.transform_keypoints(mean.expand(len(records), -1, -1), crops(test)).numpy()
     assert records.reference_lengths is not None
-    return pck(found, records.keypoints[..., :2], records.keypoints[..., 2], records.reference_lengths)
+    labels, visible = records.keypoints[..., :2], records.keypoints[..., 2]
+    return pck(found, labels, visible, records.reference_lengths, skeleton=records.skeleton)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

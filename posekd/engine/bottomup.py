@@ -369,5 +369,5 @@ def remove_copies(people: People, sigmas: Sequence[float], threshold: float) -> 
     low = np.where(found, people.keypoints[..., :2], np.inf).min(1)
     high = np.where(found, people.keypoints[..., :2], -np.inf).max(1)
     areas = (high - low).clip(1, None).prod(1)
-    kept = np.sort(oks_nms(people.keypoints, people.scores, areas, sigmas, threshold))
+    kept = np.sort(oks_nms(people.keypoints, people.scores, areas, threshold, sigmas=sigmas))
     return People(people.image_id, people.keypoints[kept], people.scores[kept])

@@ -275,7 +275,7 @@ def coco_results(
     groups = np.split(order, np.flatnonzero(np.diff(poses.image_ids[order])) + 1) if len(order) else []
     results = []
     for rows in groups:
-        kept = oks_nms(keypoints[rows], scores[rows], poses.areas[rows], sigmas, settings.nms_threshold)
+        kept = oks_nms(keypoints[rows], scores[rows], poses.areas[rows], settings.nms_threshold, sigmas=sigmas)
         results += [
             coco_result(int(poses.image_ids[row]), category_id, keypoints[row], scores[row]) for row in rows[kept]
         ]

@@ -67,13 +67,16 @@ def score_pck(
         return None, None, f"nobody has a {LENGTHS[records.metric]}, so there is nothing to divide by{hint}"
     found = np.asarray(keypoints, np.float64)[..., :2]
     if records.metric == "pck":
-        return pck(found[scored], points[scored, :, :2], points[scored, :, 2], lengths[scored]), None, note
+        given = found[scored], points[scored, :, :2], points[scored, :, 2], lengths[scored]
+        return pck(*given, skeleton=records.skeleton), None, note
     torsos = torso_lengths(points, records.skeleton)
     whole = np.isfinite(torsos)
     by_torso = None
     if whole.any():
-        by_torso = pck(found[whole], points[whole, :, :2], points[whole, :, 2], torsos[whole], TORSO_THRESHOLD)
-    return pckh(found[scored], points[scored, :, :2], points[scored, :, 2], lengths[scored]), by_torso, note
+        given = found[whole], points[whole, :, :2], points[whole, :, 2], torsos[whole]
+        by_torso = pck(*given, TORSO_THRESHOLD, skeleton=records.skeleton)
+    given = found[scored], points[scored, :, :2], points[scored, :, 2], lengths[scored]
+    return pckh(*given, skeleton=records.skeleton), by_torso, note
 
 
 def pck_report(result: PckResult, joints: Sequence[str], torso: PckResult | None, note: str = "") -> dict[str, Any]:
