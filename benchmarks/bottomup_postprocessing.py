@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd import ops
-from posekd.paradigms.bottom_up import BottomUpSettings, aggregate, forward_maps, group_people, resized
+from posekd.paradigms.bottom_up import BottomUpInference, aggregate, forward_maps, group_people, resized
 from posekd.models import create_model
 from posekd.skeleton import COCO
 
@@ -76,14 +76,14 @@ def paint(people: Tensor, own: Tensor, size: tuple[int, int], rng: torch.Generat
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    settings = BottomUpSettings(max_people=30)
+    settings = BottomUpInference(max_people=30)
     size = resized(HEIGHT, WIDTH, 512, 1.0, 1.0)
     image_sizes = torch.tensor([[HEIGHT, WIDTH]], device=options.device)
     images = torch.randn(1, 3, *size, device=options.device)
     outputs = [[maps.to(options.device) for maps in each] for each in scene(size)]
     model = create_model("higherhrnet_w32").to(options.device).eval()
 
-    def after(settings: BottomUpSettings = settings) -> list[object]:
+    def after(settings: BottomUpInference = settings) -> list[object]:
         painted = Painted(outputs)
         with torch.inference_mode():
             maps = aggregate(lambda _: forward_maps(painted, images, COCO.flip, settings), size, settings)

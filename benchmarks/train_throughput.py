@@ -33,7 +33,7 @@ if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "benchmarks"
 
-from posekd.data import PersonDataset
+from posekd.data import CropDataset
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import Mapd
 from posekd.engine.build import build_job, build_model
@@ -42,7 +42,7 @@ from posekd.engine.training.optim import set_rate
 from posekd.engine.recipes.recipe import Recipe, read_recipe, recipe_to_dict
 from posekd.engine.training.step import DTYPES, train_step, update
 from posekd.models import save_weights
-from posekd.structures import PackedBatch
+from posekd.structures import PackedCropBatch
 
 from .baselines import train_loop
 from .harness import environment
@@ -76,7 +76,7 @@ def real_steps(job: Job) -> Iterator[tuple[int, float]]:
             yield sum(map(len, group)), waited
 
 
-def preloaded_steps(job: Job, groups: Sequence[Sequence[PackedBatch]]) -> Iterator[tuple[int, float]]:
+def preloaded_steps(job: Job, groups: Sequence[Sequence[PackedCropBatch]]) -> Iterator[tuple[int, float]]:
     """The same with batches that wait on the device."""
     for group in cycle(groups):
         train_step(job.learner, [job.prepare(batch) for batch in group])
@@ -87,7 +87,7 @@ def baseline_steps(job: Job, recipe: Recipe) -> Iterator[tuple[int, float]]:
     """The published way; it has a loader of its own, and the student's weights are what they have become."""
     method, device = job.learner.method, job.learner.device
     assert isinstance(method, Mapd)
-    assert isinstance(job.loader.dataset, PersonDataset)  # type: ignore[attr-defined]
+    assert isinstance(job.loader.dataset, CropDataset)  # type: ignore[attr-defined]
     samples = train_loop.Samples(job.loader.dataset, method.student.spec, method.settings.sigma)  # type: ignore
     plan = job.loader.plan  # type: ignore[attr-defined]
     batches = train_loop.loader(
@@ -138,7 +138,7 @@ def measure(
     }
 
 
-def take_apart(job: Job, groups: Sequence[Sequence[PackedBatch]], steps: int) -> dict[str, float]:
+def take_apart(job: Job, groups: Sequence[Sequence[PackedCropBatch]], steps: int) -> dict[str, float]:
     """Milliseconds a step of each part, the device idle between them."""
     learner, device = job.learner, job.learner.device
     spent = dict.fromkeys(PARTS, 0.0)

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 DEFAULT_SIGMA = 0.05
 
@@ -130,6 +130,20 @@ LSP = Skeleton(
 _SIDES = (("left", "right"), ("l", "r"))
 
 
+def side(name: str) -> Literal["left", "right"] | None:
+    """The side that a keypoint's name tells: left for `left_ear`, `leftEar` and `L-ear`; None for `nose`."""
+    words = {part.lower() for part in _parts(name)}
+    left, right = ({long, short} & words for long, short in zip(*_SIDES, strict=True))
+    if bool(left) == bool(right):
+        return None
+    return "left" if left else "right"
+
+
+def _parts(name: str) -> list[str]:
+    """A name cut where its words end, the separators included: `L-paw` to L, -, paw; `pawLeft` to paw, '', Left."""
+    return re.split(r"([^A-Za-z]+|(?<=[a-z])(?=[A-Z]))", name)
+
+
 def infer_flip(names: Sequence[str]) -> tuple[int, ...]:
     """Mirror permutation read from the names: `left_ear` pairs with `right_ear`, `L-paw` with `R-paw`.
 
@@ -138,7 +152,7 @@ def infer_flip(names: Sequence[str]) -> tuple[int, ...]:
     index = {name.lower(): i for i, name in enumerate(names)}
     flip = list(range(len(names)))
     for i, name in enumerate(names):
-        parts = re.split(r"([^A-Za-z]+|(?<=[a-z])(?=[A-Z]))", name)
+        parts = _parts(name)
         for a, b in (*_SIDES, *((b, a) for a, b in _SIDES)):
             mirrored = "".join(b if part.lower() == a else part for part in parts).lower()
             j = index.get(mirrored, i)

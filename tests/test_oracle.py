@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from posekd import geometry, ops
-from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, PoseLoader, prepare
-from posekd.engine.evaluate import EvalSettings, coco_results, predict
+from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, crop_loader, prepare
+from posekd.engine.evaluate import TopDownInference, coco_results, predict
 from posekd.metrics import CocoResult, PersonScore, evaluate_coco
-from posekd.structures import InputSpec, PoseBatch
+from posekd.structures import InputSpec, CropBatch
 
 pytestmark = pytest.mark.data
 
@@ -35,7 +35,7 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.kind, self.keypoints = kind, torch.empty(0)
 
-    def watch(self, batches: list[PoseBatch]) -> Iterator[PoseBatch]:
+    def watch(self, batches: list[CropBatch]) -> Iterator[CropBatch]:
         for batch in batches:
             self.keypoints = geometry.to_heatmap(batch.keypoints, 4)
             yield batch
@@ -49,12 +49,12 @@ class CocoMini:
     truth: dict[str, Any]
     sources: list[CocoKeypoints]
 
-    def batches(self, padding: float) -> list[PoseBatch]:
+    def batches(self, padding: float) -> list[CropBatch]:
         settings = LoaderSettings(batch_size=64, workers=0, padding=padding)
         return [
             prepare(packed, SPEC, source.records.skeleton.flip)
             for source in self.sources
-            for packed in PoseLoader(source, SPEC.size, settings, training=False)
+            for packed in crop_loader(source, SPEC.size, settings, training=False)
         ]
 
 
@@ -75,15 +75,15 @@ def coco_mini(real_data: Path) -> CocoMini:
     return CocoMini({**merged, "categories": truths[0]["categories"]}, sources)
 
 
-def score(data: CocoMini, batches: list[PoseBatch], kind: str, method: str) -> CocoResult:
+def score(data: CocoMini, batches: list[CropBatch], kind: str, method: str) -> CocoResult:
     skeleton = data.sources[0].records.skeleton
-    settings = EvalSettings(flip=False, decode=method)
+    settings = TopDownInference(flip=False, decode=method)
     oracle = Oracle(kind)
     poses = predict(oracle, oracle.watch(batches), skeleton.flip, settings)
     return evaluate_coco(data.truth, coco_results(poses, skeleton.sigmas, settings))
 
 
-def joints_outside(data: CocoMini, batches: list[PoseBatch]) -> dict[int, list[str]]:
+def joints_outside(data: CocoMini, batches: list[CropBatch]) -> dict[int, list[str]]:
     """Annotation id -> names of the labelled joints that no pixel of the heatmap covers."""
     names = data.sources[0].records.skeleton.keypoints
     limit = torch.tensor([HEATMAP[1] - 0.5, HEATMAP[0] - 0.5])

@@ -15,8 +15,8 @@ import torch
 from helpers.oracle_network import BottomUpOracle
 
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
-from posekd.data.loading.whole_images import ImageLoader
-from posekd.paradigms.bottom_up import BottomUpSettings, find_people, resized
+from posekd.data.loading.whole_images import image_loader
+from posekd.paradigms.bottom_up import BottomUpInference, find_people, resized
 from posekd.engine.evaluate_bottomup import people_results
 from posekd.metrics import CocoResult, CrowdPoseResult, PersonScore, evaluate_people
 
@@ -27,13 +27,13 @@ def open_split(images: Path, annotations: Path) -> CocoKeypoints:
     return CocoKeypoints(CocoSettings(str(images), str(annotations), keep_images="all"))
 
 
-def oracle_score(sources: list[CocoKeypoints], settings: BottomUpSettings) -> tuple[CocoResult, dict[int, int]]:
+def oracle_score(sources: list[CocoKeypoints], settings: BottomUpInference) -> tuple[CocoResult, dict[int, int]]:
     """The official numbers, and how many people were made of each image."""
     people = []
     for source in sources:
         skeleton = source.records.skeleton
         oracle = BottomUpOracle(skeleton.flip, flip=settings.flip)
-        loader = ImageLoader(
+        loader = image_loader(
             source, (512, 512), LoaderSettings(4, 0), training=False,
             size_class=lambda h, w: resized(h, w, 512, 1.0, min(settings.scales)),
         )  # fmt: skip
@@ -95,7 +95,7 @@ def coco_mini(real_data: Path) -> list[CocoKeypoints]:
 @pytest.mark.data
 def test_coco_mini(coco_mini):
     """Nobody labelled here is small. Lost are two people of few joints, to the greedy match; without refine nobody."""
-    result, _ = oracle_score(coco_mini, BottomUpSettings())
+    result, _ = oracle_score(coco_mini, BottomUpInference())
     report = describe("coco-mini", result, coco_mini)
     print(report)
     assert len(result.people) == 154
@@ -108,7 +108,7 @@ def test_coco_mini(coco_mini):
 def test_crowdpose(real_data):
     folder = real_data / "crowdpose"
     sources = [open_split(folder, folder / "test_crowdpose.json")]
-    result, _ = oracle_score(sources, BottomUpSettings())
+    result, _ = oracle_score(sources, BottomUpInference())
     report = describe("crowdpose", result, sources)
     print(report)
     assert isinstance(result, CrowdPoseResult)

@@ -23,7 +23,7 @@ from posekd.data import (
     LoaderSettings,
     LspSettings,
     MpiiSettings,
-    PoseLoader,
+    crop_loader,
     PoseRecords,
     PoseSource,
     open_lsp,
@@ -31,9 +31,9 @@ from posekd.data import (
     prepare,
 )
 from posekd.data.sources.mpii import mpii_records, read_mpii
-from posekd.engine.evaluate import EvalSettings, evaluate
-from posekd.engine.scoring.report import EvalReport
-from posekd.structures import InputSpec, PoseBatch
+from posekd.engine.evaluate import TopDownInference, evaluate
+from posekd.engine.scoring import Report
+from posekd.structures import InputSpec, CropBatch
 
 SPEC = InputSpec(size=(256, 256))
 LOADER = LoaderSettings(batch_size=64, workers=0)
@@ -47,8 +47,8 @@ class Oracle(torch.nn.Module):
     def __init__(self, source: PoseSource, kind: str = "msra", flip: bool = False) -> None:
         super().__init__()
         self.kind, self.flip, self.order = kind, flip, list(source.records.skeleton.flip)
-        batches = PoseLoader(source, SPEC.size, LOADER, training=False)
-        self.batches: Iterator[PoseBatch] = (prepare(packed, SPEC, self.order) for packed in batches)
+        batches = crop_loader(source, SPEC.size, LOADER, training=False)
+        self.batches: Iterator[CropBatch] = (prepare(packed, SPEC, self.order) for packed in batches)
         self.mirror: torch.Tensor | None = None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -77,8 +77,8 @@ class WithoutPixels:
         return f"picture {row}"
 
 
-def score(source: PoseSource, kind: str = "msra", decode: str = "quarter", flip: bool = False) -> EvalReport:
-    settings = EvalSettings(flip=flip, decode=decode)
+def score(source: PoseSource, kind: str = "msra", decode: str = "quarter", flip: bool = False) -> Report:
+    settings = TopDownInference(flip=flip, decode=decode)
     report = evaluate(Oracle(source, kind, flip), source, settings, loader=LOADER)
     assert report.pck is not None
     joints = source.records.keypoints[..., 2] > 0
@@ -90,14 +90,14 @@ def score(source: PoseSource, kind: str = "msra", decode: str = "quarter", flip:
 def outside(source: PoseSource) -> np.ndarray:
     """Which labelled joints no heatmap pixel covers, bool `[N, K]`: lost to any network, unless the border is near."""
     parts = []
-    for packed in PoseLoader(source, SPEC.size, LOADER, training=False):
+    for packed in crop_loader(source, SPEC.size, LOADER, training=False):
         points = geometry.to_heatmap(prepare(packed, SPEC, source.records.skeleton.flip).keypoints, 4)
         beyond = ((points[..., :2] < -0.5) | (points[..., :2] >= 63.5)).any(-1)
         parts.append(beyond & (points[..., 2] > 0))
     return torch.cat(parts).numpy()
 
 
-def missed(source: PoseSource, report: EvalReport, threshold: float) -> np.ndarray:
+def missed(source: PoseSource, report: Report, threshold: float) -> np.ndarray:
     """Which labelled joints came back farther than the threshold from their labels, bool `[N, K]`."""
     records = source.records
     found = np.array([r["keypoints"] for r in report.results]).reshape(len(records), -1, 3)

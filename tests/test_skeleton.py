@@ -7,7 +7,7 @@ import warnings
 import pytest
 from pycocotools.cocoeval import Params
 
-from posekd.skeleton import COCO, DEFAULT_SIGMA, LSP, MPII, Skeleton, infer_flip, skeleton_from_category
+from posekd.skeleton import COCO, DEFAULT_SIGMA, LSP, MPII, Skeleton, infer_flip, side, skeleton_from_category
 
 
 def test_coco_is_the_official_set():
@@ -100,3 +100,15 @@ class TestSkeleton:
     def test_a_flip_must_undo_itself(self):
         with pytest.raises(ValueError, match="does not undo itself"):
             self.make(keypoints=("a", "b", "c"), flip=(1, 2, 0), sigmas=(0.1,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("left_ear", "left"), ("Left-Ear", "left"), ("earLeft", "left"), ("L_ear", "left"), ("leftEar", "left"),
+        ("right_ear", "right"), ("ear R", "right"), ("rightEar", "right"),
+        ("nose", None), ("cleft", None), ("bright_spot", None), ("lower_lip", None), ("left_to_right", None),
+    ],
+)  # fmt: skip
+def test_a_name_tells_its_side(name, expected):
+    assert side(name) == expected

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from posekd.data import PersonDataset
+from posekd.data import CropDataset
 from posekd.data.augment import Draw
 from posekd.data.loading.sampler import BatchPlan, Key
 from posekd.distill import Mapd, MapdSettings
@@ -67,7 +67,7 @@ def draw_heatmaps(joints: np.ndarray, size: tuple[int, int], sigma: float) -> tu
 class Samples(Dataset[dict[str, Any]]):
     """One sample at a time, finished in the worker: picture, heatmaps, weights."""
 
-    def __init__(self, persons: PersonDataset, spec: InputSpec, sigma: float) -> None:
+    def __init__(self, persons: CropDataset, spec: InputSpec, sigma: float) -> None:
         self.persons, self.spec, self.sigma = persons, spec, sigma
 
     def __getitem__(self, key: Key) -> dict[str, Any]:

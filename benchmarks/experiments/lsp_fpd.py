@@ -40,15 +40,15 @@ from rich.table import Table
 import posekd
 from posekd import geometry
 from posekd.data import PoseSource
-from posekd.engine.curves import COLOURS, figure_to_png
 from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.recipe import Recipe, read_recipe
-from posekd.engine.scoring.report import write_atomically
 from posekd.engine.train import train_timed
+from posekd.files import write_atomically
 from posekd.metrics import PckResult, pck
 from posekd.models import load_model, profile_model
+from posekd.viz.curves import COLOURS, figure_to_png
 
 TRAINING_PICTURES = 1000
 TEACHER, STUDENT = "supervised/hourglass_2x64_lsp_128x128", "fpd/hourglass_1x32_lsp_128x128"
@@ -103,7 +103,7 @@ def run_arm(recipe: Recipe, test: PoseSource) -> dict[str, Any]:
         "steps": read_log(folder / "log.jsonl")[-1]["step"],
         "seconds": round(seconds, 1),
     }
-    write_atomically(json.dumps(result, indent=2) + "\n", done)
+    write_atomically(done, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -127,7 +127,8 @@ def mean_pose(training: PoseSource, test: PoseSource, size: tuple[int, int], pad
     mean = (points[..., :2] * seen).sum(0) / seen.sum(0)
     found = geometry.transform_keypoints(mean.expand(len(records), -1, -1), crops(test)).numpy()
     assert records.reference_lengths is not None
-    return pck(found, records.keypoints[..., :2], records.keypoints[..., 2], records.reference_lengths)
+    labels, visible = records.keypoints[..., :2], records.keypoints[..., 2]
+    return pck(found, labels, visible, records.reference_lengths, skeleton=records.skeleton)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -200,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for arm in ARMS:
             arms[arm] = run_arm(recipe_of(arm, seed, options.data, options.out, overrides), test)
         results["seeds"][str(seed)] = arms
-        write_atomically(json.dumps(results, indent=2) + "\n", options.out / "results.json")
+        write_atomically(options.out / "results.json", json.dumps(results, indent=2) + "\n")
     draw(results, options.out / "pck.png")
     report(results)
     return 0

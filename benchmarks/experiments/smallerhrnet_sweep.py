@@ -42,8 +42,8 @@ from posekd.data import PoseSource
 from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 from posekd.engine.recipes.recipe import Recipe, read_recipe
-from posekd.engine.scoring.report import write_atomically
 from posekd.engine.train import train_timed
+from posekd.files import write_atomically
 from posekd.metrics import paired_bootstrap
 from posekd.models import load_model, profile_model
 
@@ -102,7 +102,7 @@ def run_arm(recipe: Recipe, validation: PoseSource) -> dict[str, Any]:
         "macs": profile.macs,
         "seconds": round(seconds, 1),
     }
-    write_atomically(json.dumps(result, indent=2) + "\n", done)
+    write_atomically(done, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "posekd": posekd.__version__,
     }
     results["verdict"] = verdict(results)
-    write_atomically(json.dumps(results, indent=2) + "\n", options.out / "results.json")
+    write_atomically(options.out / "results.json", json.dumps(results, indent=2) + "\n")
     report(results)
     return 0
 

@@ -34,9 +34,9 @@ from posekd.data.loading.teacher_maps import CARD, TeacherMaps
 from posekd.engine.build import build_job
 from posekd.engine.quickstart import STUDENT, TEACHER
 from posekd.engine.recipes.recipe import Recipe, read_recipe
-from posekd.engine.scoring.report import write_atomically
 from posekd.engine.teacher_cache import cache_teacher
 from posekd.engine.train import train
+from posekd.files import write_atomically
 
 from ..harness import environment
 from ..train_throughput import measure, real_steps
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         row = run_seed(options.out / f"seed{seed}", seed, overrides, options.rounds, options.steps)
         results["seeds"].append(row)
         results["summary"] = summary(results["seeds"])
-        write_atomically(json.dumps(results, indent=2) + "\n", options.out / "results.json")
+        write_atomically(options.out / "results.json", json.dumps(results, indent=2) + "\n")
     report(results)
     return 0
 

@@ -6,13 +6,14 @@ A command's module has `main(argv) -> int`, or a typed `run(...)` whose signatur
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
+
+from posekd.files import nearest
 
 COMMANDS = {
     "quickstart": "train a teacher and a student with and without it on synthetic people, in minutes",
@@ -47,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(COMMANDS)}"
-        return _fail(f"unknown command {name!r}; {hint}", 2)
+        return _fail(f"unknown command {name!r}{nearest(name, COMMANDS)}", 2)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

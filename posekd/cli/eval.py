@@ -14,9 +14,9 @@ from posekd.cli.eval_options import read_options, sees_whole_images
 from posekd.cli.progress import Bar
 
 if TYPE_CHECKING:
-    from posekd.paradigms.bottom_up import BottomUpSettings
-    from posekd.engine.evaluate import EvalSettings
-    from posekd.engine.scoring.report import EvalReport
+    from posekd.paradigms.bottom_up import BottomUpInference
+    from posekd.engine.evaluate import TopDownInference
+    from posekd.engine.scoring import Report
     from posekd.metrics import CocoResult, PckResult
     from posekd.models.base import PoseModel
     from posekd.skeleton import Skeleton
@@ -40,7 +40,7 @@ def run(
     score_only: str | None = None,
     sigmas: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
-    settings: EvalSettings | BottomUpSettings | None = None,
+    settings: TopDownInference | BottomUpInference | None = None,
     batch_size: int = 32,
     workers: int = 2,
     on_bad_image: Literal["refuse", "skip"] = "refuse",
@@ -70,7 +70,7 @@ def run(
         sigmas: K OKS constants, where the keypoints are not COCO's.
         size: height and width of the crops, or of the images, whose short side is the smaller of the two; the model's
             own when not given.
-        settings: flip test, decoding, thresholds, precision: `BottomUpSettings` for a bottom-up network.
+        settings: flip test, decoding, thresholds, precision: `BottomUpInference` for a bottom-up network.
         batch_size: persons a batch; images, for a bottom-up network.
         workers: decoding processes.
         on_bad_image: refuse unreadable images, or skip them with a warning.
@@ -118,7 +118,7 @@ def run(
     loader = LoaderSettings(batch_size, workers, pin_memory=True, on_bad_image=on_bad_image)
     if network.bottom_up and (detections is not None or detection_threshold):
         raise ValueError(f"--detections are boxes to crop: {model} sees whole images and needs none")
-    judge: Callable[..., EvalReport] = evaluate_bottom_up if network.bottom_up else evaluate
+    judge: Callable[..., Report] = evaluate_bottom_up if network.bottom_up else evaluate
     with distributed.group(place), Bar("evaluating") as on_batch:
         outcome = judge(network, source, settings, loader=loader, results_file=results, on_batch=on_batch)
     _show(outcome, console, model, f"{model} on {annotations}", data, report, curve)
@@ -143,7 +143,7 @@ def _score(
     return outcome.coco or outcome.pck
 
 
-def _say_note(outcome: EvalReport, console: Console) -> None:
+def _say_note(outcome: Report, console: Console) -> None:
     if outcome.note:
         console.print(f"note: {outcome.note}", highlight=False, markup=False, soft_wrap=True)
 
@@ -165,15 +165,15 @@ def _data_settings(dataset: str, annotations: str, images: str, given: dict[str,
     return kind(images=images, annotations=annotations, **values)
 
 
-def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalReport:
+def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> Report:
     from posekd.data import CocoSettings
     from posekd.engine.scoring.pck import read_pck_labels, read_predictions, score_pck
-    from posekd.engine.scoring.report import EvalReport
+    from posekd.engine.scoring import Report
     from posekd.metrics import evaluate_people
 
     if isinstance(data, CocoSettings):
         coco = evaluate_people(data.annotations, path, sigmas)
-        return EvalReport(coco, [], coco.predictions, 0.0, coco.note)
+        return Report(coco, [], coco.predictions, 0.0, coco.note)
     records = read_pck_labels(data)
     keypoints, ids = read_predictions(Path(path), records)
     result, torso, note = score_pck(keypoints, ids, records)
@@ -181,26 +181,28 @@ def _score_file(path: str, data: Any, sigmas: Sequence[float] | None) -> EvalRep
         raise ValueError(f"{path} cannot be scored: {note}")
     absent = len(records) - len(ids)
     notes = (note, f"{absent} of {len(records)} people have no prediction: not scored" if absent else "")
-    return EvalReport(None, [], len(ids), 0.0, "; ".join(n for n in notes if n), result, torso)
+    return Report(None, [], len(ids), 0.0, "; ".join(n for n in notes if n), result, torso)
 
 
 def _show(
-    outcome: EvalReport, console: Console, subject: str, title: str, data: Any, report: str | None, curve: str | None
+    outcome: Report, console: Console, subject: str, title: str, data: Any, report: str | None, curve: str | None
 ) -> None:
     """Writes the report, draws the curve, prints the tables: files first, for who reads may stop (`| head`)."""
-    from posekd.metrics.tables import print_pck, print_result
+    from posekd.viz.tables import print_pck, print_result
 
     if outcome.coco is not None:
         _write_report(_coco_report(outcome.coco), report)
         print_result(outcome.coco, console, title=title)
     if outcome.pck is not None:
-        from posekd.engine.curves import plot_pck
+        from posekd.data import LspSettings
         from posekd.engine.scoring.pck import pck_report
+        from posekd.viz.curves import plot_pck
 
         joints = _skeleton_of(data).keypoints
         _write_report(pck_report(outcome.pck, joints, outcome.torso, outcome.note), report)
         if curve is not None:
-            plot_pck(outcome.pck, Path(curve), Path(subject).name)
+            unit = "torso" if isinstance(data, LspSettings) else "head size"
+            plot_pck(outcome.pck, Path(curve), Path(subject).name, unit=unit)
         print_pck(outcome.pck, joints, console, title, outcome.torso)
     unwritten = [file for file in (report, curve) if file is not None]
     if unwritten and outcome.coco is None and outcome.pck is None:
@@ -252,6 +254,6 @@ def _coco_report(result: CocoResult) -> dict[str, Any]:
 def _write_report(content: dict[str, Any], path: str | None) -> None:
     if path is None:
         return
-    from posekd.engine.scoring.report import write_atomically
+    from posekd.files import write_atomically
 
-    write_atomically(json.dumps(content, indent=2) + "\n", path)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

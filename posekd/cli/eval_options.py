@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from posekd.cli import command_parser
 
 if TYPE_CHECKING:
-    from posekd.paradigms.bottom_up import BottomUpSettings
-    from posekd.engine.evaluate import EvalSettings
+    from posekd.paradigms.bottom_up import BottomUpInference
+    from posekd.engine.evaluate import TopDownInference
 
-# the options that are fields of `EvalSettings` or `BottomUpSettings`
+# the options that are fields of `TopDownInference` or `BottomUpInference`
 _SETTINGS = (
     "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "border", "square",
     "max_people",
@@ -47,17 +47,17 @@ def read_options(argv: Sequence[str]) -> dict[str, Any]:
     return {**words, "size": None if size is None else tuple(size), "settings": _settings(words["model"], given)}
 
 
-def _settings(model: str | None, given: dict[str, Any]) -> EvalSettings | BottomUpSettings:
+def _settings(model: str | None, given: dict[str, Any]) -> TopDownInference | BottomUpInference:
     """The settings for this kind of network, with what was given.
 
     Raises:
         ValueError: an option that is for the other kind.
     """
-    from posekd.paradigms.bottom_up import BottomUpSettings
-    from posekd.engine.evaluate import EvalSettings
+    from posekd.paradigms.bottom_up import BottomUpInference
+    from posekd.engine.evaluate import TopDownInference
 
     bottom_up = model is not None and sees_whole_images(model)
-    kind: type[Any] = BottomUpSettings if bottom_up else EvalSettings
+    kind: type[Any] = BottomUpInference if bottom_up else TopDownInference
     for name in given:
         if name not in kind.__dataclass_fields__:
             other = "top-down" if bottom_up else "bottom-up"

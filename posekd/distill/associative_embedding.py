@@ -15,7 +15,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from posekd.codecs import tagged_heatmaps
+from posekd.geometry import tagged_heatmaps
 from posekd.distill.base import FrozenTeacher, Method, name_terms
 from posekd.ops import distill_loss, render_heatmaps, tag_loss
 from posekd.structures import ImageBatch

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from posekd.codecs import heatmaps
+from posekd.geometry import heatmaps
 from posekd.distill.convert import convert_images
 from posekd.structures import CropBatch, InputSpec
 

@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posekd.codecs import heatmaps
+from posekd.geometry import heatmaps
 from posekd.distill.base import (
     FrozenTeacher,
     Method,

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from posekd.codecs import heatmaps
+from posekd.geometry import heatmaps
 from posekd.distill.base import (
     FrozenTeacher,
     Method,

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from posekd.data import FewLabels, PoseLoader, PoseSource, WithUnlabelled, prepare
-from posekd.data.loading.whole_images import ImageLoader, prepare_images
+from posekd.data import FewLabels, crop_loader, PoseSource, WithUnlabelled, prepare
+from posekd.data.loading.whole_images import image_loader, prepare_images
 from posekd.data.sources.coco import KeepImages
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
@@ -25,12 +25,12 @@ from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 from posekd.engine.training.loop import Job, LoopSettings
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, recipe_to_dict
-from posekd.engine.scoring.report import EvalReport
+from posekd.engine.scoring import Report
 from posekd.engine.training.step import DTYPES, Learner
 from posekd.models import PoseModel, create_model, init_backbone, is_bottom_up, save_weights
-from posekd.structures import ImageBatch, PackedBatch, PackedImageBatch, PoseBatch
+from posekd.structures import ImageBatch, PackedCropBatch, PackedImageBatch, CropBatch
 
-Prepare = Callable[[PackedBatch], PoseBatch | ImageBatch]
+Prepare = Callable[[PackedCropBatch], CropBatch | ImageBatch]
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -192,7 +192,7 @@ def open_training_data(recipe: Recipe) -> PoseSource:
     return source
 
 
-def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> PoseLoader:
+def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> crop_loader:
     """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's on each process.
 
     Raises:
@@ -205,7 +205,7 @@ def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> P
             f"loader.batch_size {whole}, what one step sees, does not divide into train.accumulate "
             f"{recipe.train.accumulate} parts on each of {world} processes"
         )
-    loader: type[PoseLoader] = ImageLoader if is_bottom_up(recipe.student.name) else PoseLoader
+    loader: type[crop_loader] = image_loader if is_bottom_up(recipe.student.name) else crop_loader
     return loader(
         source,
         size,
@@ -226,7 +226,7 @@ def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loo
     flip, spec = torch.as_tensor(source.records.skeleton.flip, device=device), model.spec
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def run(packed: PackedBatch) -> PoseBatch | ImageBatch:
+    def run(packed: PackedCropBatch) -> CropBatch | ImageBatch:
         moved = packed.to(device) if stream is None else _copy_beside(packed, device, stream)
         if isinstance(moved, PackedImageBatch):
             return prepare_images(moved, spec, flip, memory_format=memory_format)
@@ -235,7 +235,7 @@ def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loo
     return run
 
 
-def _copy_beside(packed: PackedBatch, device: torch.device, stream: torch.cuda.Stream) -> PackedBatch:
+def _copy_beside(packed: PackedCropBatch, device: torch.device, stream: torch.cuda.Stream) -> PackedCropBatch:
     """Copies a (pinned) batch on a stream of its own, beside the last step, behind which it would wait."""
     with torch.cuda.stream(stream):
         moved = packed.to(device)
@@ -247,11 +247,11 @@ def _copy_beside(packed: PackedBatch, device: torch.device, stream: torch.cuda.S
 
 
 def make_validate(
-    recipe: Recipe, source: PoseSource, on_report: Callable[[EvalReport], None] | None = None
+    recipe: Recipe, source: PoseSource, on_report: Callable[[Report], None] | None = None
 ) -> Validate:
     """The function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
     settings: Any = replace(recipe.eval, channels_last=recipe.train.channels_last)
-    judge: Callable[..., EvalReport] = evaluate_bottom_up if is_bottom_up(recipe.student.name) else evaluate
+    judge: Callable[..., Report] = evaluate_bottom_up if is_bottom_up(recipe.student.name) else evaluate
 
     def run(model: nn.Module) -> dict[str, float]:
         report = judge(model, source, settings, loader=recipe.loader)
@@ -287,7 +287,7 @@ def assemble(
     validation: PoseSource | None,
     device: torch.device,
     label: str,
-    on_report: Callable[[EvalReport], None] | None = None,
+    on_report: Callable[[Report], None] | None = None,
 ) -> Job:
     """`build_job` on datasets that are already open; `on_report` gets every validation's whole evaluation."""
     skeleton = source.records.skeleton

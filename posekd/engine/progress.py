@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from posekd.engine import distributed
+from posekd.files import write_atomically
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -40,9 +41,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         last = {"validation": validated}
         kept = [record for record in read_log(self.path) if step and record["step"] <= last.get(record["kind"], step)]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 

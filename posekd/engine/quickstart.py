@@ -26,14 +26,15 @@ from rich.table import Table
 from posekd.data import PoseSource
 from posekd.data.sources.labels import FewLabels, LabelSettings
 from posekd.engine.build import assemble, pick_device
-from posekd.engine.curves import plot_curves
 from posekd.engine.recipes.datasets import open_dataset
-from posekd.engine.drawing import draw_poses, save_sheet
 from posekd.engine.training.loop import fit
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.recipe import Recipe, read_recipe, save_recipe
-from posekd.engine.scoring.report import EvalReport, write_atomically
+from posekd.engine.scoring import Report
+from posekd.files import write_atomically
 from posekd.metrics import NUMBERS
+from posekd.viz.curves import plot_curves
+from posekd.viz.draw import draw_poses, save_sheet
 
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
 PICTURES = 4  # rows of poses.png
@@ -54,7 +55,7 @@ class Run:
     """
 
     recipe: Recipe
-    report: EvalReport
+    report: Report
     parameters: int
     seconds: float
 
@@ -116,7 +117,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
     _draw(runs, validation, out / "poses.png")
     results["seconds"] = round(time.perf_counter() - start, 1)
     results["cpu_seconds"] = round(time.process_time() - cpu_start, 1)
-    write_atomically(json.dumps(results, indent=2) + "\n", out / "results.json")
+    write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     report(results, out)
     return results
 
@@ -163,7 +164,7 @@ def _train(name: str, recipe: Recipe, training: PoseSource, validation: PoseSour
     if (folder / "recipe.yaml").is_file():  # an earlier quickstart's
         shutil.rmtree(folder)
     start = time.perf_counter()
-    reports: list[EvalReport] = []
+    reports: list[Report] = []
     job = assemble(recipe, training, validation, pick_device(recipe.train.device), name, reports.append)
     save_recipe(recipe, folder / "recipe.yaml")
     fit(job)
@@ -178,7 +179,7 @@ def _draw(runs: dict[str, Run], validation: PoseSource, path: Path) -> None:
     people = np.bincount(records.image_rows, minlength=records.num_images)
     rows = np.argsort(people < 2, kind="stable")[:PICTURES]
     labels = {row: records.keypoints[records.image_rows == row] for row in rows}
-    columns = {"labels": [draw_poses(validation.load_image(row), labels[row], skeleton) for row in rows]}
+    columns = {"labels": [draw_poses(validation.load_image(row), labels[row], skeleton, labels=True) for row in rows]}
     for name in NETWORKS:
         coco = runs[name].report.coco
         title = f"{name}  AP {coco.AP:.3f}" if coco is not None else name
@@ -189,7 +190,7 @@ def _draw(runs: dict[str, Run], validation: PoseSource, path: Path) -> None:
     save_sheet(columns, path)
 
 
-def _poses(report: EvalReport, image_id: int) -> np.ndarray:
+def _poses(report: Report, image_id: int) -> np.ndarray:
     found = [result["keypoints"] for result in report.results if result["image_id"] == image_id]
     return np.array(found, float).reshape(len(found), -1)
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from posekd.data import LoaderSettings, PersonDataset, PoseLoader, PoseSource, prepare
+from posekd.data import LoaderSettings, CropDataset, crop_loader, PoseSource, prepare
 from posekd.data.loading.teacher_maps import MapsCard, fingerprint, larger_crops, write_maps
-from posekd.distill.base import FrozenTeacher, stages_of
+from posekd.distill.base import FrozenTeacher, heatmaps.read
 from posekd.engine import distributed
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
 from posekd.engine.progress import counted
@@ -72,7 +72,7 @@ def cache_teacher(
     return write_maps(folder, card, counted(batches, card.persons, on_batch))
 
 
-class _LargerCrops(PersonDataset):
+class _LargerCrops(CropDataset):
     """Persons with the larger crops of a cache."""
 
     def __init__(self, source: PoseSource, card: MapsCard) -> None:
@@ -81,12 +81,12 @@ class _LargerCrops(PersonDataset):
         self._centers, self._scales = centers.numpy(), scales.numpy()
 
 
-class _LargerCropsLoader(PoseLoader):
+class _LargerCropsLoader(crop_loader):
     def __init__(self, source: PoseSource, card: MapsCard, settings: LoaderSettings) -> None:
         self._card = card
         super().__init__(source, card.crop, replace(settings, on_bad_image="refuse"), training=False)
 
-    def _open(self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int) -> PersonDataset:
+    def _open(self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int) -> CropDataset:
         return _LargerCrops(source, self._card)
 
 
@@ -103,7 +103,7 @@ def _ask(teacher: FrozenTeacher, images: Tensor, precision: str) -> Tensor:
     """Heatmaps of the teacher's own input, float32."""
     spec = teacher.spec
     with torch.autocast(images.device.type, DTYPES[precision], enabled=precision != "fp32"):
-        return stages_of(teacher.outputs(images, spec, spec))[-1].float()
+        return heatmaps.read(teacher.outputs(images, spec, spec))[-1].float()
 
 
 def _shape(teacher: FrozenTeacher, device: torch.device, precision: str) -> tuple[int, int, int]:

@@ -8,11 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from posekd.engine import checkpoint, distributed
+from posekd.engine import distributed
+from posekd.engine.training import checkpoint
 from posekd.engine.build import build_job, pick_device
 from posekd.engine.training.loop import Job, fit, load_state_dict
 from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
-from posekd.engine.scoring.report import write_atomically
+from posekd.files import write_atomically
 
 
 def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
@@ -66,7 +67,7 @@ def train_timed(recipe: Recipe) -> float:
     finally:
         seconds = before + time.perf_counter() - start
         if folder.is_dir():
-            write_atomically(json.dumps(seconds), clock)
+            write_atomically(clock, json.dumps(seconds))
     return seconds
 
 

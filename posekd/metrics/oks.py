@@ -41,50 +41,44 @@ def keypoint_similarity(points: ArrayLike, others: ArrayLike, areas: ArrayLike, 
     return np.exp(-squared / variances / area / 2)
 
 
-def oks(
-    poses: ArrayLike,
-    areas: ArrayLike,
-    others: ArrayLike,
-    other_areas: ArrayLike,
-    sigmas: ArrayLike,
-) -> Floats:
+def oks(a: ArrayLike, b: ArrayLike, areas_a: ArrayLike, areas_b: ArrayLike, sigmas: ArrayLike) -> Floats:
     """OKS between predicted poses: the mean similarity of all K keypoints.
 
     The area of a pair is the mean of the two areas, as in HRNet's NMS. (Against labels, pycocotools takes the
     label's area and the labelled keypoints only: see `posekd.metrics.coco`.)
 
     Args:
-        poses: `[N, K, >=2]` (x, y) in pixels.
-        areas: `[N]` in square pixels.
-        others: `[M, K, >=2]`.
-        other_areas: `[M]`.
+        a: `[N, K, >=2]` (x, y) in pixels.
+        b: `[M, K, >=2]`.
+        areas_a: `[N]` in square pixels.
+        areas_b: `[M]`.
         sigmas: `[K]`.
 
     Returns:
         float64 `[N, M]` in 0..1.
     """
-    a, b, area_a, area_b = (_tensor(x) for x in (poses, others, areas, other_areas))
-    similarities: Floats = ops.oks(a, b, area_a, area_b, _tensor(sigmas)).numpy()
+    similarities: Floats = ops.oks(*map(_tensor, (a, b, areas_a, areas_b, sigmas))).numpy()
     return similarities
 
 
 def oks_nms(
-    poses: ArrayLike,
+    keypoints: ArrayLike,
     scores: ArrayLike,
     areas: ArrayLike,
-    sigmas: ArrayLike,
     threshold: float = 0.9,
+    *,
+    sigmas: ArrayLike,
 ) -> NDArray[np.int64]:
     """Greedy removal of duplicate poses of one image: `posekd.ops.oks_nms`, which states the rule, for arrays.
 
     Poses that are not finite, which the op removes, are an error here: a network that gives them must not be scored.
 
     Args:
-        poses: `[N, K, >=2]` (x, y) in pixels. All K keypoints count, seen or not.
+        keypoints: `[N, K, >=2]` (x, y) in pixels. All K keypoints count, seen or not.
         scores: `[N]`.
         areas: `[N]` in square pixels.
-        sigmas: `[K]` OKS constants.
         threshold: in 0..1; 1 removes nothing.
+        sigmas: `[K]` OKS constants.
 
     Returns:
         int64 indices of the kept poses, by descending score.
@@ -92,7 +86,7 @@ def oks_nms(
     Raises:
         ValueError: shapes that do not fit each other, values that are not finite, a threshold out of range.
     """
-    p, s, a, widths = (_tensor(x) for x in (poses, scores, areas, sigmas))
+    p, s, a, widths = (_tensor(x) for x in (keypoints, scores, areas, sigmas))
     _check_poses(p.numpy(), s.numpy(), a.numpy(), widths.numpy())
     kept = ops.oks_nms(p, s, a, threshold, sigmas=widths)
     assert isinstance(kept, Tensor)  # not padded
@@ -121,18 +115,18 @@ def _tensor(values: ArrayLike) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
 
 
-def _check_poses(poses: Floats, scores: Floats, areas: Floats, sigmas: Floats) -> None:
-    if poses.ndim != 3 or poses.shape[2] < 2:
-        raise ValueError(f"poses must be [N, K, 2 or more] (x, y, ...), got shape {poses.shape}")
+def _check_poses(keypoints: Floats, scores: Floats, areas: Floats, sigmas: Floats) -> None:
+    if keypoints.ndim != 3 or keypoints.shape[2] < 2:
+        raise ValueError(f"keypoints must be [N, K, 2 or more] (x, y, ...), got shape {keypoints.shape}")
     expected: Sequence[tuple[str, Floats, int]] = (
-        ("scores", scores, poses.shape[0]),
-        ("areas", areas, poses.shape[0]),
-        ("sigmas", sigmas, poses.shape[1]),
+        ("scores", scores, keypoints.shape[0]),
+        ("areas", areas, keypoints.shape[0]),
+        ("sigmas", sigmas, keypoints.shape[1]),
     )
     for name, values, length in expected:
         if values.shape != (length,):
-            raise ValueError(f"{name} must have shape ({length},) for poses {poses.shape}, got {values.shape}")
-    for name, values in (("poses", poses[..., :2]), ("scores", scores), ("areas", areas)):
+            raise ValueError(f"{name} must have shape ({length},) for keypoints {keypoints.shape}, got {values.shape}")
+    for name, values in (("keypoints", keypoints[..., :2]), ("scores", scores), ("areas", areas)):
         if not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             raise ValueError(f"{name} hold a value that is not finite, first in row {row}: {values[row].tolist()}")

@@ -15,32 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posekd.skeleton import LSP, MPII, Skeleton
+from posekd.skeleton import MPII, Skeleton
 
 Floats = NDArray[np.float64]
+_People = tuple[Floats, Floats, NDArray[np.bool_], Floats]
+"""Predictions and labels `[N, K, 2]`, which joints are labelled `[N, K]`, reference lengths `[N]`."""
 
 PCKH_THRESHOLD, PCK_THRESHOLD = 0.5, 0.2
 STEP = 0.01  # of the curves
 
-_SIDED = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-
-
-def _groups(skeleton: Skeleton, *head: str) -> dict[str, tuple[int, ...]]:
-    """The papers' columns: the head, then left and right of each limb joint."""
-    index = skeleton.keypoints.index
-    limbs = {joint.title(): (index(f"left_{joint}"), index(f"right_{joint}")) for joint in _SIDED}
-    return {"Head": tuple(map(index, head)), **limbs}
-
-
-GROUPS: dict[int, dict[str, tuple[int, ...]]] = {
-    # HRNet's head is the head top alone; the MPII server averages it with the upper neck
-    MPII.num_keypoints: _groups(MPII, "head_top"),
-    LSP.num_keypoints: _groups(LSP, "neck", "head_top"),
-}
-"""Number of keypoints -> column of the papers' tables -> keypoint indices."""
-
-NOT_IN_PCKH: dict[int, tuple[str, ...]] = {MPII.num_keypoints: ("pelvis", "thorax")}
-"""Number of keypoints -> keypoints that the mean of PCKh leaves out."""
+_LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+# MPII's head is the head top alone, as in HRNet's table (the MPII server averages it with the upper neck)
+_HEADS = (("neck", "head_top"), ("head_top",))
+_NOT_IN_PCKH = ("pelvis", "thorax")
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class PckResult:
         per_joint: float64 `[K]`, percent found of each joint at the threshold; NaN where nobody has it labelled.
         counts: int64 `[K]`, how many people have each joint labelled.
         groups: column of the papers' tables (Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle) -> mean of its
-            left and right joint; empty for keypoint sets other than MPII's and LSP's.
+            left and right joint; empty without a skeleton that has these keypoints by name.
         mean: percent found of all counted joints together, that is the mean weighted by `counts`.
         thresholds: float64 `[T]`, 0 to 0.5 (PCKh) or 0.2 (PCK) in steps of 0.01.
         curve: float64 `[T]`, the mean at each threshold.
@@ -91,25 +78,25 @@ class PckResult:
         }
 
 
-def pckh(pred: Any, gt: Any, visible: Any, head_size: Any) -> PckResult:
+def pckh(pred: Any, gt: Any, visible: Any, head_size: Any, *, skeleton: Skeleton = MPII) -> PckResult:
     """PCKh at 0.5: joints within half a head size of their labels.
 
-    With MPII's 16 keypoints pelvis and thorax are left out of the mean, the curve and the area.
+    A pelvis and a thorax, which MPII has, are left out of the mean, the curve and the area.
 
     Args:
         pred: `[N, K, 2]` (x, y), array or tensor.
         gt: `[N, K, 2]` in the same pixels. (MPII's files count from 1: predictions that count from 0 need 1 added.)
         visible: `[N, K]`, which joints are labelled (anything above 0). Coordinates of others do not matter.
         head_size: `[N]`, 0.6 times the head box's diagonal (see `head_sizes`), in pixels.
+        skeleton: the K keypoints.
 
     Raises:
-        ValueError: shapes that do not fit, a NaN at a labelled joint, a head size that is not positive, or nothing
-            labelled at all.
+        ValueError: shapes that do not fit each other or the skeleton, a NaN at a labelled joint, a head size that is
+            not positive, or nothing labelled at all.
     """
-    K = np.shape(gt)[1] if np.ndim(gt) == 3 else 0
-    left_out = [MPII.keypoints.index(name) for name in NOT_IN_PCKH.get(K, ())]
-    counted = np.setdiff1d(np.arange(K), left_out)
-    return _score("PCKh", pred, gt, visible, ("head_size", head_size), PCKH_THRESHOLD, counted, PCKH_THRESHOLD)
+    people = _checked(pred, gt, visible, "head_size", head_size, skeleton)
+    counted = [k for k, name in enumerate(skeleton.keypoints) if name not in _NOT_IN_PCKH]
+    return _score("PCKh", people, PCKH_THRESHOLD, PCKH_THRESHOLD, np.array(counted, np.int64), skeleton)
 
 
 def pck(
@@ -118,6 +105,8 @@ def pck(
     visible: Any,
     reference_length: Any,
     threshold: float = PCK_THRESHOLD,
+    *,
+    skeleton: Skeleton | None = None,
 ) -> PckResult:
     """PCK: joints within a fraction of a reference length of their labels. All K joints are counted.
 
@@ -127,29 +116,38 @@ def pck(
         visible: `[N, K]`, which joints are labelled (anything above 0). LSP's occluded joints are labelled.
         reference_length: `[N]` in pixels; for LSP the torso (see `torso_lengths`).
         threshold: fraction of it; 0.2 for LSP, 0.5 in ELPN's Equation 5. (The curve always spans 0 to 0.2.)
+        skeleton: the K keypoints; without it the papers' columns (`groups`) are not computed.
 
     Raises:
-        ValueError: shapes that do not fit, a NaN at a labelled joint, a length or threshold that is not positive,
-            or nothing labelled at all.
+        ValueError: shapes that do not fit each other or the skeleton, a NaN at a labelled joint, a length or threshold
+            that is not positive, or nothing labelled at all.
     """
     if not 0 < threshold < np.inf:
         raise ValueError(f"threshold is a fraction of the reference length, above 0, got {threshold}")
-    counted = np.arange(np.shape(gt)[1] if np.ndim(gt) == 3 else 0)
-    lengths = ("reference_length", reference_length)
-    return _score("PCK", pred, gt, visible, lengths, threshold, counted, PCK_THRESHOLD)
+    people = _checked(pred, gt, visible, "reference_length", reference_length, skeleton)
+    counted = np.arange(people[1].shape[1])
+    return _score("PCK", people, threshold, PCK_THRESHOLD, counted, skeleton)
+
+
+def _columns(skeleton: Skeleton | None) -> dict[str, list[int]]:
+    """The papers' columns, by name: the head, then left and right of each limb joint; none if a keypoint is missing."""
+    known = {name: k for k, name in enumerate(skeleton.keypoints)} if skeleton is not None else {}
+    limbs = {joint.title(): (f"left_{joint}", f"right_{joint}") for joint in _LIMBS}
+    head = next((names for names in _HEADS if known.keys() >= set(names)), None)
+    if head is None or not all(name in known for names in limbs.values() for name in names):
+        return {}
+    return {column: [known[name] for name in names] for column, names in {"Head": head, **limbs}.items()}
 
 
 def _score(
     kind: str,
-    pred: Any,
-    gt: Any,
-    visible: Any,
-    lengths: tuple[str, Any],
+    people: _People,
     threshold: float,
-    counted: NDArray[np.int64],
     curve_end: float,
+    counted: NDArray[np.int64],
+    skeleton: Skeleton | None,
 ) -> PckResult:
-    found, truth, seen, length = _checked(pred, gt, visible, *lengths)
+    found, truth, seen, length = people
     # people without a labelled joint may lack a length as well
     scale = np.where(seen.any(axis=1), length, 1.0)
     error = np.where(seen, np.linalg.norm(found - truth, axis=-1) / scale[:, None], np.inf)
@@ -164,7 +162,7 @@ def _score(
         name=f"{kind}@{threshold:g}",
         per_joint=per_joint,
         counts=counts,
-        groups={name: _mean(per_joint[list(ids)]) for name, ids in GROUPS.get(len(counts), {}).items()},
+        groups={name: _mean(per_joint[joints]) for name, joints in _columns(skeleton).items()},
         mean=float(100.0 * (ordered <= threshold).mean()),
         thresholds=thresholds,
         curve=curve,
@@ -192,15 +190,18 @@ def _array(values: Any, name: str) -> Floats:
         raise ValueError(f"{name} must be numbers, got {type(values).__name__}") from None
 
 
-def _checked(
-    pred: Any, gt: Any, visible: Any, length_name: str, lengths: Any
-) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
+def _checked(pred: Any, gt: Any, visible: Any, length_name: str, lengths: Any, skeleton: Skeleton | None) -> _People:
     """The four inputs as arrays that fit each other; coordinates of unlabelled joints are 0."""
     found, truth = _array(pred, "pred"), _array(gt, "gt")
     flags, length = _array(visible, "visible"), _array(lengths, length_name)
     if truth.ndim != 3 or truth.shape[2] != 2:
         raise ValueError(f"gt must be [N, K, 2] (x, y), got shape {truth.shape}")
     N, K = truth.shape[:2]
+    if skeleton is not None and skeleton.num_keypoints != K:
+        raise ValueError(
+            f"gt has {K} keypoints a person, but the skeleton {skeleton.name!r} has {skeleton.num_keypoints}: "
+            "give `skeleton`, the keypoints that these are"
+        )
     expected: Mapping[str, tuple[Floats, tuple[int, ...]]] = {
         "pred": (found, (N, K, 2)),
         "visible": (flags, (N, K)),

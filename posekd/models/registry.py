@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from posekd.files import nearest
 from posekd.models.base import ModelConfig, PoseModel
 from posekd.models.weights import load_weights, read_card
-from posekd.models.zoo import MODELS, build, did_you_mean, family_config
+from posekd.models.zoo import MODELS, build, family_config
 from posekd.structures import InputSpec
 
 
@@ -43,7 +44,7 @@ def create_model(
 
 def _config(name: str) -> ModelConfig:
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}{did_you_mean(name, MODELS)}")
+        raise ValueError(f"unknown model {name!r}{nearest(name, MODELS)}")
     return MODELS[name]
 
 
@@ -57,7 +58,7 @@ def override(config: ModelConfig, overrides: Mapping[str, Any], name: str = "thi
     changes: dict[str, Any] = {}
     for key, value in overrides.items():
         if key not in known and key != "size":
-            raise ValueError(f"{name} has no setting {key!r}{did_you_mean(key, [*known, 'size'])}")
+            raise ValueError(f"{name} has no setting {key!r}{nearest(key, [*known, 'size'])}")
         if key not in ("spec", "size"):
             changes[key] = _checked(key, value, getattr(config, key))
     if "spec" in overrides or "size" in overrides:
@@ -82,7 +83,7 @@ def _spec(spec: InputSpec, overrides: Mapping[str, Any]) -> InputSpec:
     known = [f.name for f in fields(InputSpec)]
     for key in changes:
         if key not in known:
-            raise ValueError(f"an input spec has no field {key!r}{did_you_mean(key, known)}")
+            raise ValueError(f"an input spec has no field {key!r}{nearest(key, known)}")
     changes = {**changes, **({"size": overrides["size"]} if "size" in overrides else {})}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     new: InputSpec = replace(spec, **changes)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from posekd.files import replacing
 from posekd.models.base import PoseModel, model_card
 from posekd.models.identify import describe_mismatch, few
 
@@ -58,16 +59,10 @@ def save_weights(model: PoseModel, path: PathLike, card: Mapping[str, Any] | Non
         raise ValueError('the card entry "model" is written by save_weights itself; use another name')
     text = json.dumps({"model": model_card(model), **(card or {})}, indent=2) + "\n"
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights_tmp, card_tmp = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "card"))
-    try:
-        save_file(tensors, weights_tmp, metadata={"format": "pt"})
-        card_tmp.write_text(text, encoding="utf-8")
-        os.replace(weights_tmp, path)
-        os.replace(card_tmp, path.with_suffix(".json"))
-    finally:
-        weights_tmp.unlink(missing_ok=True)
-        card_tmp.unlink(missing_ok=True)
+    # both are written before either is put in its place; the weights first
+    with replacing(path.with_suffix(".json")) as new_card, replacing(path) as new_weights:
+        save_file(tensors, new_weights, metadata={"format": "pt"})
+        new_card.write_text(text, encoding="utf-8")
 
 
 def read_card(path: PathLike) -> dict[str, Any] | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
+from posekd.files import nearest
 from posekd.models import hourglass, pyranet
 from posekd.models.base import ModelConfig, PoseModel
 from posekd.models.elpn import ELPN_V1, ELPN_V2, TABLE_4, TABLE_5
@@ -81,13 +80,5 @@ def family_config(family: str) -> ModelConfig:
         ValueError: no such family.
     """
     if family not in _FAMILIES:
-        raise ValueError(f"unknown model family {family!r}{did_you_mean(family, _FAMILIES)}")
+        raise ValueError(f"unknown model family {family!r}{nearest(family, _FAMILIES)}")
     return _FAMILIES[family][0]()
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The end of an error message: the nearest valid word, then all of them."""
-    words = sorted(words)
-    near = get_close_matches(word, words, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{hint} Valid: {', '.join(words)}"

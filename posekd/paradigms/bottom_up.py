@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd import geometry
-from posekd.codecs import tagged_heatmaps
+from posekd.geometry import tagged_heatmaps
 from posekd.codecs.tagged_heatmaps import MergedMaps, enlarge
 from posekd.data import ImageAugmentation, LoaderSettings, PackedLoader, PoseSource, image_loader
 from posekd.data.loading.teacher_maps import TeacherMaps

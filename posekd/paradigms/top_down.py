@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posekd.codecs import heatmaps
+from posekd.geometry import heatmaps
 from posekd.data import CropAugmentation, LoaderSettings, PackedLoader, PoseSource, crop_loader
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.inputs import prepare_crops

@@ -11,7 +11,7 @@ from helpers.tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.cli import bench, main
 from posekd.geometry import to_heatmap
-from posekd.data import Augmentation, CocoKeypoints, LoaderSettings, PoseLoader, prepare
+from posekd.data import CropAugmentation, CocoKeypoints, LoaderSettings, crop_loader, prepare
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import FrozenTeacher, Mapd
 from posekd.ops import render_heatmaps
@@ -47,8 +47,8 @@ def test_the_baselines_losses_are_the_fused_ones_on_the_same_tensors():
 def loader(tmp_path):
     people = write_coco(tmp_path, 6, settings=SyntheticSettings(size=(240, 320)))
     settings = LoaderSettings(batch_size=8, workers=0)
-    augmentation = Augmentation(rotation=30.0, scale=0.25, half_body=0.3)
-    return PoseLoader(CocoKeypoints(people), SIZE, settings, training=True, augmentation=augmentation)
+    augmentation = CropAugmentation(rotation=30.0, scale=0.25, half_body=0.3)
+    return crop_loader(CocoKeypoints(people), SIZE, settings, training=True, augmentation=augmentation)
 
 
 @pytest.mark.parametrize("bgr", [False, True])
@@ -117,7 +117,7 @@ def test_a_recipe_without_a_teacher_has_no_baseline(tmp_path, capsys):
 def test_the_teacher_cache_program_runs_resumes_and_compares(tmp_path, capsys, monkeypatch):
     """Tiny, one seed: the numbers mean nothing, the program is whole; started again it trains nothing anew."""
     teacher_cache = importlib.import_module(f"{BENCHMARKS}.experiments.teacher_cache")
-    from posekd.engine import loop
+    from posekd.engine.training import loop
 
     tiny = ["--student.overrides", TINY, "--train_data.images", "12", "--val_data.images", "4"]
     tiny += ["--train.epochs", "1", "--train.validate_every", "1", "--loader.batch_size", "8"]

@@ -55,7 +55,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "posekd: unknown command 'trian'; did you mean 'train'?\n"),
+        (["trian"], "posekd: unknown command 'trian'; did you mean 'train'? Valid: bench, "),
         (["profile", "elpn_v3"], "unknown model 'elpn_v3'"),
         (["train", "mapd/nowhere"], "there is no recipe 'mapd/nowhere'"),
         (["train", "mapd/elpn_v1_coco_256x192", "--optim.lrr", "1"], "unknown key 'optim.lrr'; did you mean 'lr'?"),

@@ -60,7 +60,7 @@ def test_files_are_there_even_if_nobody_reads_the_tables(tmp_path, mpii, monkeyp
     def closed(*args):
         raise BrokenPipeError
 
-    monkeypatch.setattr("posekd.metrics.tables.print_pck", closed)
+    monkeypatch.setattr("posekd.viz.tables.print_pck", closed)
     people = json.loads((tmp_path / "labels.json").read_text())
     preds = [
         {"sample_id": i, "keypoints": [v for x, y in p["joints"] for v in (x, y, 1)]} for i, p in enumerate(people)

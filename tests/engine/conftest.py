@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from helpers.threads import threads
 
-from posekd.engine import loop
+from posekd.engine.training import loop
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 from helpers.tiny_recipe import TINY_BOTTOM_UP
 
 from posekd.cli import main
-from posekd.data import Augmentation
+from posekd.data import CropAugmentation
 from posekd.data.loading.whole_images import ImageAugmentation
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import AssociativeEmbeddingSettings, SmallerHRNetSettings
-from posekd.paradigms.bottom_up import BottomUpSettings
+from posekd.paradigms.bottom_up import BottomUpInference
 from posekd.engine.build import build_job
-from posekd.engine.evaluate import EvalSettings
+from posekd.engine.evaluate import TopDownInference
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, read_recipe, recipe_from_dict, recipe_to_dict
 from posekd.engine.recipes.tables import read_tables
 from posekd.models import create_model, profile_model, save_weights
@@ -47,7 +47,7 @@ def test_the_papers_recipe(student):
     assert (recipe.optim.name, recipe.optim.lr, recipe.optim.weight_decay) == ("adam", 1e-3, 0)
     assert (recipe.loader.batch_size, recipe.train.epochs, recipe.schedule.milestones) == (16, 100, (60, 90))
     assert recipe.augmentation == ImageAugmentation(flip=0.5, rotation=30, scale=(0.75, 1.5), translation=40)
-    assert recipe.eval == BottomUpSettings()
+    assert recipe.eval == BottomUpInference()
 
 
 def test_higherhrnets_recipe():
@@ -84,16 +84,16 @@ def test_settings_follow_from_the_student():
     """Which keys `augmentation` and `eval` have depends on whether the student sees crops or images."""
     recipe = recipe_from_dict(values(augmentation={"scale": [1, 2]}, eval={"scales": [0.5, 1]}))
     assert recipe.augmentation == ImageAugmentation(scale=(1, 2))
-    assert recipe.eval == BottomUpSettings(scales=(0.5, 1))
+    assert recipe.eval == BottomUpInference(scales=(0.5, 1))
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
     with pytest.raises(ValueError, match=r"unknown key 'eval\.decode'"):
         recipe_from_dict(values(eval={"decode": "dark"}))
     with pytest.raises(ValueError, match=r"unknown key 'augmentation\.translation'"):
         recipe_from_dict(values(student={"name": "hrnet_w32"}, augmentation={"translation": 3}))
-    with pytest.raises(ValueError, match="needs augmentation of type ImageAugmentation, got Augmentation"):
+    with pytest.raises(ValueError, match="needs augmentation of type ImageAugmentation, got CropAugmentation"):
         Recipe(ModelSettings("higherhrnet_w32"), AssociativeEmbeddingSettings(), None, SyntheticSettings())
     top_down = Recipe(ModelSettings("hrnet_w32"), None, None, SyntheticSettings())
-    assert (type(top_down.augmentation), type(top_down.eval)) == (Augmentation, EvalSettings)
+    assert (type(top_down.augmentation), type(top_down.eval)) == (CropAugmentation, TopDownInference)
 
 
 def test_paradigms_do_not_mix(tmp_path):

@@ -14,21 +14,21 @@ from torch import nn
 from posekd import geometry, ops
 from posekd.data import LoaderSettings, PoseRecords
 from posekd.engine.evaluate import (
-    EvalSettings,
+    TopDownInference,
     Poses,
     coco_results,
     evaluate,
     forward_heatmaps,
     predict,
 )
-from posekd.engine.scoring.report import write_results
+from posekd.engine.scoring import write_results
 from posekd.skeleton import Skeleton
-from posekd.structures import InputSpec, PoseBatch
+from posekd.structures import InputSpec, CropBatch
 
 FLIP = (0, 2, 1, 4, 3)
 FIVE = Skeleton("five", ("n", "left_a", "right_a", "left_b", "right_b"), (), FLIP, (0.05,) * 5)
 SPEC = InputSpec(size=(64, 48))
-PLAIN = EvalSettings(flip=False)
+PLAIN = TopDownInference(flip=False)
 LOADER = LoaderSettings(batch_size=3, workers=0)
 
 
@@ -123,10 +123,10 @@ class Reader(nn.Module):
         return torch.nn.functional.avg_pool2d(torch.cat(maps, 1), 17, 4, 8)[..., :64, :48]
 
 
-def batch(heatmap_points: torch.Tensor, matrices: torch.Tensor | None = None) -> PoseBatch:
+def batch(heatmap_points: torch.Tensor, matrices: torch.Tensor | None = None) -> CropBatch:
     B = len(heatmap_points)
     identity = torch.eye(2, 3).expand(B, 2, 3).contiguous()
-    return PoseBatch(
+    return CropBatch(
         images=torch.zeros(B, 3, 64, 48),
         keypoints=heatmap_points,
         matrices=identity if matrices is None else matrices,
@@ -144,8 +144,8 @@ def test_flip_test_is_the_explicit_computation():
     with torch.no_grad():
         straight = model(images).numpy()
         mirrored = model(torch.from_numpy(images.numpy()[..., ::-1].copy())).numpy()
-        got = forward_heatmaps(model, images, FLIP, EvalSettings())
-        unshifted = forward_heatmaps(model, images, FLIP, EvalSettings(shift=False))
+        got = forward_heatmaps(model, images, FLIP, TopDownInference())
+        unshifted = forward_heatmaps(model, images, FLIP, TopDownInference(shift=False))
     back = mirrored[..., ::-1][:, list(FLIP)].copy()
     np.testing.assert_allclose(unshifted, (straight + back) / 2, rtol=1e-6, atol=1e-6)
     shifted = back.copy()
@@ -166,7 +166,7 @@ def test_flip_test_of_a_symmetric_network_keeps_the_joints_apart():
 
     images = torch.zeros(1, 3, 64, 48)
     images[..., -1] = 1
-    got = forward_heatmaps(Watching(), images, FLIP, EvalSettings(shift=False))
+    got = forward_heatmaps(Watching(), images, FLIP, TopDownInference(shift=False))
     assert torch.equal(got, left)
 
 
@@ -211,8 +211,8 @@ def test_the_model_is_evaluated_in_eval_mode_and_left_as_it_was():
 def test_autocast_gives_float32_heatmaps_near_the_exact_ones():
     model, images = Strided(), torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        exact = forward_heatmaps(model, images, FLIP, EvalSettings())
-        half = forward_heatmaps(model, images, FLIP, EvalSettings(precision="bf16"))
+        exact = forward_heatmaps(model, images, FLIP, TopDownInference())
+        half = forward_heatmaps(model, images, FLIP, TopDownInference(precision="bf16"))
     assert half.dtype == torch.float32
     assert not torch.equal(half, exact)
     torch.testing.assert_close(half, exact, rtol=0.02, atol=0.2)
@@ -252,7 +252,7 @@ def test_of_several_stages_the_last_counts():
 )
 def test_settings_refuse_what_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
-        EvalSettings(**change)
+        TopDownInference(**change)
 
 
 def poses_of(keypoints: np.ndarray, box_scores: list[float], image_ids: list[int]) -> Poses:
@@ -266,18 +266,18 @@ def test_results_are_rescored_and_freed_of_duplicates_within_an_image():
     one = np.array([[0.0, 0.0, 0.9], [10.0, 10.0, 0.5], [20.0, 20.0, 0.1]])
     other = one + np.array([500.0, 0.0, 0.0])
     poses = poses_of(np.stack([one, other, one, one]), [0.5, 1.0, 1.0, 0.25], [3, 3, 3, 1])
-    results = coco_results(poses, [0.05] * 3, EvalSettings(), category_id=2)
+    results = coco_results(poses, [0.05] * 3, TopDownInference(), category_id=2)
     # mean of the joint scores above 0.2: 0.7. Row 0 is a duplicate of row 2, row 3 is in another image.
     assert [(r["image_id"], round(r["score"], 6)) for r in results] == [(1, 0.175), (3, 0.7), (3, 0.7)]
     assert results[1]["keypoints"][::3] == [500.0, 510.0, 520.0]  # equal scores: the earlier row first
     assert all(r["category_id"] == 2 and len(r["keypoints"]) == 9 for r in results)
-    kept = coco_results(poses, [0.05] * 3, EvalSettings(nms_threshold=1.0))
+    kept = coco_results(poses, [0.05] * 3, TopDownInference(nms_threshold=1.0))
     assert len(kept) == 4
 
 
 def test_results_are_plain_json_with_coordinates_to_a_thousandth(tmp_path):
     poses = poses_of(np.array([[[1.23456, 2.0, 0.5]]]), [1.0], [3])
-    results = coco_results(poses, [0.05], EvalSettings())
+    results = coco_results(poses, [0.05], TopDownInference())
     assert results == [{"image_id": 3, "category_id": 1, "keypoints": [1.235, 2.0, 0.5], "score": 0.5}]
     file = tmp_path / "new" / "results.json"
     write_results(results, file)
@@ -286,14 +286,14 @@ def test_results_are_plain_json_with_coordinates_to_a_thousandth(tmp_path):
 
 
 def test_no_poses_give_no_results():
-    assert coco_results(predict(Strided(), [], FLIP), FIVE.sigmas, EvalSettings()) == []
+    assert coco_results(predict(Strided(), [], FLIP), FIVE.sigmas, TopDownInference()) == []
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_evaluate_finds_painted_people_with_five_keypoints(flip, tmp_path):
     """From pixels to AP: crops, network, decoding, back-projection and scoring fit together."""
     calls = []
-    settings = EvalSettings(flip=flip, shift=False)
+    settings = TopDownInference(flip=flip, shift=False)
 
     class Symmetric(Reader):
         """The mirror exchanges left and right; colours do not know that, so this network does."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from posekd import geometry, ops
 from posekd.cli import main
-from posekd.data import Augmentation, LoaderSettings, PoseLoader, prepare
+from posekd.data import CropAugmentation, LoaderSettings, crop_loader, prepare
 from posekd.data.augment import unzoom_peaks
 from posekd.data.loading.teacher_maps import (
     CARD,
@@ -75,7 +75,7 @@ class TestCompactForm:
 
 def plain(recipe: Recipe) -> Recipe:
     """The same without augmentation."""
-    still = Augmentation(flip=0.0, rotation=0.0, scale=0.0)
+    still = CropAugmentation(flip=0.0, rotation=0.0, scale=0.0)
     return dataclasses.replace(recipe, augmentation=still)
 
 
@@ -118,8 +118,8 @@ def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
     """Rotation, zoom and mirror at once: a peak stands where its joint has gone, in mirrors left for right."""
     source = open_training_data(tiny(tmp_path, teacher))
     maps = oracle_cache(tmp_path / "cache", source)
-    augmentation = Augmentation(flip=0.5, rotation=45.0, scale=0.3, rotation_probability=1.0)
-    loader = PoseLoader(
+    augmentation = CropAugmentation(flip=0.5, rotation=45.0, scale=0.3, rotation_probability=1.0)
+    loader = crop_loader(
         source, SPEC.size, LoaderSettings(len(source.records), workers=0), training=True, augmentation=augmentation,
         teacher_maps=maps,
     )  # fmt: skip
@@ -209,7 +209,7 @@ class TestRefusals:
             build_job(tiny(tmp_path, teacher, train__teacher_cache=str(tmp_path / "nowhere")))
 
     def test_a_killed_writer_leaves_none(self, tmp_path, teacher, monkeypatch):
-        from posekd.data import teacher_maps
+        from posekd.data.loading import teacher_maps
 
         recipe = tiny(tmp_path / "run", teacher)
         cache_teacher(recipe, tmp_path / "cache")

@@ -7,8 +7,9 @@ import torch
 from helpers.tiny_recipe import TINY_NET
 from helpers.tiny_training import losses, tiny
 
-from posekd.engine import build, loop
-from posekd.engine.recipe import ModelSettings
+from posekd.engine import build
+from posekd.engine.training import loop
+from posekd.engine.recipes.recipe import ModelSettings
 from posekd.engine.train import train
 from posekd.models import create_model, load_model, save_weights
 
@@ -56,7 +57,7 @@ def test_resume_auto_continues_bit_for_bit(tmp_path, teacher, monkeypatch, worke
 
 
 def test_a_run_leaves_a_recipe_that_repeats_it_and_cards_that_rebuild_the_student(tmp_path, teacher):
-    from posekd.engine.recipe import read_recipe
+    from posekd.engine.recipes.recipe import read_recipe
     from posekd.models.weights import read_card
 
     recipe = tiny(tmp_path, teacher, train__epochs=1)

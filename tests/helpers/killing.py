@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from helpers.coco_folder import labels, person, write
 from helpers.tiny_recipe import tiny_recipe
-from posekd.engine import checkpoint, loop
+from posekd.engine.training import checkpoint, loop
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.recipe import Recipe
 from posekd.engine.train import train

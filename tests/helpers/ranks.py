@@ -18,8 +18,9 @@ from posekd.cli import main as posekd
 from posekd.data import LoaderSettings, PoseRecords
 from posekd.data.loading.packing import PackedDataset
 from posekd.distill import FrozenTeacher, Mapd
-from posekd.engine import checkpoint, distributed, loop
-from posekd.engine.evaluate import EvalSettings, evaluate
+from posekd.engine import distributed
+from posekd.engine.training import checkpoint, loop
+from posekd.engine.evaluate import TopDownInference, evaluate
 from posekd.engine.training.loop import fit
 from posekd.skeleton import Skeleton
 
@@ -110,7 +111,7 @@ def people(count=7):
 
 
 def evaluate_people():
-    report = evaluate(TinyPose(SPEC), people(), EvalSettings(flip=False), loader=LoaderSettings(2, workers=0))
+    report = evaluate(TinyPose(SPEC), people(), TopDownInference(flip=False), loader=LoaderSettings(2, workers=0))
     return {"results": report.results, "numbers": report.coco.numbers(), "persons": report.persons}
 
 

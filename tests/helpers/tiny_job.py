@@ -6,11 +6,11 @@ import torch
 
 from helpers.tiny_pose import TinyPose, random_batch
 from posekd.distill import FrozenTeacher, Mapd
-from posekd.engine.ema import Ema
-from posekd.engine.loop import Job, LoopSettings
-from posekd.engine.optim import OptimSettings, ScheduleSettings, make_optimizer
+from posekd.engine.training.ema import Ema
+from posekd.engine.training.loop import Job, LoopSettings
+from posekd.engine.training.optim import OptimSettings, ScheduleSettings, make_optimizer
 from posekd.engine.progress import read_log
-from posekd.engine.step import Learner
+from posekd.engine.training.step import Learner
 
 
 class NoiseLoader:

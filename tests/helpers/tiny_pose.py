@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posekd.structures import InputSpec, PoseBatch
+from posekd.structures import InputSpec, CropBatch
 
 K = 3
 SPEC = InputSpec(size=(32, 24))
@@ -28,14 +28,14 @@ class TinyPose(nn.Module):
         return self.head(self.bn(self.conv(images)).relu())
 
 
-def random_batch(count: int = 4, seed: int = 0, spec: InputSpec = SPEC, keypoints: int = K) -> PoseBatch:
+def random_batch(count: int = 4, seed: int = 0, spec: InputSpec = SPEC, keypoints: int = K) -> CropBatch:
     """Noise images; joints inside the crop, one of five unlabelled."""
     generator = torch.Generator().manual_seed(seed)
     height, width = spec.size
     points = torch.rand(count, keypoints, 3, generator=generator)
     points = points * torch.tensor([width - 1.0, height - 1.0, 1.0])
     points[..., 2] = (points[..., 2] > 0.2).float() * 2
-    return PoseBatch(
+    return CropBatch(
         images=torch.randn(count, 3, height, width, generator=generator),
         keypoints=points,
         matrices=torch.eye(2, 3).expand(count, 2, 3).clone(),

@@ -5,7 +5,7 @@ from typing import Any
 
 from helpers.tiny_recipe import TINY_NET, tiny_recipe
 from posekd.engine.progress import read_log
-from posekd.engine.recipe import Recipe
+from posekd.engine.recipes.recipe import Recipe
 
 
 def tiny(folder: Path, weights: str, /, **changes: Any) -> Recipe:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from posekd.metrics import CocoResult
 from posekd.metrics.keypoint_table import KeypointScore, keypoint_scores
-from posekd.metrics.tables import print_result
+from posekd.viz.tables import print_result
 
 AREA, SIGMA = 400.0, 0.05  # similarity exp(-d^2 / 8): 0.5 at 2.35 px, 0.75 at 1.52 px
 

@@ -74,7 +74,7 @@ def test_size_and_spec_overrides():
     ("name", "overrides", "message"),
     [
         ("hrnet_w23", {}, "unknown model 'hrnet_w23'; did you mean 'hrnet_w32'"),
-        ("xyzzy", {}, r"unknown model 'xyzzy'\. Valid: elpn_v1, elpn_v2"),
+        ("xyzzy", {}, r"unknown model 'xyzzy'; valid: elpn_v1, elpn_v2"),
         ("elpn_v1", {"widht": 8}, "elpn_v1 has no setting 'widht'; did you mean 'width'"),
         ("simplebaseline_r50", {"modules": (1, 1, 1)}, "simplebaseline_r50 has no setting 'modules'"),
         ("elpn_v1", {"spec": {"sise": (64, 64)}}, "no field 'sise'; did you mean 'size'"),

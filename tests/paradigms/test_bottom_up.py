@@ -13,11 +13,11 @@ from helpers.oracle_network import BottomUpOracle
 from torch import nn
 
 from posekd.data import LoaderSettings
-from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, ImageLoader, prepare_images
+from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, image_loader, prepare_images
 from posekd.data.records import PoseRecords
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.paradigms.bottom_up import (
-    BottomUpSettings,
+    BottomUpInference,
     find_people,
     input_size,
     predict_maps,
@@ -127,7 +127,7 @@ def sample(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.n
     return top * (1 - a) + bottom * a
 
 
-def official_maps(model, image: np.ndarray, settings: BottomUpSettings) -> tuple[torch.Tensor, torch.Tensor]:
+def official_maps(model, image: np.ndarray, settings: BottomUpInference) -> tuple[torch.Tensor, torch.Tensor]:
     """Heatmaps `[K, H, W]` and tags `[K, H, W, T]`: each step as the official test script takes it."""
     height, width = image.shape[:2]
     smallest, K = min(settings.scales), model.K
@@ -176,7 +176,7 @@ def to_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def batches(source, settings, batch_size):
     size_class = lambda h, w: resized(h, w, 64, 1.0, min(settings.scales))  # noqa: E731
-    return ImageLoader(source, (64, 64), LoaderSettings(batch_size, 0), training=False, size_class=size_class)
+    return image_loader(source, (64, 64), LoaderSettings(batch_size, 0), training=False, size_class=size_class)
 
 
 @pytest.mark.parametrize("project", [True, False])
@@ -184,7 +184,7 @@ def batches(source, settings, batch_size):
 @pytest.mark.parametrize("flip", [True, False])
 def test_maps_of_a_batch_are_those_of_the_official_procedure(pictures, flip, scales, project):
     model = SmoothNet().eval()
-    settings = BottomUpSettings(flip=flip, scales=scales, project=project)
+    settings = BottomUpInference(flip=flip, scales=scales, project=project)
     seen = []
     with torch.inference_mode():
         for packed in batches(pictures, settings, 3):
@@ -237,7 +237,7 @@ class BlobNet(nn.Module):
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 2.0)])
 def test_people_of_a_batch_are_those_of_the_official_procedure(scales, project):
     source, model = Blobs(), BlobNet()
-    settings = BottomUpSettings(scales=scales, project=project)
+    settings = BottomUpInference(scales=scales, project=project)
     for packed in batches(source, settings, 3):
         for people in find_people(model, packed, model.spec, model.flip, settings):
             image = source.load_image(people.image_id - 1)
@@ -255,7 +255,7 @@ def test_people_of_a_batch_are_those_of_the_official_procedure(scales, project):
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
 def test_a_batch_gives_what_each_image_gives_alone(scales):
     """Nothing of one image reaches another."""
-    source, model, settings = Blobs(), BlobNet(), BottomUpSettings(scales=scales)
+    source, model, settings = Blobs(), BlobNet(), BottomUpInference(scales=scales)
     together, alone = (
         {p.image_id: p for packed in batches(source, settings, size)
          for p in find_people(model, packed, model.spec, model.flip, settings)}
@@ -288,9 +288,9 @@ def test_thirty_eight_people_stay_thirty_eight():
     """HigherHRNet's parser keeps 30 peaks a joint, whoever they belong to: here as `max_people=30`."""
     source = Crowd()
     found = {}
-    for limit in (BottomUpSettings().max_people, 30):
+    for limit in (BottomUpInference().max_people, 30):
         oracle = BottomUpOracle(COCO.flip, flip=False)
-        settings = BottomUpSettings(flip=False, max_people=limit)
+        settings = BottomUpInference(flip=False, max_people=limit)
         (packed,) = oracle.watch([ImageDataset(source, (512, 512)).__getitems__([(0, 0)])])
         (found[limit],) = find_people(oracle, packed, oracle.spec, COCO.flip, settings)
     people = found[100]
@@ -317,7 +317,7 @@ def test_a_square_is_the_training_crop_of_that_scale():
             seen.append(x)
             return super().forward(x)
 
-    settings = BottomUpSettings(flip=False, size=64, square=2.0)
+    settings = BottomUpInference(flip=False, size=64, square=2.0)
     find_people(Camera(), ImageDataset(source, (128, 128)).__getitems__(keys), spec, COCO.flip, settings)
     assert torch.allclose(seen[0], prepare_images(crops, spec, COCO.flip).images)
     assert len(seen) == 1
@@ -325,7 +325,7 @@ def test_a_square_is_the_training_crop_of_that_scale():
 
 def test_people_come_back_from_a_square():
     source = Crowd()
-    settings = BottomUpSettings(flip=False, size=512, square=1.5)
+    settings = BottomUpInference(flip=False, size=512, square=1.5)
     oracle = BottomUpOracle(COCO.flip, flip=False, square=1.5)
     (packed,) = oracle.watch([ImageDataset(source, (512, 512)).__getitems__([(0, 0)])])
     (people,) = find_people(oracle, packed, oracle.spec, COCO.flip, settings)
@@ -337,7 +337,7 @@ def test_people_come_back_from_a_square():
 
 def test_a_square_must_be_a_multiple_of_64():
     with pytest.raises(ValueError, match=r"eval\.square 1\.1 times 64 pixels.*multiple of 64"):
-        input_size(50, 50, 64, 1.0, BottomUpSettings(square=1.1))
+        input_size(50, 50, 64, 1.0, BottomUpInference(square=1.1))
 
 
 class PaintedBorder(nn.Module):
@@ -361,7 +361,7 @@ def test_without_the_border_nobody_is_found_beyond_the_image():
     packed = ImageDataset(source, (64, 64)).__getitems__([(0, 0)])
     joints = {}
     for border in (True, False):
-        settings = BottomUpSettings(flip=False, adjust=False, refine=False, border=border)
+        settings = BottomUpInference(flip=False, adjust=False, refine=False, border=border)
         (people,) = find_people(PaintedBorder(), packed, SPEC, COCO.flip, settings)
         joints[border] = {int(k): people.keypoints[i, k, :2] for i, k in np.argwhere(people.keypoints[..., 2] > 0)}
     assert sorted(joints[True]) == [0, 5]

@@ -9,7 +9,7 @@ from torch import nn
 
 from posekd.data import LoaderSettings
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.paradigms.bottom_up import BottomUpSettings, People, remove_copies
+from posekd.paradigms.bottom_up import BottomUpInference, People, remove_copies
 from posekd.engine.evaluate_bottomup import evaluate_bottom_up, people_results
 from posekd.skeleton import COCO
 from posekd.structures import InputSpec
@@ -89,4 +89,4 @@ def test_settings_that_cannot_be_are_refused():
         ({"detection_threshold": -1.0}, "detection_threshold must be 0 or more, got -1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            BottomUpSettings(**changes)
+            BottomUpInference(**changes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from posekd import geometry
 from posekd.data.records import PoseRecords
+from posekd.files import write_atomically
 from posekd.structures import CachedMaps
 
 CARD = "card.json"
@@ -190,7 +190,5 @@ def write_maps(folder: Path, card: MapsCard, batches: Iterable[Tensor]) -> MapsC
             maps_file.write(maps.cpu().numpy().tobytes())
             ranges_file.write(ranges.cpu().numpy().tobytes())
     card = replace(card, error=error)
-    partial = folder / f"{CARD}.partial"
-    partial.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CARD)
+    write_atomically(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
     return card

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from posekd.files import replacing
+
 
 def load_mat(file: Path, setting: str) -> dict[str, Any]:
     """The variables of a `.mat` file; structs have attributes, axes of length 1 are gone.
@@ -40,11 +42,8 @@ def save_mat(path: Path, variables: dict[str, Any]) -> None:
         ImportError: scipy is not installed.
     """
     io = scipy_io(f"{path} is to be a MATLAB file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         io.savemat(file, variables, do_compression=True)
-    partial.replace(path)
 
 
 def struct_array(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

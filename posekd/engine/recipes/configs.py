@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import posekd
-from posekd.engine.recipes.schema import nearest
+from posekd.files import nearest
 
 
 def config_folder() -> Path:

@@ -15,16 +15,17 @@ from typing import Any
 
 import yaml
 
-from posekd.data import Augmentation, LabelSettings, LoaderSettings
+from posekd.data import CropAugmentation, LabelSettings, LoaderSettings
 from posekd.data.loading.whole_images import ImageAugmentation
 from posekd.distill import METHODS
-from posekd.paradigms.bottom_up import BottomUpSettings
+from posekd.paradigms.bottom_up import BottomUpInference
 from posekd.engine.recipes.configs import find_config
 from posekd.engine.recipes.datasets import DATASETS
-from posekd.engine.evaluate import EvalSettings
+from posekd.engine.evaluate import TopDownInference
 from posekd.engine.training.loop import LoopSettings
 from posekd.engine.training.optim import OptimSettings, ScheduleSettings
-from posekd.engine.recipes.schema import check_keys, convert, hints_of, nearest
+from posekd.engine.recipes.schema import check_keys, convert, hints_of
+from posekd.files import nearest
 from posekd.models import is_bottom_up
 
 CHOICES: dict[str, dict[str, type]] = {
@@ -35,8 +36,8 @@ CHOICES: dict[str, dict[str, type]] = {
 }
 """Group -> name -> the dataclass of its other keys."""
 
-TOP_DOWN: dict[str, type] = {"augmentation": Augmentation, "eval": EvalSettings}
-BOTTOM_UP: dict[str, type] = {"augmentation": ImageAugmentation, "eval": BottomUpSettings}
+TOP_DOWN: dict[str, type] = {"augmentation": CropAugmentation, "eval": TopDownInference}
+BOTTOM_UP: dict[str, type] = {"augmentation": ImageAugmentation, "eval": BottomUpInference}
 """Group -> its dataclass, for networks that see the crop of a person, and for those that see whole images."""
 
 
@@ -74,7 +75,7 @@ class Recipe:
         optim: the optimiser.
         schedule: learning rate over time.
         train: length, precision, saving.
-        eval: how validation scores; for a bottom-up student `BottomUpSettings`.
+        eval: how validation scores; for a bottom-up student `BottomUpInference`.
         seed: of weights, shuffling and augmentation.
         out: folder of the run.
     """
@@ -86,12 +87,12 @@ class Recipe:
     labels: LabelSettings | None = None
     unlabelled_data: Any = None
     teacher: ModelSettings | None = None
-    augmentation: Augmentation | ImageAugmentation = field(default_factory=Augmentation)
+    augmentation: CropAugmentation | ImageAugmentation = field(default_factory=CropAugmentation)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: LoopSettings = field(default_factory=LoopSettings)
-    eval: EvalSettings | BottomUpSettings = field(default_factory=EvalSettings)
+    eval: TopDownInference | BottomUpInference = field(default_factory=TopDownInference)
     seed: int = 0
     out: str = "runs/train"
 

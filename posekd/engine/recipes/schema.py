@@ -5,28 +5,22 @@ jsonargparse checks and converts the types; this file decides what a person read
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
+
+from posekd.files import nearest
 
 Schema = Mapping[str, Any]
 """Key -> type, a dataclass for a group. What `typing.get_type_hints` gives for a dataclass."""
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `known`, else the list of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(known)}"
 
 
 def describe(hint: Any) -> str:

@@ -8,10 +8,8 @@ its place and renamed onto it, so a kill at any moment leaves the old checkpoint
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from posekd.files import replacing
 
 HEADER = "posekd_state"
 _PATTERN = re.compile(r"step_(\d{9})\.safetensors")
@@ -63,23 +63,17 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file beside `path`, flushes it to disk and renames it onto `path`.
+    """Writes a safetensors file, whole or not at all, and waits until the disk has it.
 
     Raises:
         OSError: it cannot be written; the half-written file is removed, an older `path` stays.
     """
-    partial = path.with_name(path.name + ".partial")
     # a tensor and its view may share memory (tied weights); a file holds each on its own
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(own, partial, metadata=metadata)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with replacing(path, sync=True) as partial:
+            save_file(own, partial, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from posekd.data import BadImageError
-from posekd.engine import checkpoint, distributed
-from posekd.engine.curves import plot_curves
+from posekd.engine import distributed
+from posekd.engine.training import checkpoint
 from posekd.engine.training.optim import ScheduleSettings, rate_factor, set_rate
 from posekd.engine.progress import RunLog, Ticker, read_log
 from posekd.engine.training.step import Batch, Learner, NonFiniteError, train_step
 from posekd.engine.training.stopping import LoadingError, StopSignal
+from posekd.viz.curves import plot_curves
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Augmentation: the draws' distribution, and that pixels and joints move together."""
+"""CropAugmentation: the draws' distribution, and that pixels and joints move together."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from posekd.data import Augmentation, prepare
+from posekd.data import CropAugmentation, prepare
 from posekd.data.augment import draw, half_body, image_matrices
 from posekd.skeleton import COCO
-from posekd.structures import InputSpec, PackedBatch
+from posekd.structures import InputSpec, PackedCropBatch
 
 SIZE = (64, 48)
 CENTER, SCALE = np.array([100.0, 90.0], np.float32), np.array([75.0, 100.0], np.float32)
@@ -23,7 +23,7 @@ def draws(augmentation, count=4000, keypoints=BODY):
 
 class TestDraws:
     def test_follow_hrnets_clipped_normals(self):
-        all_draws = draws(Augmentation(flip=0.5, rotation=40, scale=0.3))
+        all_draws = draws(CropAugmentation(flip=0.5, rotation=40, scale=0.3))
         zooms = np.array([d.zoom for d in all_draws])
         assert (zooms.min(), zooms.max()) == (0.7, 1.3)  # clipped at one deviation: 16 % on either side
         assert np.mean(zooms == 0.7) == pytest.approx(0.159, abs=0.03)
@@ -34,7 +34,7 @@ class TestDraws:
         assert np.mean([d.flip for d in all_draws]) == pytest.approx(0.5, abs=0.03)
 
     def test_uniform_draws_fill_fpds_ranges(self):
-        fpd = Augmentation(flip=0.5, rotation=30, scale=0.25, rotation_probability=1.0, distribution="uniform")
+        fpd = CropAugmentation(flip=0.5, rotation=30, scale=0.25, rotation_probability=1.0, distribution="uniform")
         all_draws = draws(fpd)
         for values, low, high in (
             ([d.zoom for d in all_draws], 0.75, 1.25),
@@ -45,18 +45,18 @@ class TestDraws:
             np.testing.assert_allclose(shares / len(values), 0.1, atol=0.02)
 
     def test_nothing_at_zero(self):
-        quiet = Augmentation(flip=0, rotation=0, scale=0)
+        quiet = CropAugmentation(flip=0, rotation=0, scale=0)
         assert all(d[2:] == (0.0, 1.0, False) for d in draws(quiet, 20))
 
     def test_half_bodies_take_the_upper_half_in_69_percent(self):
-        halves = draws(Augmentation(half_body=1.0, scale=0, rotation=0))
+        halves = draws(CropAugmentation(half_body=1.0, scale=0, rotation=0))
         upper = half_body(BODY, COCO.upper_body, SIZE, upper=True)[0]
         assert np.mean([np.array_equal(d.center, upper) for d in halves]) == pytest.approx(0.691, abs=0.03)
 
     def test_half_bodies_need_more_than_eight_joints(self):
         few = BODY.copy()
         few[8:, 2] = 0
-        assert all(np.array_equal(d.center, CENTER) for d in draws(Augmentation(half_body=1.0), 50, few))
+        assert all(np.array_equal(d.center, CENTER) for d in draws(CropAugmentation(half_body=1.0), 50, few))
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -69,7 +69,7 @@ class TestDraws:
     )
     def test_impossible_settings_are_refused(self, settings, message):
         with pytest.raises(ValueError, match=message):
-            Augmentation(**settings)
+            CropAugmentation(**settings)
 
 
 class TestHalfBody:
@@ -104,7 +104,7 @@ def packed(image, keypoints, rotation=0.0, zoom=1.0, flip=False, origin=(0, 0)):
     """One person whose region starts at `origin` of its image."""
     region = np.ascontiguousarray(image[origin[1] :, origin[0] :])
     one = torch.ones(1)
-    return PackedBatch(
+    return PackedCropBatch(
         pixels=torch.from_numpy(region).flatten(),
         offsets=torch.zeros(1, dtype=torch.int64),
         shapes=torch.tensor([region.shape]),

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from posekd import ops
 from posekd.data import (
-    Augmentation,
+    CropAugmentation,
     BadImageError,
     CocoKeypoints,
     LoaderSettings,
-    PersonDataset,
-    PoseLoader,
+    CropDataset,
+    crop_loader,
     PoseRecords,
     prepare,
 )
@@ -75,7 +75,7 @@ def region(batch, slot):
 
 class TestPacking:
     def test_people_of_one_image_share_its_pixels(self, folder):
-        batch = PersonDataset(CocoKeypoints(folder), SIZE).__getitems__([(0, 0), (0, 2), (0, 1)])
+        batch = CropDataset(CocoKeypoints(folder), SIZE).__getitems__([(0, 0), (0, 2), (0, 1)])
         assert batch.image_index.tolist() == [0, 1, 0]
         assert len(batch.offsets) == 2
         assert batch.image_ids.tolist() == [1, 2, 1]
@@ -84,7 +84,7 @@ class TestPacking:
     def test_only_the_rectangle_around_the_crops_travels(self):
         """A 12 x 16 box becomes a 15 x 20 crop; two pixels of margin on each side."""
         source = Noise([[40, 30, 12, 16]], [0])
-        batch = PersonDataset(source, (64, 48)).__getitems__([(0, 0)])
+        batch = CropDataset(source, (64, 48)).__getitems__([(0, 0)])
         height, width, channels = batch.shapes[0].tolist()
         assert channels == 3
         assert 15 <= width <= 15 + 2 * 2 + 2
@@ -103,7 +103,7 @@ class TestPacking:
     )  # fmt: skip
     def test_a_warp_of_the_regions_equals_a_warp_of_the_images(self, boxes, seed):
         source = Noise(boxes, [i % 2 for i in range(len(boxes) - 1)] + [0])
-        dataset = PersonDataset(source, SIZE, augmentation=Augmentation(scale=0.5), seed=seed)
+        dataset = CropDataset(source, SIZE, augmentation=CropAugmentation(scale=0.5), seed=seed)
         batch = dataset.__getitems__([(3, i) for i in range(len(boxes))])
         matrices = image_matrices(batch, SIZE).double()
         shifted = matrices.clone()
@@ -116,26 +116,26 @@ class TestPacking:
         torch.testing.assert_close(packed, whole, rtol=0, atol=2e-3)  # float32 coordinates, noise of 255 a pixel
 
     def test_crop_follows_the_box(self, folder):
-        batch = PersonDataset(CocoKeypoints(folder), (64, 48)).__getitems__([(0, 0)])
+        batch = CropDataset(CocoKeypoints(folder), (64, 48)).__getitems__([(0, 0)])
         x, y, w, h = batch.boxes[0].tolist()
         assert batch.centers[0].tolist() == [x + w / 2, y + h / 2]
         assert batch.scales[0].tolist() == pytest.approx([1.25 * max(w, h * 0.75), 1.25 * max(h, w / 0.75)])
 
     def test_evaluation_draws_nothing(self, folder):
-        batch = PersonDataset(CocoKeypoints(folder), SIZE).__getitems__([(5, i) for i in range(6)])
+        batch = CropDataset(CocoKeypoints(folder), SIZE).__getitems__([(5, i) for i in range(6)])
         assert batch.rotations.tolist() == [0] * 6
         assert batch.zooms.tolist() == [1] * 6
         assert not batch.flips.any()
 
     def test_batches_move_whole(self, folder):
-        batch = PersonDataset(CocoKeypoints(folder), SIZE).__getitems__([(0, 0)])
+        batch = CropDataset(CocoKeypoints(folder), SIZE).__getitems__([(0, 0)])
         assert all(getattr(batch.to("cpu"), f.name) is not None for f in dataclasses.fields(batch))
         assert batch.to("meta").pixels.device.type == "meta"
 
 
 class TestDeterminism:
     def draws(self, folder, seed=0, epoch=0, rows=range(6)):
-        dataset = PersonDataset(CocoKeypoints(folder), SIZE, augmentation=Augmentation(), seed=seed)
+        dataset = CropDataset(CocoKeypoints(folder), SIZE, augmentation=CropAugmentation(), seed=seed)
         batch = dataset.__getitems__([(epoch, row) for row in rows])
         return torch.stack((batch.rotations, batch.zooms, batch.flips.float()))
 
@@ -149,9 +149,9 @@ class TestDeterminism:
         source = CocoKeypoints(folder)
 
         def epochs(workers, start_method=None):
-            loader = PoseLoader(
+            loader = crop_loader(
                 source, SIZE, LoaderSettings(batch_size=2, workers=workers, start_method=start_method),
-                training=True, augmentation=Augmentation(),
+                training=True, augmentation=CropAugmentation(),
             )  # fmt: skip
             return [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
 
@@ -160,9 +160,9 @@ class TestDeterminism:
                 assert torch.equal(getattr(a, field.name), getattr(b, field.name)), field.name
 
     def test_a_resumed_epoch_gives_the_batches_that_were_left(self, folder):
-        loader = PoseLoader(
+        loader = crop_loader(
             CocoKeypoints(folder), SIZE, LoaderSettings(batch_size=2, workers=0), training=True,
-            augmentation=Augmentation(),
+            augmentation=CropAugmentation(),
         )  # fmt: skip
         whole = list(loader.epoch(4))
         rest = list(loader.epoch(4, start=1))
@@ -172,7 +172,7 @@ class TestDeterminism:
     def test_an_epoch_left_early_does_not_leak_into_the_next(self, folder):
         def loader(workers):
             loading = LoaderSettings(batch_size=1, workers=workers)
-            return PoseLoader(CocoKeypoints(folder), SIZE, loading, training=True, augmentation=Augmentation())
+            return crop_loader(CocoKeypoints(folder), SIZE, loading, training=True, augmentation=CropAugmentation())
 
         abandoned = loader(1)
         next(iter(abandoned.epoch(0)))
@@ -181,7 +181,7 @@ class TestDeterminism:
             assert torch.equal(a.rotations, b.rotations)
 
     def test_evaluation_is_everyone_in_order(self, folder):
-        loader = PoseLoader(CocoKeypoints(folder), SIZE, LoaderSettings(batch_size=4, workers=0), training=False)
+        loader = crop_loader(CocoKeypoints(folder), SIZE, LoaderSettings(batch_size=4, workers=0), training=False)
         assert [len(batch) for batch in loader] == [4, 2]
         assert torch.cat([batch.sample_ids for batch in loader]).tolist() == [10, 11, 20, 21, 30, 31]
 
@@ -193,7 +193,7 @@ def truncate(path: Path) -> None:
 class TestBadImages:
     def loader(self, folder, on_bad_image, **options):
         loading = LoaderSettings(**{"batch_size": 2, "workers": 0, "on_bad_image": on_bad_image, **options})
-        return PoseLoader(CocoKeypoints(folder), SIZE, loading, training=False)
+        return crop_loader(CocoKeypoints(folder), SIZE, loading, training=False)
 
     def test_are_refused_by_name(self, folder):
         truncate(Path(folder.images) / "2.png")
@@ -236,7 +236,7 @@ class TestBadImages:
     def test_a_black_picture_stands_in_for_one_whose_size_could_not_be_read(self):
         source = Noise([[10, 10, 20, 20]], [0])
         source.records = dataclasses.replace(source.records, image_sizes=np.zeros((1, 2), np.int64))
-        batch = PersonDataset(source, SIZE).stand_in(0, torch.tensor([0]))
+        batch = CropDataset(source, SIZE).stand_in(0, torch.tensor([0]))
         images = prepare(batch, InputSpec(SIZE, mean=(0, 0, 0)), COCO.flip).images
         assert images.shape == (1, 3, *SIZE)
         assert not images.any()
@@ -252,14 +252,14 @@ class TestBadImages:
 class TestCache:
     def test_each_image_is_decoded_once(self):
         source = Noise([[10, 10, 20, 20]] * 4, [0, 0, 1, 1])
-        loader = PoseLoader(source, SIZE, LoaderSettings(2, workers=0, cache_images=True), training=True)
+        loader = crop_loader(source, SIZE, LoaderSettings(2, workers=0, cache_images=True), training=True)
         for epoch in range(3):
             assert len(list(loader.epoch(epoch))) == 2
         assert source.reads == 2
 
     def test_workers_inherit_a_full_cache(self):
         source = Noise([[10, 10, 20, 20]] * 4, [0, 0, 1, 1])
-        loader = PoseLoader(source, SIZE, LoaderSettings(2, workers=1, cache_images=True), training=False)
+        loader = crop_loader(source, SIZE, LoaderSettings(2, workers=1, cache_images=True), training=False)
         assert source.reads == 2
         assert len(list(loader)) == 2
 
@@ -285,7 +285,7 @@ def test_real_images_travel_as_less_than_a_third_of_their_pixels(real_data):
     source = CocoKeypoints(
         CocoSettings(str(folder / "train2017"), str(folder / "annotations" / "person_keypoints_train2017.json"))
     )
-    loader = PoseLoader(source, (256, 192), LoaderSettings(16, workers=0), training=True)
+    loader = crop_loader(source, (256, 192), LoaderSettings(16, workers=0), training=True)
     sent = whole = 0
     for batch in loader.epoch(0):
         rows = np.searchsorted(np.sort(source.records.image_ids), batch.image_ids.numpy())

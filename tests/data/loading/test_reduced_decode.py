@@ -11,9 +11,9 @@ import torch
 from helpers.coco_folder import labels, person
 
 from posekd import geometry
-from posekd.data import Augmentation, CocoKeypoints, CocoSettings, LoaderSettings, PersonDataset, PoseLoader, prepare
+from posekd.data import CropAugmentation, CocoKeypoints, CocoSettings, LoaderSettings, CropDataset, crop_loader, prepare
 from posekd.data.augment import image_matrices
-from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, ImageLoader, prepare_images
+from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, image_loader, prepare_images
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.structures import InputSpec
 
@@ -57,10 +57,10 @@ def _joints(box):
 
 def both_ways(source, keys, **options):
     """The batch of some keys from whole pictures, and from reduced ones."""
-    return [PersonDataset(source, SIZE, reduced_decode=r, **options).__getitems__(keys) for r in (False, True)]
+    return [CropDataset(source, SIZE, reduced_decode=r, **options).__getitems__(keys) for r in (False, True)]
 
 
-AUGMENTATION = Augmentation(scale=0.4, rotation=60.0, rotation_probability=0.8)
+AUGMENTATION = CropAugmentation(scale=0.4, rotation=60.0, rotation_probability=0.8)
 
 
 @pytest.mark.parametrize(("row", "reduction"), [(0, 8), (1, 4), (2, 2), (3, 1)])
@@ -128,7 +128,7 @@ def test_a_bright_spot_is_where_its_keypoint_says(tmp_path):
 def test_no_crop_gets_fewer_pixels_than_it_has_and_none_could_be_reduced_further(tmp_path):
     """Over many draws of the zoom; people of one image share its pixels, so the smallest decides."""
     source = folder(tmp_path, [smooth(), smooth()])
-    dataset = PersonDataset(source, SIZE, augmentation=AUGMENTATION, reduced_decode=True)
+    dataset = CropDataset(source, SIZE, augmentation=AUGMENTATION, reduced_decode=True)
     seen = set()
     for epoch in range(60):
         keys = [(epoch, row) for row in ((0, 1, 4), (0, 5, 6), (1, 4, 7))[epoch % 3]]
@@ -145,7 +145,7 @@ def test_no_crop_gets_fewer_pixels_than_it_has_and_none_could_be_reduced_further
 
 def test_the_person_who_needs_most_decides_for_an_image(tmp_path):
     source = folder(tmp_path, [smooth(), smooth()])
-    dataset = PersonDataset(source, SIZE, reduced_decode=True)
+    dataset = CropDataset(source, SIZE, reduced_decode=True)
     assert dataset.reductions([(0, 0), (0, 4)]) == {0: 8, 1: 8}
     assert dataset.reductions([(0, 0), (0, 2), (0, 1), (0, 4)]) == {0: 2, 1: 8}
     assert dataset.__getitems__([(0, 3), (0, 0)]).reductions.numel() == 0, "nothing travels where all are whole"
@@ -178,13 +178,13 @@ class TestWhole:
 
     def test_cached_pictures(self, tmp_path):
         settings = LoaderSettings(4, workers=0, cache_images=True, reduced_decode=True)
-        loader = PoseLoader(folder(tmp_path, [smooth()]), SIZE, settings, training=True)
+        loader = crop_loader(folder(tmp_path, [smooth()]), SIZE, settings, training=True)
         assert next(loader.epoch(0)).reductions.numel() == 0
 
     def test_evaluation(self, tmp_path):
         source, settings = folder(tmp_path, [smooth()], ids=(10,)), LoaderSettings(1, workers=0, reduced_decode=True)
         reductions = [
-            next(PoseLoader(source, SIZE, settings, training=training).epoch(0)).reductions.tolist()
+            next(crop_loader(source, SIZE, settings, training=training).epoch(0)).reductions.tolist()
             for training in (True, False)
         ]
         assert reductions == [[8], []]
@@ -196,7 +196,7 @@ def test_workers_change_nothing(tmp_path):
 
     def batches(workers):
         settings = LoaderSettings(2, workers=workers, reduced_decode=True)
-        return list(PoseLoader(source, SIZE, settings, training=True, augmentation=AUGMENTATION).epoch(1))
+        return list(crop_loader(source, SIZE, settings, training=True, augmentation=AUGMENTATION).epoch(1))
 
     for a, b in zip(batches(0), batches(1), strict=True):
         assert torch.equal(a.pixels, b.pixels)
@@ -227,7 +227,7 @@ def test_whole_images_of_bottom_up_training(tmp_path):
     assert difference.quantile(0.99) < 6, "but for the border"
     assert torch.equal(one.keypoints[1], other.keypoints[1])
     settings = LoaderSettings(2, workers=0, reduced_decode=True)
-    loader = ImageLoader(source, spec.size, settings, training=True, augmentation=augmentation)
+    loader = image_loader(source, spec.size, settings, training=True, augmentation=augmentation)
     assert next(loader.epoch(0)).reductions.max() > 1
 
 
@@ -264,7 +264,7 @@ def test_real_crops_agree_with_the_whole_picture(real_data, record_property):
         if not reduced.reductions.numel():
             continue
         reduced_people += 1
-        mean = PersonDataset(Averaged(settings), SIZE, reduced_decode=True).__getitems__([(0, row)])
+        mean = CropDataset(Averaged(settings), SIZE, reduced_decode=True).__getitems__([(0, row)])
         images = [prepare(batch, SPEC, range(17)).images * 255 for batch in (whole, reduced, mean)]
         sampled.append(float((images[0] - images[1]).abs().mean()))
         averaged.append(float((images[2] - images[1]).abs().mean()))

@@ -14,7 +14,7 @@ from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
 from posekd.data.loading.whole_images import (
     ImageAugmentation,
     ImageDataset,
-    ImageLoader,
+    image_loader,
     draw_image,
     output_matrices,
     prepare_images,
@@ -219,7 +219,7 @@ def test_more_than_thirty_people(tmp_path):
     """HigherHRNet's target generation stops with an IndexError there."""
     people = [coco_folder.person(i, 1) for i in range(1, 42)]
     source = CocoKeypoints(coco_folder.write(tmp_path, coco_folder.labels(people), keep_images="all"))
-    loader = ImageLoader(source, (64, 64), LoaderSettings(batch_size=3, workers=0), training=True)
+    loader = image_loader(source, (64, 64), LoaderSettings(batch_size=3, workers=0), training=True)
     (packed,) = loader
     batch = prepare_images(packed, SPEC, source.records.skeleton.flip)
     assert batch.keypoints[0].shape == (3, 41, 17, 3)
@@ -250,13 +250,13 @@ def test_evaluation_goes_by_size_and_sees_every_image_once():
             image = self.inner.load_image(row)
             return image if row not in (1, 3) else np.ascontiguousarray(image.transpose(1, 0, 2))
 
-    loader = ImageLoader(Sizes(), (64, 64), LoaderSettings(batch_size=2, workers=0), training=False)
+    loader = image_loader(Sizes(), (64, 64), LoaderSettings(batch_size=2, workers=0), training=False)
     batches = list(loader)
     assert len(loader) == 3
     assert [b.image_ids.tolist() for b in batches] == [[1, 3], [5], [2, 4]]
     assert all(len(set(map(tuple, b.image_sizes.tolist()))) == 1 for b in batches)
     assert all((b.shapes[:, :2] == b.image_sizes).all() for b in batches)  # all pixels
-    shards = [ImageLoader(Sizes(), (64, 64), LoaderSettings(2, 0), training=False, rank=r, world=2) for r in (0, 1)]
+    shards = [image_loader(Sizes(), (64, 64), LoaderSettings(2, 0), training=False, rank=r, world=2) for r in (0, 1)]
     assert sorted(i for shard in shards for b in shard for i in b.image_ids.tolist()) == [1, 2, 3, 4, 5]
 
 
@@ -264,7 +264,7 @@ def test_workers_give_the_same_batches():
     source = SyntheticPeople(SyntheticSettings(images=6, size=(64, 96)))
     runs = []
     for workers in (0, 2):
-        loader = ImageLoader(
+        loader = image_loader(
             source, (64, 64), LoaderSettings(2, workers), training=True, augmentation=ImageAugmentation(), seed=7
         )
         runs.append([(b.image_ids, b.pixels, b.keypoints, b.rotations) for b in loader.epoch(1)])

@@ -14,7 +14,7 @@ from helpers.coco_folder import labels, person, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from posekd.data import BadImageError, CocoKeypoints, CocoSettings, LoaderSettings, PersonDataset, PoseLoader
+from posekd.data import BadImageError, CocoKeypoints, CocoSettings, LoaderSettings, CropDataset, crop_loader
 from posekd.data.images import REDUCTIONS, read_rgb, reduced_size
 
 HEIGHT, WIDTH = 24, 36
@@ -169,7 +169,7 @@ def test_a_dataset_of_all_kinds_loads_but_for_the_broken_ones(tmp_path):
         (tmp_path / "images" / f"{2 * i}.bin").write_bytes(data)
         (tmp_path / "images" / f"{2 * i + 1}.bin").write_bytes(data[: len(data) // 2])
     source = CocoKeypoints(CocoSettings(str(tmp_path / "images"), str(tmp_path / "labels.json")))
-    loader = PoseLoader(source, (32, 24), LoaderSettings(4, workers=0, on_bad_image="skip"), training=False)
+    loader = crop_loader(source, (32, 24), LoaderSettings(4, workers=0, on_bad_image="skip"), training=False)
     seen = [sample for batch in loader for sample in batch.sample_ids.tolist()]
     assert seen == list(range(0, 2 * len(KINDS), 2))
     assert loader.skipped == len(KINDS)
@@ -202,7 +202,7 @@ PLACES = [path for path in places(GOOD) if path]
 def read_all(folder):
     """Opens a dataset and makes the batch of all persons, as training would."""
     source = CocoKeypoints(folder)
-    PersonDataset(source, (32, 24)).__getitems__([(0, row) for row in range(len(source.records))])
+    CropDataset(source, (32, 24)).__getitems__([(0, row) for row in range(len(source.records))])
     return source
 
 

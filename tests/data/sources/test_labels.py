@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posekd.data import FewLabels, LabelSettings, LoaderSettings, PoseLoader, WithUnlabelled
+from posekd.data import FewLabels, LabelSettings, LoaderSettings, crop_loader, WithUnlabelled
 from posekd.data.records import Regions
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.distill import Fpd
@@ -75,7 +75,7 @@ def test_another_dataset_lends_its_pictures_but_not_its_labels(people):
     assert np.array_equal(both.records.boxes[N:], other.records.boxes)
     assert np.array_equal(both.load_image(both.records.image_rows[N]), other.load_image(other.records.image_rows[0]))
     assert both.image_name(12) == other.image_name(0)
-    batches = list(PoseLoader(both, (64, 64), LoaderSettings(batch_size=8, workers=0), training=False))
+    batches = list(crop_loader(both, (64, 64), LoaderSettings(batch_size=8, workers=0), training=False))
     assert torch.cat([batch.keypoints for batch in batches]).shape[0] == len(both.records)
 
 

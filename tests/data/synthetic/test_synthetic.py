@@ -12,12 +12,12 @@ from pycocotools import coco as coco_api
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from posekd.data import CocoKeypoints, LoaderSettings, PoseLoader
-from posekd.data.contact_sheet import contact_sheet
+from posekd.data import CocoKeypoints, LoaderSettings, crop_loader
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings, render, write_coco
 from posekd.data.synthetic.body import NUM_JOINTS, draw_figures
 from posekd.data.synthetic.labels import _polygons
 from posekd.skeleton import COCO
+from posekd.viz.contact_sheet import contact_sheet
 
 J = {name: i for i, name in enumerate(COCO.keypoints)}
 SETTINGS = SyntheticSettings(images=60, size=(120, 160), seed=3)
@@ -212,7 +212,7 @@ class TestSource:
         assert np.abs(disk.load_image(0) - exact).mean() < 8
 
     def test_it_loads(self):
-        loader = PoseLoader(SyntheticPeople(SETTINGS), (64, 48), LoaderSettings(16, workers=0), training=True)
+        loader = crop_loader(SyntheticPeople(SETTINGS), (64, 48), LoaderSettings(16, workers=0), training=True)
         assert [len(batch) for batch in loader] == [16] * len(loader)
         assert len(loader) >= 4
 

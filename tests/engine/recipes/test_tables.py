@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posekd.data import Augmentation
+from posekd.data import CropAugmentation
 from posekd.distill import FpdSettings, MapdSettings, SupervisedSettings
 from posekd.engine.recipes.configs import list_configs
 from posekd.engine.recipes.recipe import read_recipe
@@ -70,7 +70,7 @@ def test_the_papers_recipe_of_fpd(student, data, epochs):
     recipe = read_recipe(f"{folder}/{student}_{data}_256x256")
     assert (recipe.student.name, recipe.train.epochs, recipe.loader.batch_size) == (student, epochs, 4)
     assert (recipe.optim.name, recipe.optim.lr, recipe.schedule.milestones) == ("rmsprop", 2.5e-4, ())
-    assert recipe.augmentation == Augmentation(
+    assert recipe.augmentation == CropAugmentation(
         flip=0.5, rotation=30, scale=0.25, distribution="uniform", rotation_probability=1.0
     )
     if student == "hourglass_4x128":

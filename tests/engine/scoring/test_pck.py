@@ -18,17 +18,17 @@ from scipy.io import loadmat, savemat
 
 from posekd.data import LoaderSettings, MpiiSettings, open_lsp, open_mpii
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.engine.curves import plot_curves, plot_pck
-from posekd.engine.evaluate import EvalSettings, evaluate
+from posekd.engine.evaluate import TopDownInference, evaluate
 from posekd.engine.scoring.pck import read_pck_labels, read_predictions, score_pck
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.recipe import recipe_from_dict
 from posekd.engine.train import train
 from posekd.structures import InputSpec
+from posekd.viz.curves import plot_curves, plot_pck
 
 LOADER = LoaderSettings(batch_size=4, workers=0)
 SPEC = InputSpec(size=(64, 64))
-PLAIN = EvalSettings(flip=False)
+PLAIN = TopDownInference(flip=False)
 
 
 def three_people(folder, boxes=((0, 0, 30, 40),) * 3, **settings):
@@ -97,7 +97,7 @@ class Corner(TinyPose):
 class TestEvaluate:
     def test_a_report_of_mpii(self, tmp_path):
         source = open_mpii(three_people(tmp_path))
-        report = evaluate(Corner(16), source, EvalSettings(), loader=LOADER, results_file=tmp_path / "r.json")
+        report = evaluate(Corner(16), source, TopDownInference(), loader=LOADER, results_file=tmp_path / "r.json")
         assert report.coco is None
         assert list(report.numbers())[:3] == ["PCKh@0.5", "AUC", "PCKh@0.1"]
         assert list(report.numbers())[-1] == "torso PCK@0.5"
@@ -263,7 +263,7 @@ class TestTraining:
 
     def test_the_curves_are_drawn_in_percent(self, lsp_run, monkeypatch):
         figures = []
-        monkeypatch.setattr("posekd.engine.curves.figure_to_png", lambda figure, path: figures.append(figure))
+        monkeypatch.setattr("posekd.viz.curves.figure_to_png", lambda figure, path: figures.append(figure))
         plot_curves({"run": read_log(lsp_run.folder / "log.jsonl")}, lsp_run.folder / "c.png")
         axes = figures[0].axes[1]
         assert axes.get_ylabel() == "validation PCK@0.2"
@@ -291,7 +291,7 @@ class TestTraining:
 def test_the_pck_picture(tmp_path):
     source = open_mpii(three_people(tmp_path))
     result = score_pck(*found(source, 3.0), source.records)[0]
-    plot_pck(result, tmp_path / "new" / "pck.png", "a title")
+    plot_pck(result, tmp_path / "new" / "pck.png", "a title", unit="head size")
     assert (tmp_path / "new" / "pck.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from posekd.engine import checkpoint
+from posekd.engine.training import checkpoint
 
 
 def same(a, b):

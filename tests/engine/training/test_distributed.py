@@ -19,7 +19,8 @@ from helpers.tiny_recipe import TINY_BOTTOM_UP, TINY_NET
 import posekd
 from posekd.cli import main
 from posekd.data.synthetic import SyntheticSettings, write_coco
-from posekd.engine import checkpoint, distributed
+from posekd.engine import distributed
+from posekd.engine.training import checkpoint
 from posekd.engine.build import pick_device
 from posekd.engine.training.loop import fit
 from posekd.engine.progress import read_log

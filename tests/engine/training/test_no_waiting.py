@@ -14,8 +14,8 @@ from helpers.tiny_pose import TinyPose
 from helpers.tiny_recipe import TINY_NET
 from torch.overrides import TorchFunctionMode
 
-from posekd.data import Augmentation, LoaderSettings, PoseLoader, prepare
-from posekd.data.loading.whole_images import ImageAugmentation, ImageLoader
+from posekd.data import CropAugmentation, LoaderSettings, crop_loader, prepare
+from posekd.data.loading.whole_images import ImageAugmentation, image_loader
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.distill import (
     AssociativeEmbedding,
@@ -28,7 +28,7 @@ from posekd.distill import (
     Supervised,
 )
 from posekd.engine.build import make_prepare
-from posekd.engine.evaluate import EvalSettings, decode, forward_heatmaps
+from posekd.engine.evaluate import TopDownInference, decode, forward_heatmaps
 from posekd.engine.training.loop import LoopSettings
 from posekd.models import create_model
 from posekd.structures import InputSpec
@@ -65,7 +65,7 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_of_crops(name):
-    loader = PoseLoader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=Augmentation())
+    loader = crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=CropAugmentation())
     packed = next(loader.epoch(0))
     assert_step_copies_nothing(METHODS[name](), packed)
     packed.reductions = torch.ones(len(packed.offsets))
@@ -80,7 +80,7 @@ def test_a_step_of_whole_images(name):
     else:
         method = SmallerHRNet(student, FrozenTeacher(create_model("higherhrnet_w32", **BOTTOM_UP)))
     settings = LoaderSettings(2, workers=0)
-    loader = ImageLoader(SOURCE, (64, 64), settings, training=True, augmentation=ImageAugmentation())
+    loader = image_loader(SOURCE, (64, 64), settings, training=True, augmentation=ImageAugmentation())
     assert_step_copies_nothing(method, next(loader.epoch(0)))
 
 
@@ -97,9 +97,9 @@ def assert_step_copies_nothing(method, packed):
 def test_a_batch_of_an_evaluation(how, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # meta has none
     model = TinyPose(SPEC, keypoints=17).to(META).eval()
-    packed = next(iter(PoseLoader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=False)))
+    packed = next(iter(crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=False)))
     flip = torch.as_tensor(SOURCE.records.skeleton.flip, device=META)
-    settings = EvalSettings(decode=how)
+    settings = TopDownInference(decode=how)
     prepare_batch = make_prepare(model, SOURCE, META, LoopSettings())
     with NoCopies(), torch.inference_mode():
         batch = prepare_batch(packed)
@@ -112,7 +112,7 @@ def test_on_a_gpu_batches_copied_beside_a_busy_stream_are_whole_and_nothing_wait
     """Many batches in turn, so that their memory is used again; torch itself refuses what waits for the device."""
     device = torch.device("cuda:0")
     method = Mapd(*taught(BGR)).to(device)
-    loader = PoseLoader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=Augmentation())
+    loader = crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=CropAugmentation())
     batches = [next(loader.epoch(epoch)) for epoch in range(20)]
     on_host = make_prepare(TinyPose(SPEC), SOURCE, torch.device("cpu"), LoopSettings())
     prepare_batch = make_prepare(method.student, SOURCE, device, LoopSettings())
@@ -137,7 +137,7 @@ def test_on_a_gpu_batches_copied_beside_a_busy_stream_are_whole_and_nothing_wait
 
 def test_a_list_would_be_noticed():
     """Guard: the same with the permutation as a list, and a value that is read."""
-    packed = next(iter(PoseLoader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=False))).to(META)
+    packed = next(iter(crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=False))).to(META)
     with NoCopies(), pytest.raises(AssertionError, match=r"as_tensor.*a copy from the host"):
         prepare(packed, SPEC, SOURCE.records.skeleton.flip)
     with pytest.raises(RuntimeError, match="meta"):

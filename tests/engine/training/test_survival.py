@@ -19,7 +19,7 @@ from helpers.tiny_recipe import tiny_recipe
 import posekd
 from posekd.data import BadImageError
 from posekd.distill import Method, Supervised
-from posekd.engine import checkpoint, loop
+from posekd.engine.training import checkpoint, loop
 from posekd.engine.training.loop import fit, load_state_dict
 from posekd.engine.training.step import NonFiniteGradientError
 from posekd.engine.training.stopping import LoadingError
@@ -300,9 +300,9 @@ def children():
 
 def train_order(source):
     """Sample ids in the order of the first epoch."""
-    from posekd.data import CocoKeypoints, LoaderSettings, PoseLoader
+    from posekd.data import CocoKeypoints, LoaderSettings, crop_loader
 
-    loader = PoseLoader(CocoKeypoints(source), (64, 64), LoaderSettings(1, workers=0), training=True)
+    loader = crop_loader(CocoKeypoints(source), (64, 64), LoaderSettings(1, workers=0), training=True)
     return [int(batch.sample_ids[0]) for batch in loader.epoch(0)]
 
 

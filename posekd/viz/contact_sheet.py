@@ -1,6 +1,6 @@
 """Pictures with their labels drawn on them, side by side.
 
-The sheet in the docs is made by `python -m posekd.data.contact_sheet docs/images/synthetic.png`.
+The sheet in the docs is made by `python -m posekd.viz.contact_sheet docs/images/synthetic.png`.
 """
 
 from __future__ import annotations
@@ -14,44 +14,29 @@ import numpy as np
 
 from posekd.data.synthetic import SyntheticSettings, render
 from posekd.skeleton import COCO, Skeleton
-
-LEFT, RIGHT, MIDDLE = (80, 200, 255), (255, 150, 60), (250, 250, 250)
+from posekd.viz.draw import draw_poses
 
 
 def draw_labels(
     image: np.ndarray, annotations: Sequence[dict[str, Any]], skeleton: Skeleton = COCO, scale: int = 2
 ) -> np.ndarray:
-    """Draws COCO annotations: the left side blue, the right side orange, occluded joints hollow.
+    """Draws COCO annotations: poses as `draw_poses` draws labels, and their boxes.
 
     Args:
         image: uint8 RGB `[H, W, 3]`.
         annotations: with `keypoints` and `bbox`.
-        skeleton: for the edges and the sides.
+        skeleton: the K keypoints.
         scale: factor on the size of the result, so that thin lines stay thin.
 
     Returns:
         uint8 RGB `[scale H, scale W, 3]`.
     """
-    canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    colours = [_side(name) for name in skeleton.keypoints]
+    poses = np.array([annotation["keypoints"] for annotation in annotations], float)
+    canvas = draw_poses(image, poses, skeleton, zoom=scale, threshold=0.0, labels=True)
     for annotation in annotations:
         x, y, w, h = (round(v * scale) for v in annotation["bbox"])
         cv2.rectangle(canvas, (x, y), (x + w - 1, y + h - 1), (200, 200, 200), 1)
-        joints = np.array(annotation["keypoints"]).reshape(-1, 3)
-        # Pixel centres: the middle of pixel x lies at (x + 1/2) scale - 1/2 of the enlarged picture.
-        places = np.rint((joints[:, :2] + 0.5) * scale - 0.5).astype(int).tolist()
-        for a, b in skeleton.edges:
-            if joints[a, 2] and joints[b, 2]:
-                colour = colours[a] if colours[a] == colours[b] else MIDDLE
-                cv2.line(canvas, places[a], places[b], colour, scale, cv2.LINE_AA)
-        for place, colour, visibility in zip(places, colours, joints[:, 2], strict=True):
-            if visibility:
-                cv2.circle(canvas, place, scale + 1, colour, -1 if visibility == 2 else 1, cv2.LINE_AA)
     return canvas
-
-
-def _side(name: str) -> tuple[int, int, int]:
-    return LEFT if "left" in name else RIGHT if "right" in name else MIDDLE
 
 
 def contact_sheet(settings: SyntheticSettings, rows: int, columns: int, scale: int = 2) -> np.ndarray:

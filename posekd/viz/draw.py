@@ -8,16 +8,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from posekd.engine.curves import figure_to_png
-from posekd.skeleton import Skeleton
+from posekd.skeleton import Skeleton, side
+from posekd.viz.curves import figure_to_png
 
-# Okabe and Ito's colour-blind safe colours: left orange, right blue, middle green
+# everywhere: left orange, right blue, middle green; Okabe and Ito's colour-blind safe colours
 LEFT, RIGHT, MIDDLE = (230, 159, 0), (0, 114, 178), (0, 158, 115)
+OCCLUDED = 1  # the visibility of a keypoint that is labelled, and hidden
 _FRACTION_BITS = 4  # cv2 draws at sixteenths of a pixel
 
 
 def draw_poses(
-    image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, zoom: int = 2, threshold: float = 0.2
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    skeleton: Skeleton,
+    *,
+    zoom: int = 2,
+    threshold: float = 0.2,
+    labels: bool = False,
 ) -> np.ndarray:
     """Draws the poses of a picture, enlarged.
 
@@ -27,6 +34,7 @@ def draw_poses(
         skeleton: the K keypoints.
         zoom: factor of enlargement.
         threshold: keypoints whose visibility or score is not above it are left out.
+        labels: the third number is a visibility, and occluded keypoints (1) are drawn hollow.
 
     Returns:
         uint8 RGB `[zoom H, zoom W, 3]`.
@@ -43,14 +51,26 @@ def draw_poses(
                 for colour, width in (((0, 0, 0), zoom + 3), (_edge_colour(skeleton, a, b), zoom + 1)):
                     cv2.line(canvas, *ends, colour, width, cv2.LINE_AA, _FRACTION_BITS)
         for k in np.flatnonzero(shown):
-            where, radius = tuple(points[k].tolist()), int(zoom * unit)
-            cv2.circle(canvas, where, radius + unit // 2, (0, 0, 0), -1, cv2.LINE_AA, _FRACTION_BITS)
-            cv2.circle(canvas, where, radius, (255, 255, 255), -1, cv2.LINE_AA, _FRACTION_BITS)
+            hollow = labels and person[k, 2] == OCCLUDED
+            _draw_keypoint(canvas, tuple(points[k].tolist()), zoom, hollow)
     return canvas
 
 
+def _draw_keypoint(canvas: np.ndarray, where: tuple[int, int], zoom: int, hollow: bool) -> None:
+    """A white disc with a black rim, or a white ring with one; `where` in sixteenths of a pixel."""
+    unit = 1 << _FRACTION_BITS
+    radius = zoom * unit
+    black, white = (0, 0, 0), (255, 255, 255)
+    if hollow:  # a pixel wider, so that the hole is seen
+        for colour, width in ((black, 3), (white, 1)):
+            cv2.circle(canvas, where, radius + unit, colour, width, cv2.LINE_AA, _FRACTION_BITS)
+        return
+    cv2.circle(canvas, where, radius + unit // 2, black, -1, cv2.LINE_AA, _FRACTION_BITS)
+    cv2.circle(canvas, where, radius, white, -1, cv2.LINE_AA, _FRACTION_BITS)
+
+
 def _edge_colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
-    sides = {side for k in (a, b) for side in ("left", "right") if side in skeleton.keypoints[k].lower()}
+    sides = {side(skeleton.keypoints[k]) for k in (a, b)} - {None}
     if sides == {"left"}:
         return LEFT
     return RIGHT if sides == {"right"} else MIDDLE

@@ -1,0 +1,1 @@
+"""Pictures and tables: poses, curves, the numbers in a terminal."""
