@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from posekd import ops
-from posekd.paradigms.bottom_up import BottomUpInference, aggregate, forward_maps, group_people, resized
 from posekd.models import create_model
+from posekd.paradigms.bottom_up import BottomUpInference, aggregate, group_people, resized
 from posekd.skeleton import COCO
 
 from .harness import Case, options_from, run

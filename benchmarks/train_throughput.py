@@ -35,13 +35,14 @@ if __package__ in (None, ""):  # run as a file
 
 from posekd.data import CropDataset
 from posekd.data.synthetic import SyntheticSettings, write_coco
-from posekd.distill import Mapd
+from posekd.distill import MAPD
 from posekd.engine.build import build_job, build_model
+from posekd.engine.recipes.recipe import Recipe, read_recipe, recipe_to_dict
 from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import set_rate
-from posekd.engine.recipes.recipe import Recipe, read_recipe, recipe_to_dict
-from posekd.engine.training.step import DTYPES, train_step, update
+from posekd.engine.training.step import train_step, update
 from posekd.models import save_weights
+from posekd.precision import DTYPES
 from posekd.structures import PackedCropBatch
 
 from .baselines import train_loop
@@ -86,7 +87,7 @@ def preloaded_steps(job: Job, groups: Sequence[Sequence[PackedCropBatch]]) -> It
 def baseline_steps(job: Job, recipe: Recipe) -> Iterator[tuple[int, float]]:
     """The published way; it has a loader of its own, and the student's weights are what they have become."""
     method, device = job.learner.method, job.learner.device
-    assert isinstance(method, Mapd)
+    assert isinstance(method, MAPD)
     assert isinstance(job.loader.dataset, CropDataset)  # type: ignore[attr-defined]
     samples = train_loop.Samples(job.loader.dataset, method.student.spec, method.settings.sigma)  # type: ignore
     plan = job.loader.plan  # type: ignore[attr-defined]
@@ -174,7 +175,7 @@ def take_apart(job: Job, groups: Sequence[Sequence[PackedCropBatch]], steps: int
             learner.scaler.scale(loss).backward()
             spent["backward"] += lap()
         update(learner, batch.sample_ids, 0.0)
-        learner.settle()
+        learner.check_gradients()
         spent["optimizer"] += lap()
     for hook in hooks:
         hook.remove()
@@ -209,7 +210,7 @@ def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True) -> dict[
     del first
     on_device = [[packed.to(device) for packed in group] for group in groups]
     loops = {"real": real_steps(job), "preloaded": preloaded_steps(job, on_device)}
-    if baseline and isinstance(job.learner.method, Mapd) and recipe.train.teacher_cache is None:
+    if baseline and isinstance(job.learner.method, MAPD) and recipe.train.teacher_cache is None:
         loops["baseline"] = baseline_steps(build_job(_as_published(recipe)), recipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from posekd import geometry, ops
-from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, crop_loader, prepare
-from posekd.engine.evaluate import TopDownInference, coco_results, predict
+from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, crop_loader
+from posekd.engine.evaluate import coco_results, predict
+from posekd.inputs import prepare_crops
 from posekd.metrics import CocoResult, PersonScore, evaluate_coco
-from posekd.structures import InputSpec, CropBatch
+from posekd.paradigms import TopDownInference
+from posekd.structures import CropBatch, InputSpec
 
 pytestmark = pytest.mark.data
 
@@ -52,7 +54,7 @@ class CocoMini:
     def batches(self, padding: float) -> list[CropBatch]:
         settings = LoaderSettings(batch_size=64, workers=0, padding=padding)
         return [
-            prepare(packed, SPEC, source.records.skeleton.flip)
+            prepare_crops(packed, SPEC, source.records.skeleton.flip)
             for source in self.sources
             for packed in crop_loader(source, SPEC.size, settings, training=False)
         ]

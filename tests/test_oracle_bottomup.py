@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.oracle_network import BottomUpOracle
-
-from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
-from posekd.data.loading.whole_images import image_loader
-from posekd.paradigms.bottom_up import BottomUpInference, find_people, resized
 from posekd.engine.evaluate_bottomup import people_results
+
+from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, image_loader
 from posekd.metrics import CocoResult, CrowdPoseResult, PersonScore, evaluate_people
+from posekd.paradigms.bottom_up import BottomUpInference, find_people, resized
 
 POOR = 0.9  # OKS below which a person is named, found or not
 

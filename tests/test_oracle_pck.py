@@ -23,17 +23,18 @@ from posekd.data import (
     LoaderSettings,
     LspSettings,
     MpiiSettings,
-    crop_loader,
     PoseRecords,
     PoseSource,
+    crop_loader,
     open_lsp,
     open_mpii,
-    prepare,
 )
 from posekd.data.sources.mpii import mpii_records, read_mpii
-from posekd.engine.evaluate import TopDownInference, evaluate
+from posekd.engine.evaluate import evaluate
 from posekd.engine.scoring import Report
-from posekd.structures import InputSpec, CropBatch
+from posekd.inputs import prepare_crops
+from posekd.paradigms import TopDownInference
+from posekd.structures import CropBatch, InputSpec
 
 SPEC = InputSpec(size=(256, 256))
 LOADER = LoaderSettings(batch_size=64, workers=0)
@@ -48,7 +49,7 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.kind, self.flip, self.order = kind, flip, list(source.records.skeleton.flip)
         batches = crop_loader(source, SPEC.size, LOADER, training=False)
-        self.batches: Iterator[CropBatch] = (prepare(packed, SPEC, self.order) for packed in batches)
+        self.batches: Iterator[CropBatch] = (prepare_crops(packed, SPEC, self.order) for packed in batches)
         self.mirror: torch.Tensor | None = None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -91,7 +92,7 @@ def outside(source: PoseSource) -> np.ndarray:
     """Which labelled joints no heatmap pixel covers, bool `[N, K]`: lost to any network, unless the border is near."""
     parts = []
     for packed in crop_loader(source, SPEC.size, LOADER, training=False):
-        points = geometry.to_heatmap(prepare(packed, SPEC, source.records.skeleton.flip).keypoints, 4)
+        points = geometry.to_heatmap(prepare_crops(packed, SPEC, source.records.skeleton.flip).keypoints, 4)
         beyond = ((points[..., :2] < -0.5) | (points[..., :2] >= 63.5)).any(-1)
         parts.append(beyond & (points[..., 2] > 0))
     return torch.cat(parts).numpy()

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from posekd.data import CropDataset
 from posekd.data.augment import Draw
 from posekd.data.loading.sampler import BatchPlan, Key
-from posekd.distill import Mapd, MapdSettings
+from posekd.distill import MAPD, MAPDSettings
 from posekd.structures import InputSpec
 
 STRIDE = 4
@@ -122,7 +122,7 @@ class JointsLoss(nn.Module):
 class EagerMapd(nn.Module):
     """MAPD's three terms of a batch, one operation after another; `posekd.distill.mapd` has the equations."""
 
-    def __init__(self, method: Mapd) -> None:
+    def __init__(self, method: MAPD) -> None:
         super().__init__()
         self.student, self.settings = method.student, method.settings
         assert method.teacher is not None
@@ -130,8 +130,8 @@ class EagerMapd(nn.Module):
         self.mse = JointsLoss()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weighted terms of a batch, as `Mapd` names them."""
-        settings: MapdSettings = self.settings
+        """The weighted terms of a batch, as `MAPD` names them."""
+        settings: MAPDSettings = self.settings
         student = self.student(batch["images"])
         with torch.no_grad():
             teacher = self.teacher[0](batch["images"])

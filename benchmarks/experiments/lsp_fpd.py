@@ -40,9 +40,9 @@ from rich.table import Table
 import posekd
 from posekd import geometry
 from posekd.data import PoseSource
-from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
+from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.recipes.recipe import Recipe, read_recipe
 from posekd.engine.train import train_timed
 from posekd.files import write_atomically

@@ -34,13 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from posekd.engine.evaluate_bottomup import evaluate
 from rich.console import Console
 from rich.table import Table
 
 import posekd
 from posekd.data import PoseSource
 from posekd.engine.recipes.datasets import open_dataset
-from posekd.engine.evaluate_bottomup import evaluate_bottom_up
 from posekd.engine.recipes.recipe import Recipe, read_recipe
 from posekd.engine.train import train_timed
 from posekd.files import write_atomically
@@ -92,7 +92,7 @@ def run_arm(recipe: Recipe, validation: PoseSource) -> dict[str, Any]:
     seconds = train_timed(recipe)
     model = load_model(folder / "last.safetensors")
     settings: Any = recipe.eval
-    report = evaluate_bottom_up(model, validation, settings, loader=recipe.loader, results_file=folder / "people.json")
+    report = evaluate(model, validation, settings, loader=recipe.loader, results_file=folder / "people.json")
     assert report.coco is not None
     profile = profile_model(model)
     result = {

@@ -30,9 +30,9 @@ if __package__ in (None, ""):  # run as a file
     sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: an installed posekd comes before the sources
     __package__ = "benchmarks.experiments"
 
+from posekd.cli.quickstart import STUDENT, TEACHER
 from posekd.data.loading.teacher_maps import CARD, TeacherMaps
 from posekd.engine.build import build_job
-from posekd.engine.quickstart import STUDENT, TEACHER
 from posekd.engine.recipes.recipe import Recipe, read_recipe
 from posekd.engine.teacher_cache import cache_teacher
 from posekd.engine.train import train

@@ -107,7 +107,7 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that prints and writes: under torchrun the first of several."""
     return os.environ.get("RANK", "0") == "0"
 

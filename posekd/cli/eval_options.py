@@ -1,25 +1,33 @@
-"""The options of `posekd eval`, and what they come to for a top-down or a bottom-up network."""
+"""The options of `posekd eval`, and what they come to beside the recipe in a checkpoint's card."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from posekd.cli import command_parser
 
 if TYPE_CHECKING:
-    from posekd.paradigms.bottom_up import BottomUpInference
-    from posekd.engine.evaluate import TopDownInference
+    from posekd.engine.recipes.recipe import Recipe
+    from posekd.paradigms import Paradigm
 
-# the options that are fields of `TopDownInference` or `BottomUpInference`
-_SETTINGS = (
+# options that are keys of the recipe's group `inference`, by the names that they had there first
+_INFERENCE = (
     "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "border", "square",
     "max_people",
 )  # fmt: skip
+# options that are fields of a dataset's settings
+_DATA = (
+    "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
+)  # fmt: skip
 
-EPILOG = """examples:
+EPILOG = """A checkpoint that `posekd train` wrote knows its run: data, padding, test settings and sigmas are those of the run
+unless an option says otherwise, which is told.
+
+examples:
+  posekd eval runs/v1                                # the run's own number: its best network, data and settings
   posekd eval runs/v1/best.safetensors --images val2017 --annotations person_keypoints_val2017.json
   posekd eval hrnet_w32 --weights pose_hrnet_w32_256x192.pth --images val2017 --annotations ...
   posekd eval --score-only results.json --annotations person_keypoints_val2017.json
@@ -30,65 +38,169 @@ EPILOG = """examples:
   torchrun --nproc-per-node 8 -m posekd eval ...     # on 8 GPUs"""
 
 
-def read_options(argv: Sequence[str]) -> dict[str, Any]:
-    """The arguments of `posekd.cli.eval.run`.
+@dataclass(frozen=True)
+class EvalOptions:
+    """The words of a command line, sorted.
 
-    Raises:
-        ValueError: an option that is for the other kind of network.
+    Attributes:
+        model: a run's folder, a checkpoint or a model's name; None with `score_only`.
+        data: what was given of the dataset's settings.
+        inference: what was given of the recipe's group `inference`.
+        dataset: name of the dataset's kind, if given.
+        weights: checkpoint of a model given by name.
+        size: height and width of the input, if given.
+        padding: of boxes, if given.
+        results: where to write the people.
+        report: where to write numbers and tables as JSON.
+        curve: where to draw the metric's curve.
+        score_only: a results file to score.
+        batch_size: rows per batch.
+        workers: decoding processes.
+        on_bad_image: refuse or skip.
+        device: name of one, if given.
     """
+
+    model: str | None
+    data: dict[str, Any]
+    inference: dict[str, Any]
+    dataset: str | None
+    weights: str | None
+    size: tuple[int, int] | None
+    padding: float | None
+    results: str | None
+    report: str | None
+    curve: str | None
+    score_only: str | None
+    batch_size: int
+    workers: int
+    on_bad_image: str
+    device: str | None
+
+
+def read_options(argv: Sequence[str]) -> EvalOptions:
+    """Sorts the words of a command line."""
+    from posekd.engine.recipes.renames import new_name
+
     words = vars(_parser().parse_args(argv))
-    options = {name: words.pop(name) for name in _SETTINGS}
-    given = {name: value for name, value in options.items() if value is not None}
-    threshold = words.pop("detection_threshold")
-    if threshold is not None:  # of boxes, or of the network's own peaks
-        bottom_up = words["model"] is not None and sees_whole_images(words["model"])
-        (given if bottom_up else words)["detection_threshold"] = threshold
+    inference = {name: words.pop(name) for name in _INFERENCE}
+    data = {name: words.pop(name) for name in _DATA}
     size = words.pop("size")
-    return {**words, "size": None if size is None else tuple(size), "settings": _settings(words["model"], given)}
+    return EvalOptions(
+        **words,
+        size=None if size is None else (size[0], size[1]),
+        data={name: value for name, value in data.items() if value is not None},
+        inference={
+            new_name(f"inference.{name}").partition(".")[2]: tuple(value) if isinstance(value, list) else value
+            for name, value in inference.items()
+            if value is not None
+        },
+    )
 
 
-def _settings(model: str | None, given: dict[str, Any]) -> TopDownInference | BottomUpInference:
-    """The settings for this kind of network, with what was given.
+def for_paradigm(options: EvalOptions, paradigm: Paradigm) -> EvalOptions:
+    """The options as a network of this paradigm takes them: a threshold of detections may be one of its own peaks.
 
     Raises:
-        ValueError: an option that is for the other kind.
+        ValueError: an option that has no meaning for such a network.
     """
-    from posekd.paradigms.bottom_up import BottomUpInference
-    from posekd.engine.evaluate import TopDownInference
+    known = {field.name for field in fields(paradigm.inference)}
+    data, inference = dict(options.data), dict(options.inference)
+    if "detection_threshold" in known and "detection_threshold" in data:
+        inference["detection_threshold"] = data.pop("detection_threshold")
+    for name in inference:
+        if name not in known:
+            raise ValueError(
+                f"--{_option(name)} has no meaning for a {paradigm.name} network, which {options.model} is"
+            )
+    if not paradigm.crops_boxes and "detections" in data:
+        raise ValueError(f"--detections are boxes to crop: {options.model} sees whole images and needs none")
+    return replace(options, data=data, inference=inference)
 
-    bottom_up = model is not None and sees_whole_images(model)
-    kind: type[Any] = BottomUpInference if bottom_up else TopDownInference
+
+def inference_settings(options: EvalOptions, paradigm: Paradigm, recipe: Recipe | None) -> tuple[Any, list[str]]:
+    """How the network is asked: as its run did, with the options' changes.
+
+    Returns:
+        The settings of inference, and a line per change of the run's.
+    """
+    if recipe is None:
+        return paradigm.inference(**options.inference), []
+    from posekd.engine.build import validation_settings
+
+    own = validation_settings(recipe)
+    changes = _changes({name: getattr(own, name) for name in options.inference}, options.inference)
+    return replace(own, **options.inference), changes
+
+
+def data_settings(options: EvalOptions, recipe: Recipe | None) -> tuple[Any, list[str]]:
+    """The dataset: that of the run, with the options' changes, or the one that the options describe.
+
+    Returns:
+        The settings of the dataset, and a line per change of the run's.
+
+    Raises:
+        ValueError: options that do not describe a dataset, or that have no meaning for this one.
+    """
+    from posekd.engine.recipes.datasets import DATASETS, dataset_of
+
+    given, own = dict(options.data), recipe.val_data if recipe is not None else None
+    if options.on_bad_image == "skip":
+        given["on_missing_image"] = "skip"
+    if options.dataset is None and own is not None and "annotations" not in given:
+        _refuse_unknown(given, type(own), next(n for n, d in DATASETS.items() if d is dataset_of(own)))
+        changes = _changes({name: getattr(own, name) for name in given}, given)
+        return replace(own, **given), changes
+    name = options.dataset or "coco"
+    kind = DATASETS[name].settings
+    if "annotations" not in given or ("images" not in given and options.score_only is None):
+        raise ValueError(
+            "give a model and --images to evaluate, or --score-only FILE to score a results file, both with "
+            "--annotations; a checkpoint of a run knows its data by itself"
+        )
+    _refuse_unknown(given, kind, name)
+    if name == "lsp" and "split" not in given:
+        raise ValueError("--dataset lsp needs --split test (or train)")
+    sigmas = getattr(own, "sigmas", None)
+    if type(own) is kind and sigmas is not None and "sigmas" not in given:
+        given["sigmas"] = sigmas
+    return kind(**{"images": "", **given}), []
+
+
+def _refuse_unknown(given: dict[str, Any], kind: type[Any], dataset: str) -> None:
+    known = {field.name for field in fields(kind)}
     for name in given:
-        if name not in kind.__dataclass_fields__:
-            other = "top-down" if bottom_up else "bottom-up"
-            raise ValueError(f"--{name.replace('_', '-')} is for {other} networks, and {model} is none")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        if name not in known:
+            raise ValueError(f"--{_option(name)} has no meaning for --dataset {dataset}")
 
 
-def sees_whole_images(model: str) -> bool:
-    """Whether a model, by name or by the card beside its weights, sees whole images."""
-    from posekd.models.weights import read_card
-    from posekd.models.zoo import is_bottom_up
-
-    if Path(model).suffix != ".safetensors":
-        return is_bottom_up(model)
-    card = (read_card(model) or {}).get("model")
-    return isinstance(card, dict) and is_bottom_up(str(card.get("family")))
+def _changes(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: {value}, where the checkpoint's run had {own[name]}"
+        for name, value in given.items()
+        if own[name] != value
+    ]
 
 
-def _parser() -> Any:
+def _option(key: str) -> str:
+    """The option's name of a key."""
+    from posekd.engine.recipes.renames import new_name
+
+    old = next((name for name in _INFERENCE if new_name(f"inference.{name}") == f"inference.{key}"), key)
+    return old.replace("_", "-")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = command_parser("eval", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", nargs="?", help="a .safetensors file with its card, or a model's name with --weights")
+    add("model", nargs="?", help="a run's folder, a .safetensors file with its card, or a model's name with --weights")
     add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
     add(
         "--annotations",
-        required=True,
         metavar="FILE",
-        help="COCO keypoint file or image list without labels; MPII's JSON or .mat; LSP's joints.mat",
+        help="COCO keypoint file or image list without labels; MPII's JSON or .mat; LSP's joints.mat; the run's without",
     )
-    add("--images", metavar="DIR", help="folder of the images")
-    add("--dataset", choices=("coco", "mpii", "lsp"), default="coco", help="the label file's format, and the metric")
+    add("--images", metavar="DIR", help="folder of the images; the run's without")
+    add("--dataset", choices=("coco", "mpii", "lsp"), help="the label file's format, and the metric (coco)")
     add("--split", choices=("train", "valid", "test"), help="of MPII's official .mat and of LSP")
     add("--head-boxes", metavar="FILE", help="MPII's head boxes for HRNet's JSON (gt_valid.mat)")
     add("--validation-list", metavar="FILE", help="who is `valid` in MPII's official .mat (detections.mat)")
@@ -106,17 +218,18 @@ def _parser() -> Any:
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, where keypoints are not COCO's")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="crop size in pixels; the model's own without")
     flag = argparse.BooleanOptionalAction
-    add("--flip", action=flag, default=None, help="average with the mirrored picture (on)")
+    add("--flip", action=flag, default=None, help="average with the mirrored image (on)")
     add("--nms-threshold", type=float, metavar="OKS", help="remove weaker poses above (0.9; bottom-up 1: keep all)")
+    add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
     add("--precision", choices=("fp32", "bf16", "fp16"))
     add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
     add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
     add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
     add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
-    add("--refine", action=flag, default=None, help="bottom-up: give everybody the joints that he misses (on)")
-    add("--border", action=flag, default=None, help="bottom-up: look for joints beyond the image too (on)")
+    add("--refine", action=flag, default=None, help="bottom-up: fill in people's missing keypoints (on)")
+    add("--border", action=flag, default=None, help="bottom-up: look for keypoints beyond the image too (on)")
     add("--square", type=float, metavar="R", help="bottom-up: see a square with R times the image's short side")
-    add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept a joint (100; HigherHRNet's is 30)")
+    add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
     add("--batch-size", type=int, default=32, metavar="N", help="persons; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")
     add("--on-bad-image", choices=("refuse", "skip"), default="refuse", help="missing or unreadable images")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from posekd.cli import speaks
+from posekd.cli import is_main_process
 
 
 class Bar:
@@ -20,7 +20,7 @@ class Bar:
     def __init__(self, label: str) -> None:
         console = Console(stderr=True)
         columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        shown = console.is_terminal and speaks()
+        shown = console.is_terminal and is_main_process()
         self._progress = Progress(*columns, console=console, transient=True, disable=not shown)
         self._task = self._progress.add_task(label, total=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from posekd.cli import command_parser, speaks
+from posekd.cli import command_parser, is_main_process
 
 EPILOG = """Any key of the recipe can be overridden: --optim.lr 0.0005 --train.precision bf16 --out runs/mine.
 --show prints the resolved recipe, every key spelt out, and trains nothing.
@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> int:
         print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
         return 0
 
-    from posekd.engine.training.loop import main_score
     from posekd.engine.train import train
+    from posekd.engine.training.loop import main_score
 
     scores = train(recipe, resume=options.resume)
-    if speaks():
+    if is_main_process():
         name, score = main_score(scores) if scores else ("", 0.0)
         print(f"done: {recipe.out}" + (f", {name} {score:.3f} after the last step" if scores else ""))
     return 0

@@ -4,7 +4,7 @@ A codec reads and checks an output (`read`, for training), merges what a network
 mirrored view's that of the view (`unmirror`), joins both (`average`) and turns them into keypoints (`decode`).
 """
 
-from posekd.geometry import heatmaps, tagged_heatmaps
+from posekd.codecs import heatmaps, tagged_heatmaps
 
 CODECS = {codec.NAME: codec for codec in (heatmaps, tagged_heatmaps)}
 """Name of an output -> its codec, a module of plain functions."""

@@ -67,9 +67,9 @@ def final(output: Any, num_keypoints: int) -> Tensor:
 def unmirror(heatmaps: Tensor, order: Tensor | Sequence[int], settings: HeatmapSettings) -> Tensor:
     """Heatmaps of mirrored crops as those of the crops: mirrored back, left and right keypoints exchanged.
 
-    With `shift_heatmaps` they are also moved one column to the right, column 0 staying as it is. (Input column x becomes
-    W - 1 - x, heatmap column x / 4 should become W / 4 - x / 4 - 1 / 4, but mirroring the map gives W / 4 - x / 4 - 1:
-    3/4 of a column less.)
+    With `shift_heatmaps` they are also moved one column to the right, column 0 staying as it is. (Input column x
+    becomes W - 1 - x, heatmap column x / 4 should become W / 4 - x / 4 - 1 / 4, but mirroring the map gives
+    W / 4 - x / 4 - 1: 3/4 of a column less.)
 
     Args:
         heatmaps: `[B, K, h, w]` of the mirrored crops.

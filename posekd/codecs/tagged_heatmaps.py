@@ -139,7 +139,9 @@ def average(maps: MergedMaps, mirrored: MergedMaps) -> MergedMaps:
     return MergedMaps((maps.heatmaps + mirrored.heatmaps) * 0.5, [*maps.tags, *mirrored.tags])
 
 
-def decode(heatmaps: Tensor, tags: Tensor, matrices: Tensor, settings: GroupingSettings) -> tuple[Tensor, Tensor, list[int]]:
+def decode(
+    heatmaps: Tensor, tags: Tensor, matrices: Tensor, settings: GroupingSettings
+) -> tuple[Tensor, Tensor, list[int]]:
     """Groups the maps of a batch into people, on their device.
 
     Args:

@@ -1,4 +1,4 @@
-"""CropAugmentation as a few numbers per crop or image, drawn in a loader's worker; pixels move on the device (`inputs`).
+"""Augmentation as a few numbers per crop or image, drawn in a loader's worker; pixels move on the device (`inputs`).
 
 The draws of crops follow deep-high-resolution-net, lib/dataset/JointsDataset.py, those of whole images
 HigherHRNet-Human-Pose-Estimation, lib/dataset/transforms/transforms.py.

@@ -63,8 +63,8 @@ class PoseRecords:
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
         ignored: regions that bottom-up training must not look at.
         metrics: what the dataset is scored by (`engine.scoring.METRICS`); the first decides which network is the best.
-        reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no metric
-            asks for it.
+        reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
+            metric asks for it.
         first_pixel: the coordinate that the dataset's own files give the first pixel. (Records count from 0.)
     """
 

@@ -6,30 +6,30 @@ from typing import Any
 
 from posekd.distill.associative_embedding import AssociativeEmbedding, AssociativeEmbeddingSettings
 from posekd.distill.base import CachedTeacher, FrozenTeacher, Method
-from posekd.distill.fpd import Fpd, FpdSettings
-from posekd.distill.mapd import Mapd, MapdSettings
+from posekd.distill.fpd import FPD, FPDSettings
+from posekd.distill.mapd import MAPD, MAPDSettings
 from posekd.distill.smallerhrnet import SmallerHRNet, SmallerHRNetSettings
 from posekd.distill.supervised import Supervised, SupervisedSettings
 
 METHODS: dict[str, tuple[type[Any], type]] = {
     "associative_embedding": (AssociativeEmbedding, AssociativeEmbeddingSettings),
-    "fpd": (Fpd, FpdSettings),
-    "mapd": (Mapd, MapdSettings),
+    "fpd": (FPD, FPDSettings),
+    "mapd": (MAPD, MAPDSettings),
     "smallerhrnet": (SmallerHRNet, SmallerHRNetSettings),
     "supervised": (Supervised, SupervisedSettings),
 }
 """Name in a recipe -> (the `Method`, built from student, teacher and settings; the dataclass of its settings)."""
 
 __all__ = [
+    "FPD",
+    "MAPD",
     "METHODS",
     "AssociativeEmbedding",
     "AssociativeEmbeddingSettings",
     "CachedTeacher",
-    "Fpd",
-    "FpdSettings",
+    "FPDSettings",
     "FrozenTeacher",
-    "Mapd",
-    "MapdSettings",
+    "MAPDSettings",
     "Method",
     "SmallerHRNet",
     "SmallerHRNetSettings",

@@ -15,7 +15,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from posekd.geometry import tagged_heatmaps
+from posekd.codecs import tagged_heatmaps
 from posekd.distill.base import FrozenTeacher, Method, name_terms
 from posekd.ops import distill_loss, render_heatmaps, tag_loss
 from posekd.structures import ImageBatch
@@ -33,7 +33,7 @@ class AssociativeEmbeddingSettings:
             that is an AP of 0.95 instead of 0.89.
         pull: weight of the pull term.
         push: weight of the push term.
-        tag_kind: how people push each other: `exp` or `max`, see `posekd.ops.tag_loss`.
+        push_form: how people push each other: `exp` or `max`, see `posekd.ops.tag_loss`.
 
     Raises:
         ValueError: a sigma that is not positive, or a negative weight.
@@ -43,7 +43,7 @@ class AssociativeEmbeddingSettings:
     kind: Literal["higherhrnet", "exact"] = "higherhrnet"
     pull: float = 1e-3
     push: float = 1e-3
-    tag_kind: Literal["exp", "max"] = "exp"
+    push_form: Literal["exp", "max"] = "exp"
 
     def __post_init__(self) -> None:
         if self.sigma is not None and not self.sigma > 0:
@@ -132,6 +132,6 @@ def tag_terms(
     tags: Tensor, batch: ImageBatch, settings: AssociativeEmbeddingSettings, weight: float
 ) -> dict[str, Tensor]:
     """`{"pull", "push"}` of a batch, each weighted and times `weight`; one of weight 0 is left out."""
-    pull, push = tag_loss(tags, batch.keypoints[0], kind=settings.tag_kind)
+    pull, push = tag_loss(tags, batch.keypoints[0], kind=settings.push_form)
     terms = {"pull": weight * settings.pull * pull.mean(), "push": weight * settings.push * push.mean()}
     return {name: term for name, term in terms.items() if weight * getattr(settings, name) > 0}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from posekd.geometry import heatmaps
+from posekd.codecs import heatmaps
 from posekd.distill.convert import convert_images
 from posekd.structures import CropBatch, InputSpec
 
@@ -137,6 +137,18 @@ class Method(nn.Module):
     def weights(self) -> dict[str, float]:
         """The resolved factor of each term that `forward` returns."""
         raise NotImplementedError
+
+    @classmethod
+    def why_not_unlabelled(cls, settings: Any) -> str | None:
+        """Why nothing would be learnt from persons without labels, and what to set; None if something would.
+
+        Args:
+            settings: of this method.
+        """
+        return (
+            "this method learns nothing from persons without labels: take one that does and give it a "
+            "method.unlabelled_weight above 0 (fpd and mapd have that)"
+        )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Method:
         super()._apply(fn, recurse)

@@ -16,18 +16,18 @@ summed over the stages of the student. Paper and released code differ, here and 
   visibility. `masked` chooses, the code's way by default.
 
 A person without a single labelled joint is unlabelled: the loss has no label term, and the teacher's term counts with
-all joints and the weight `unlabelled` (the recipe's `labels` and `unlabelled_data` make such persons).
+all joints and the weight `unlabelled_weight` (the recipe's `labels` and `unlabelled_data` make such persons).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from posekd.geometry import heatmaps
+from posekd.codecs import heatmaps
 from posekd.distill.base import (
     FrozenTeacher,
     Method,
@@ -44,7 +44,7 @@ CLAMP = 1e-6
 
 
 @dataclass(frozen=True)
-class FpdSettings:
+class FPDSettings:
     """Settings of FPD.
 
     Attributes:
@@ -54,7 +54,7 @@ class FpdSettings:
             `matched`, stage by stage.
         loss: of the teacher's term: `mse` (Eq. 4), or `cross_entropy` between L1-normalised maps (Table 7).
         masked: whether joints without a label are left out of the teacher's term too.
-        unlabelled: weight of the teacher's term for persons without any label, in place of alpha.
+        unlabelled_weight: weight of the teacher's term for persons without any label, in place of alpha.
         sigma: standard deviation of the label Gaussians, heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
 
@@ -66,34 +66,34 @@ class FpdSettings:
     teacher_stage: Literal["last", "matched"] = "last"
     loss: Literal["mse", "cross_entropy"] = "mse"
     masked: bool = True
-    unlabelled: float = 1.0
+    unlabelled_weight: float = 1.0
     sigma: float = 2.0
     kind: Literal["msra", "higherhrnet", "exact"] = "msra"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"fpd: alpha must be in 0..1, because the labels weigh 1 - alpha; got {self.alpha}")
-        if self.unlabelled < 0:
-            raise ValueError(f"fpd: unlabelled is a weight, 0 or more, got {self.unlabelled}")
+        if self.unlabelled_weight < 0:
+            raise ValueError(f"fpd: unlabelled_weight is a weight, 0 or more, got {self.unlabelled_weight}")
 
 
-class Fpd(Method):
+class FPD(Method):
     """The FPD loss between a student and a frozen teacher, each of one stage or several.
 
     Args:
         student: the network that is trained; it has `spec: InputSpec`.
         teacher: the network it learns from.
-        settings: see `FpdSettings`.
+        settings: see `FPDSettings`.
 
     Raises:
         ValueError: no teacher.
     """
 
-    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, settings: FpdSettings | None = None) -> None:
+    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, settings: FPDSettings | None = None) -> None:
         if teacher is None:
             raise ValueError("fpd distils from a teacher, and none was given")
         super().__init__(student, teacher)
-        self.settings = settings or FpdSettings()
+        self.settings = settings or FPDSettings()
 
     def forward(self, batch: CropBatch) -> dict[str, Tensor]:
         """`{"labels", "teacher"}`, each weighted and summed over the student's stages."""
@@ -116,6 +116,21 @@ class Fpd(Method):
         loss, mse, pd = (torch.stack(column).sum() for column in zip(*parts, strict=True))
         terms = {"labels": (1.0 - alpha) * mse, "teacher": alpha * pd}
         return name_terms(loss, {name: terms[name] for name, weight in self.weights().items() if weight != 0})
+
+    @classmethod
+    def why_not_unlabelled(cls, settings: Any) -> str | None:
+        """See `Method.why_not_unlabelled`: the teacher's term teaches, unless its weight is 0."""
+        if settings.unlabelled_weight == 0:
+            return (
+                "this method learns nothing from persons without labels as it is set: give method.unlabelled_weight a "
+                "value above 0"
+            )
+        if settings.alpha == 0:
+            return (
+                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
+                "labels: give alpha another value"
+            )
+        return None
 
     def weights(self) -> dict[str, float]:
         """Eq. 5: labels 1 - alpha, teacher alpha."""
@@ -142,7 +157,7 @@ class Fpd(Method):
         """Weight `[B, K]` of each joint in the teacher's term, relative to alpha."""
         settings = self.settings
         labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
-        alone = settings.unlabelled / settings.alpha if settings.alpha else 0.0
+        alone = settings.unlabelled_weight / settings.alpha if settings.alpha else 0.0
         return torch.where(labelled, w if settings.masked else torch.ones_like(w), alone)
 
 

@@ -12,8 +12,8 @@ divergence (`kl="spatial_softmax"`). `kl="clamped"` is the letter of the paper: 
 heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over joints only; the
 mean over pixels, HRNet's, scales all terms alike and leaves their ratio.
 
-The paper has labels for everybody. With `unlabelled` above 0, a person without a single label learns from the teacher
-alone: w_k = sqrt(unlabelled / alpha) for all joints in Eq. 1 and 2, so that L_mpd weighs `unlabelled` for it.
+The paper has labels for everybody. With `unlabelled_weight` u above 0, a person without a single label learns from the
+teacher alone: w_k = sqrt(u / alpha) for all joints in Eq. 1 and 2, so that L_mpd weighs u for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from posekd.geometry import heatmaps
+from posekd.codecs import heatmaps
 from posekd.distill.base import (
     FrozenTeacher,
     Method,
@@ -42,7 +42,7 @@ CLAMP = 1e-6
 
 
 @dataclass(frozen=True)
-class MapdSettings:
+class MAPDSettings:
     """Settings of MAPD. The paper's ablations: MSE-only is `beta: 0`, KL-only is `alpha: 0`.
 
     Attributes:
@@ -52,11 +52,11 @@ class MapdSettings:
         kl: `spatial_softmax`, or `clamped` for Eq. 2 by the letter.
         sigma: standard deviation of the label Gaussians, heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
-        unlabelled: weight of the teacher's MSE, in place of alpha, for persons without any label (the recipe's `labels`
-            and `unlabelled_data` make such persons); 0, the paper's case, learns nothing from them.
+        unlabelled_weight: weight of the teacher's MSE, in place of alpha, for persons without any label (the recipe's
+            `labels` and `unlabelled_data` make such persons); 0, the paper's case, learns nothing from them.
 
     Raises:
-        ValueError: a negative weight, alpha + beta above 1, or `unlabelled` without alpha.
+        ValueError: a negative weight, alpha + beta above 1, or `unlabelled_weight` without alpha.
     """
 
     alpha: float = 0.15
@@ -65,7 +65,7 @@ class MapdSettings:
     kl: Literal["spatial_softmax", "clamped"] = "spatial_softmax"
     sigma: float = 2.0
     kind: Literal["msra", "higherhrnet", "exact"] = "msra"
-    unlabelled: float = 0.0
+    unlabelled_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.beta < 0 or self.alpha + self.beta > 1:
@@ -75,30 +75,30 @@ class MapdSettings:
             )
         if self.temperature <= 0:
             raise ValueError(f"mapd: temperature must be positive, got {self.temperature}")
-        if self.unlabelled < 0 or (self.unlabelled > 0 and self.alpha == 0):
+        if self.unlabelled_weight < 0 or (self.unlabelled_weight > 0 and self.alpha == 0):
             raise ValueError(
-                f"mapd: unlabelled is a weight, 0 or more, that stands in place of an alpha above 0; got unlabelled "
-                f"{self.unlabelled} and alpha {self.alpha}"
+                "mapd: unlabelled_weight, 0 or more, stands in place of an alpha above 0; got unlabelled_weight "
+                f"{self.unlabelled_weight} and alpha {self.alpha}"
             )
 
 
-class Mapd(Method):
+class MAPD(Method):
     """The MAPD loss between a student and a frozen teacher.
 
     Args:
         student: the network that is trained; it has `spec: InputSpec`.
         teacher: the network it learns from.
-        settings: see `MapdSettings`.
+        settings: see `MAPDSettings`.
 
     Raises:
         ValueError: no teacher.
     """
 
-    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, settings: MapdSettings | None = None) -> None:
+    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, settings: MAPDSettings | None = None) -> None:
         if teacher is None:
             raise ValueError("mapd distils from a teacher, and none was given")
         super().__init__(student, teacher)
-        self.settings = settings or MapdSettings()
+        self.settings = settings or MAPDSettings()
 
     def forward(self, batch: CropBatch) -> dict[str, Tensor]:
         """`{"labels", "teacher_mse", "teacher_kl"}`, each weighted."""
@@ -123,6 +123,21 @@ class Mapd(Method):
         )
         return name_terms(loss, self._weigh({"labels": mse, "teacher_mse": mpd, "teacher_kl": kpd}))
 
+    @classmethod
+    def why_not_unlabelled(cls, settings: Any) -> str | None:
+        """See `Method.why_not_unlabelled`: the teacher's term teaches, unless its weight is 0."""
+        if settings.unlabelled_weight == 0:
+            return (
+                "this method learns nothing from persons without labels as it is set: give method.unlabelled_weight a "
+                "value above 0"
+            )
+        if settings.alpha == 0:
+            return (
+                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
+                "labels: give alpha another value"
+            )
+        return None
+
     def weights(self) -> dict[str, float]:
         """Eq. 4: labels 1 - alpha - beta, teacher_mse alpha, teacher_kl beta."""
         alpha, beta = self.settings.alpha, self.settings.beta
@@ -131,13 +146,13 @@ class Mapd(Method):
     def _labels(self, keypoints: Tensor, s: Tensor) -> dict[str, Any]:
         """The labels as `distill_loss` takes them: drawn in the kernel, or here where the weights are needed too."""
         settings = self.settings
-        if settings.unlabelled == 0 and settings.kl != "clamped":
+        if settings.unlabelled_weight == 0 and settings.kl != "clamped":
             return {"keypoints": keypoints, "sigma": settings.sigma, "kind": settings.kind}
         g, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), settings.sigma, settings.kind)
         taught = w
-        if settings.unlabelled > 0:
+        if settings.unlabelled_weight > 0:
             labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
-            taught = torch.where(labelled, w, math.sqrt(settings.unlabelled / settings.alpha))
+            taught = torch.where(labelled, w, math.sqrt(settings.unlabelled_weight / settings.alpha))
         return {"target": g, "weight": w, "teacher_weight": taught}
 
     def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:

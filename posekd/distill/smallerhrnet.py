@@ -28,7 +28,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from posekd.geometry import tagged_heatmaps
+from posekd.codecs import tagged_heatmaps
 from posekd.codecs.tagged_heatmaps import TaggedHeatmaps
 from posekd.distill.associative_embedding import (
     AssociativeEmbeddingSettings,

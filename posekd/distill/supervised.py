@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from posekd.geometry import heatmaps
+from posekd.codecs import heatmaps
 from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints
 from posekd.ops import distill_loss
 from posekd.structures import CropBatch

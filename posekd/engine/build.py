@@ -5,32 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from posekd.data import FewLabels, crop_loader, PoseSource, WithUnlabelled, prepare
-from posekd.data.loading.whole_images import image_loader, prepare_images
-from posekd.data.sources.coco import KeepImages
+from posekd.data import FewLabels, PackedLoader, PoseSource, WithUnlabelled
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
 from posekd.engine import distributed
-from posekd.engine.recipes.datasets import open_dataset
-from posekd.engine.training.ema import Ema
 from posekd.engine.evaluate import evaluate
-from posekd.engine.evaluate_bottomup import evaluate_bottom_up
-from posekd.engine.training.loop import Job, LoopSettings
-from posekd.engine.training.optim import make_optimizer
+from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, recipe_to_dict
-from posekd.engine.scoring import Report
-from posekd.engine.training.step import DTYPES, Learner
-from posekd.models import PoseModel, create_model, init_backbone, is_bottom_up, save_weights
-from posekd.structures import ImageBatch, PackedCropBatch, PackedImageBatch, CropBatch
+from posekd.engine.scoring import METRICS, Report
+from posekd.engine.training.ema import Ema
+from posekd.engine.training.loop import Job
+from posekd.engine.training.optim import make_optimizer
+from posekd.engine.training.step import Learner
+from posekd.models import PoseModel, create_model, init_backbone, save_weights
+from posekd.paradigms import paradigm_of
+from posekd.precision import DTYPES
+from posekd.structures import Batch, Packed, map_tensors
 
-Prepare = Callable[[PackedCropBatch], CropBatch | ImageBatch]
+Prepare = Callable[[Any], Batch]
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -62,20 +61,21 @@ def build_model(settings: ModelSettings, num_keypoints: int) -> PoseModel:
 
 def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Method:
     """Student, teacher and loss on the device, compiled where the recipe says so."""
-    loop = recipe.train
+    loop, method_type = recipe.train, recipe.method_type
     student = build_model(recipe.student, num_keypoints)
-    method_type = next(method for method, settings in METHODS.values() if type(recipe.method) is settings)
-    _check_paradigm(method_type, student)
+    _check_student(method_type, student)
     teacher: FrozenTeacher | None = None
     if loop.teacher_cache is not None and method_type.taught:
-        if method_type.bottom_up:
-            raise ValueError("train.teacher_cache holds crops of persons: a bottom-up method cannot use it")
+        if not recipe.paradigm.crops_boxes:
+            raise ValueError(
+                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.name} student has no use for it"
+            )
         teacher = CachedTeacher()
     elif recipe.teacher is not None and method_type.taught:
         teacher = build_teacher(recipe, recipe.teacher, num_keypoints)
-        _check_paradigm(method_type, teacher.model)
+        _check_teacher(method_type, cast(PoseModel, teacher.model))
     student = distributed.synchronise_norms(student, device)
-    method: Method = method_type(student, teacher, recipe.method)
+    method = cast(Any, method_type)(student, teacher, recipe.method)
     if loop.shard_teacher:  # goes to the device block by block: whole it may not fit
         _shard_teacher(method, device)
     method.to(device)
@@ -91,16 +91,33 @@ def _shard_teacher(method: Method, device: torch.device) -> None:
     method.teacher.sharded = True
 
 
-def _check_paradigm(method: type[Method], model: nn.Module) -> None:
-    """Refuses a bottom-up network in a top-down method, and the other way round."""
-    assert isinstance(model, PoseModel)
-    if model.bottom_up != method.bottom_up:
-        kinds = ("top-down", "bottom-up")
-        fitting = sorted(name for name, (kind, _) in METHODS.items() if kind.bottom_up == model.bottom_up)
-        raise ValueError(
-            f"{model.name} is a {kinds[model.bottom_up]} network, and the method is for {kinds[method.bottom_up]} "
-            f"ones: choose method.name among {', '.join(fitting)}"
+def _check_student(method: type[Method], model: PoseModel) -> None:
+    """Refuses a student that the method cannot train."""
+    if model.paradigm != method.paradigm or model.output not in method.outputs:
+        fitting = sorted(
+            name
+            for name, (kind, _) in METHODS.items()
+            if kind.paradigm == model.paradigm and model.output in kind.outputs
         )
+        raise ValueError(
+            f"{model.name} is a {_kind(model.paradigm, model.output)}, and the method trains "
+            f"{_kind(method.paradigm, *method.outputs)}: choose method.name among {', '.join(fitting) or 'none yet'}"
+        )
+
+
+def _check_teacher(method: type[Method], model: PoseModel) -> None:
+    """Refuses a teacher that the method cannot ask; it may be of another paradigm, and say something else, than its
+    student.
+    """
+    if model.paradigm != method.teacher_paradigm or model.output not in method.teacher_outputs:
+        raise ValueError(
+            f"the teacher {model.name} is a {_kind(model.paradigm, model.output)}, and the method learns from "
+            f"{_kind(method.teacher_paradigm, *method.teacher_outputs)}: choose another teacher"
+        )
+
+
+def _kind(paradigm: str, *outputs: str) -> str:
+    return f"{paradigm} network that gives {' or '.join(outputs)}"
 
 
 def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -> FrozenTeacher:
@@ -109,14 +126,10 @@ def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -
     Raises:
         ValueError: it has no weights.
     """
-    _check_teacher(settings)
-    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
-    return FrozenTeacher(build_model(settings, num_keypoints), dtype)
-
-
-def _check_teacher(settings: ModelSettings) -> None:
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
+    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
+    return FrozenTeacher(build_model(settings, num_keypoints), dtype)
 
 
 def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
@@ -184,7 +197,7 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
 
 def open_training_data(recipe: Recipe) -> PoseSource:
     """`train_data` with the labels that the recipe uses, and the unlabelled data behind it."""
-    source = open_dataset(recipe.train_data, "annotated" if is_bottom_up(recipe.student.name) else "labelled")
+    source = open_dataset(recipe.train_data, recipe.paradigm.training_images)
     if recipe.labels is not None:
         source = FewLabels(source, recipe.labels)
     if recipe.unlabelled_data is not None:
@@ -192,11 +205,11 @@ def open_training_data(recipe: Recipe) -> PoseSource:
     return source
 
 
-def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> crop_loader:
-    """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's on each process.
+def batch_share(recipe: Recipe) -> int:
+    """How many rows one forward pass sees here, of those that an optimiser step sees in all.
 
     Raises:
-        ValueError: they do not divide it.
+        ValueError: accumulation and processes do not divide the batch.
     """
     world, whole = distributed.world(), recipe.loader.batch_size
     share, rest = divmod(whole, recipe.train.accumulate * world)
@@ -205,56 +218,66 @@ def build_loader(recipe: Recipe, source: PoseSource, size: tuple[int, int]) -> c
             f"loader.batch_size {whole}, what one step sees, does not divide into train.accumulate "
             f"{recipe.train.accumulate} parts on each of {world} processes"
         )
-    loader: type[crop_loader] = image_loader if is_bottom_up(recipe.student.name) else crop_loader
-    return loader(
+    return share
+
+
+def build_loader(recipe: Recipe, source: PoseSource, student: PoseModel) -> PackedLoader:
+    """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's on each process."""
+    return recipe.paradigm.open_loader(
         source,
-        size,
-        replace(recipe.loader, batch_size=share),
+        student.spec,
+        replace(recipe.loader, batch_size=batch_share(recipe)),
         training=True,
         augmentation=recipe.augmentation,
         seed=recipe.seed,
         rank=distributed.rank(),
-        world=world,
+        world=distributed.world(),
         teacher_maps=open_cache(recipe, source),
     )
 
 
-def make_prepare(model: PoseModel, source: PoseSource, device: torch.device, loop: LoopSettings) -> Prepare:
+def make_prepare(recipe: Recipe, model: PoseModel, source: PoseSource, device: torch.device) -> Prepare:
     """The function from packed bytes to a normalised batch on the device."""
-    memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+    prepare, spec = paradigm_of(model).prepare, model.spec
     # on the device once: a list would be copied there at every step, and the host wait for it
-    flip, spec = torch.as_tensor(source.records.skeleton.flip, device=device), model.spec
+    flip = torch.as_tensor(source.records.skeleton.flip, device=device)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def run(packed: PackedCropBatch) -> CropBatch | ImageBatch:
+    def run(packed: Packed) -> Batch:
         moved = packed.to(device) if stream is None else _copy_beside(packed, device, stream)
-        if isinstance(moved, PackedImageBatch):
-            return prepare_images(moved, spec, flip, memory_format=memory_format)
         return prepare(moved, spec, flip, memory_format=memory_format)
 
     return run
 
 
-def _copy_beside(packed: PackedCropBatch, device: torch.device, stream: torch.cuda.Stream) -> PackedCropBatch:
+def _copy_beside(packed: Packed, device: torch.device, stream: torch.cuda.Stream) -> Packed:
     """Copies a (pinned) batch on a stream of its own, beside the last step, behind which it would wait."""
     with torch.cuda.stream(stream):
         moved = packed.to(device)
     computing = torch.cuda.current_stream(device)
     computing.wait_stream(stream)
-    for f in fields(moved):  # its memory belongs to the other stream, which must not reuse it before it was read
-        getattr(moved, f.name).record_stream(computing)
-    return moved
+
+    def claim(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.record_stream(computing)  # its memory is the other stream's, which must not reuse it before it was read
+        return tensor
+
+    return map_tensors(moved, claim)
 
 
-def make_validate(
-    recipe: Recipe, source: PoseSource, on_report: Callable[[Report], None] | None = None
-) -> Validate:
+def validation_settings(recipe: Recipe) -> Any:
+    """How a run's network is asked in its validations."""
+    if recipe.inference.channels_last is not None:
+        return recipe.inference
+    return replace(recipe.inference, channels_last=recipe.train.channels_last)
+
+
+def make_validate(recipe: Recipe, source: PoseSource, on_report: Callable[[Report], None] | None = None) -> Validate:
     """The function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
-    settings: Any = replace(recipe.eval, channels_last=recipe.train.channels_last)
-    judge: Callable[..., Report] = evaluate_bottom_up if is_bottom_up(recipe.student.name) else evaluate
+    settings = validation_settings(recipe)
 
     def run(model: nn.Module) -> dict[str, float]:
-        report = judge(model, source, settings, loader=recipe.loader)
+        report = evaluate(model, source, settings, loader=recipe.loader)
         if on_report is not None:
             on_report(report)
         numbers = report.numbers()
@@ -276,7 +299,7 @@ def build_job(recipe: Recipe, label: str = "train") -> Job:
     """
     device = pick_device(recipe.train.device)
     source = open_training_data(recipe)
-    keep: KeepImages = "all" if is_bottom_up(recipe.student.name) else "labelled"
+    keep = recipe.paradigm.evaluation_images
     validation = open_dataset(recipe.val_data, keep) if recipe.val_data is not None else None
     return assemble(recipe, source, validation, device, label)
 
@@ -300,11 +323,12 @@ def assemble(
     method = build_method(recipe, skeleton.num_keypoints, device)
     student = method.student
     assert isinstance(student, PoseModel)
+    metrics = validation.records.metrics if validation is not None else ()
     facts = {"recipe": recipe_to_dict(recipe), "skeleton": asdict(skeleton)}
     return Job(
         learner=build_learner(recipe, method, device),
-        loader=build_loader(recipe, source, student.spec.size),
-        prepare=make_prepare(student, source, device, recipe.train),
+        loader=build_loader(recipe, source, student),
+        prepare=make_prepare(recipe, student, source, device),
         validate=make_validate(recipe, validation, on_report) if validation is not None else _no_validation,
         save_weights=lambda model, path, more: save_weights(cast(PoseModel, model), path, {**facts, **more}),
         folder=Path(recipe.out),
@@ -314,7 +338,13 @@ def assemble(
         facts=facts,
         label=label,
         seed=recipe.seed,
+        scale=METRICS[metrics[0]].scale if metrics else 1.0,
+        count_labelled=_count_labelled if recipe.has_unlabelled else None,
     )
+
+
+def _count_labelled(packed: Packed) -> int:
+    return int((packed.keypoints[..., 2] > 0).any(-1).sum())
 
 
 def _no_validation(model: nn.Module) -> dict[str, float]:

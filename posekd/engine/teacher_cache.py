@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from posekd.data import LoaderSettings, CropDataset, crop_loader, PoseSource, prepare
-from posekd.data.loading.teacher_maps import MapsCard, fingerprint, larger_crops, write_maps
-from posekd.distill.base import FrozenTeacher, heatmaps.read
+from posekd.codecs import heatmaps
+from posekd.data import PoseSource, crop_loader
+from posekd.data.loading.teacher_maps import MapsCard, fingerprint, write_maps
+from posekd.distill.base import FrozenTeacher
 from posekd.engine import distributed
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
 from posekd.engine.progress import counted
 from posekd.engine.recipes.recipe import Recipe
-from posekd.engine.training.step import DTYPES
+from posekd.inputs import prepare_crops
+from posekd.precision import autocast
+from posekd.structures import PackedCropBatch
 
 MARGIN = 1.1
 
@@ -72,37 +75,20 @@ def cache_teacher(
     return write_maps(folder, card, counted(batches, card.persons, on_batch))
 
 
-class _LargerCrops(CropDataset):
-    """Persons with the larger crops of a cache."""
-
-    def __init__(self, source: PoseSource, card: MapsCard) -> None:
-        super().__init__(source, card.crop, padding=card.padding)
-        centers, scales = larger_crops(source.records.boxes, card)
-        self._centers, self._scales = centers.numpy(), scales.numpy()
-
-
-class _LargerCropsLoader(crop_loader):
-    def __init__(self, source: PoseSource, card: MapsCard, settings: LoaderSettings) -> None:
-        self._card = card
-        super().__init__(source, card.crop, replace(settings, on_bad_image="refuse"), training=False)
-
-    def _open(self, source: PoseSource, size: tuple[int, int], augmentation: Any, seed: int) -> CropDataset:
-        return _LargerCrops(source, self._card)
-
-
 @torch.inference_mode()
 def _heatmaps(
     teacher: FrozenTeacher, source: PoseSource, card: MapsCard, recipe: Recipe, device: torch.device
 ) -> Iterator[Tensor]:
-    for packed in _LargerCropsLoader(source, card, recipe.loader):
-        batch = prepare(packed.to(device), teacher.spec, source.records.skeleton.flip)
+    settings = replace(recipe.loader, on_bad_image="refuse")
+    for packed in crop_loader(source, card.crop, settings, training=False, margin=card.margin):
+        batch = prepare_crops(cast(PackedCropBatch, packed.to(device)), teacher.spec, source.records.skeleton.flip)
         yield _ask(teacher, batch.images, recipe.train.precision)
 
 
 def _ask(teacher: FrozenTeacher, images: Tensor, precision: str) -> Tensor:
     """Heatmaps of the teacher's own input, float32."""
     spec = teacher.spec
-    with torch.autocast(images.device.type, DTYPES[precision], enabled=precision != "fp32"):
+    with autocast(images.device, precision):
         return heatmaps.read(teacher.outputs(images, spec, spec))[-1].float()
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from posekd.engine import distributed
-from posekd.engine.training import checkpoint
 from posekd.engine.build import build_job, pick_device
-from posekd.engine.training.loop import Job, fit, load_state_dict
 from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
+from posekd.engine.training import checkpoint
+from posekd.engine.training.loop import Job, fit, load_state_dict
 from posekd.files import write_atomically
 
 

@@ -62,7 +62,11 @@ def prepare_crops(
 
 
 def warp_maps(
-    teacher: CachedMaps, flips: Tensor, matrices: Tensor, size: tuple[int, int], flip_permutation: Sequence[int] | Tensor
+    teacher: CachedMaps,
+    flips: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    flip_permutation: Sequence[int] | Tensor,
 ) -> Tensor:
     """A cached teacher's heatmaps of augmented crops: moved as the images are, left and right exchanged in mirrors.
 

@@ -15,11 +15,11 @@ __all__ = [
     "create_model_from_card",
     "format_profile",
     "init_backbone",
-    "paradigm_name",
     "list_models",
     "load_model",
     "load_weights",
     "model_card",
+    "paradigm_name",
     "profile_model",
     "save_weights",
 ]

@@ -48,7 +48,7 @@ class PoseModel(nn.Module):
         return self.config.spec
 
     def own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint under this network's names; a family whose published checkpoints use other names overrides it."""
+        """A checkpoint under this network's names; a family published under other names overrides it."""
         return dict(state)
 
 

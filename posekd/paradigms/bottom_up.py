@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd import geometry
-from posekd.geometry import tagged_heatmaps
+from posekd.codecs import tagged_heatmaps
 from posekd.codecs.tagged_heatmaps import MergedMaps, enlarge
 from posekd.data import ImageAugmentation, LoaderSettings, PackedLoader, PoseSource, image_loader
 from posekd.data.loading.teacher_maps import TeacherMaps
@@ -42,21 +42,22 @@ class BottomUpInference:
         square: side of a square around the middle of the image to see, in units of its short side, as a training crop
             of that `augmentation.scale`. All images then share their batches, whatever their shapes; what lies beyond
             the square is lost. null for the official way, all of the image.
-        max_people: peaks kept per keypoint, and people to whom further keypoints are matched. HigherHRNet's is 30, beyond which its
-            parser breaks people into pieces (38 people became 180).
+        max_people: peaks kept per keypoint, and people to whom further keypoints are matched. HigherHRNet's is 30,
+            beyond which its parser breaks people into pieces (38 people became 180).
         detection_threshold: peaks are above it.
         tag_threshold: a peak joins a person whose mean tag is closer than this.
         nms_kernel: side of the window in which a peak is highest, odd.
         adjust: move keypoints a quarter of a pixel toward the higher neighbour.
         refine: fill in each person's missing keypoints, wherever the tag fits best. A stray peak then becomes a second
             copy of somebody: see `oks_threshold`.
-        search_border: look for keypoints beyond the image too, where the network's input is filled up to a multiple of 64: the
-            official way, although its training loss never looks there and a network may give anything.
+        search_border: look for keypoints beyond the image too, where the network's input is filled up to a multiple of
+            64: the official way, although its training loss never looks there and a network may give anything.
         oks_threshold: of two people of one image with a higher OKS the weaker is removed; 1, the official way, keeps
             all. For counting and drawing, not for AP: copies are scored low and cost little, while two people whom
             `refine` gave the same keypoints look alike (docs/bottomup.md has figures).
         precision: `fp32`, or autocast to `bf16` or `fp16`.
-        channels_last: images in channels-last memory.
+        channels_last: images in channels-last memory; null follows `train.channels_last` in a run's validations, and is
+            false elsewhere.
     """
 
     flip_test: bool = True
@@ -73,7 +74,7 @@ class BottomUpInference:
     search_border: bool = True
     oks_threshold: float = 1.0
     precision: Precision = "fp32"
-    channels_last: bool = False
+    channels_last: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.scales or not all(scale > 0 for scale in self.scales):
@@ -124,8 +125,8 @@ def input_size(height: int, width: int, short: int, scale: float, settings: Bott
     side = short * settings.square * scale
     if side % MULTIPLE:
         raise ValueError(
-            f"inference.square {settings.square} times {short} pixels, the short side, at scale {scale} is {side:g}: choose "
-            f"them so that it is a multiple of {MULTIPLE}"
+            f"inference.square {settings.square} times {short} pixels, the short side, at scale {scale} is {side:g}: "
+            f"choose them so that it is a multiple of {MULTIPLE}"
         )
     return int(side), int(side)
 
@@ -193,8 +194,8 @@ def aggregate(
 
     Args:
         maps_at: heatmaps and tags of one scale, see `ask`.
-        size: `(height, width)` of the input at scale 1, to which the maps are enlarged with `project_to_input`; otherwise they
-            get the size of the largest scale's.
+        size: `(height, width)` of the input at scale 1, to which the maps are enlarged with `project_to_input`;
+            otherwise they get the size of the largest scale's.
         settings: scales and projection.
 
     Returns:
@@ -264,8 +265,8 @@ def group_people(
         inside = share_inside(image_sizes, matrices, size) > 0.5
         heatmaps = heatmaps * inside[:, None]
     keypoints, scores, counts = tagged_heatmaps.decode(heatmaps, tags, matrices, settings)
-    rows = torch.tensor([(i, j) for i, count in enumerate(counts) for j in range(count)]).view(-1, 2).to(scores.device)
-    image, person = rows.unbind(1)
+    rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
+    image, person = torch.tensor(rows, dtype=torch.int64, device=scores.device).view(-1, 2).unbind(1)
     keypoints = keypoints[image, person]
     boxes = boxes_around(keypoints)
     return Instances(
@@ -280,7 +281,7 @@ def group_people(
 
 
 def boxes_around(keypoints: Tensor) -> Tensor:
-    """Boxes `[N, 4]` (x, y, width, height) around the keypoints `[N, K, 3]` whose score is above 0, at least one each."""
+    """Boxes `[N, 4]` (x, y, width, height) around keypoints `[N, K, 3]` whose score is above 0, at least one each."""
     found = keypoints[..., 2:] > 0
     low = torch.where(found, keypoints[..., :2], math.inf).amin(1)
     high = torch.where(found, keypoints[..., :2], -math.inf).amax(1)
@@ -322,14 +323,16 @@ def suppress(found: Instances, skeleton: Skeleton, settings: BottomUpInference) 
     order = np.lexsort((-scores, image_ids))  # stable: by image, then by descending score
     if settings.oks_threshold < 1:
         groups = np.split(order, np.flatnonzero(np.diff(image_ids[order])) + 1) if len(order) else []
-        order = np.concatenate([np.zeros(0, np.int64), *(_originals(found, rows, skeleton, settings) for rows in groups)])
+        order = np.concatenate(
+            [np.zeros(0, np.int64), *(_originals(found, rows, skeleton, settings) for rows in groups)]
+        )
     return found.take(torch.from_numpy(order))
 
 
 def _originals(found: Instances, rows: np.ndarray, skeleton: Skeleton, settings: BottomUpInference) -> np.ndarray:
     """Those of some rows, all of one image, that OKS-NMS keeps, in their order."""
     given = found.keypoints.numpy()[rows], found.scores.numpy()[rows], found.areas.numpy()[rows]
-    return rows[np.sort(oks_nms(*given, skeleton.sigmas, settings.oks_threshold))]
+    return rows[np.sort(oks_nms(*given, settings.oks_threshold, sigmas=skeleton.sigmas))]
 
 
 def open_loader(

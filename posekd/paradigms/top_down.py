@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posekd.geometry import heatmaps
+from posekd.codecs import heatmaps
 from posekd.data import CropAugmentation, LoaderSettings, PackedLoader, PoseSource, crop_loader
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.inputs import prepare_crops
@@ -40,7 +40,8 @@ class TopDownInference:
         keypoint_threshold: keypoint scores above it, in 0..1, make the person's score.
         oks_threshold: of two poses with a higher OKS the weaker is removed; 1 keeps all.
         precision: `fp32`, or autocast to `bf16` or `fp16`.
-        channels_last: crops in channels-last memory.
+        channels_last: crops in channels-last memory; null follows `train.channels_last` in a run's validations, and is
+            false elsewhere.
     """
 
     flip_test: bool = True
@@ -50,7 +51,7 @@ class TopDownInference:
     keypoint_threshold: float = 0.2
     oks_threshold: float = 0.9
     precision: Precision = "fp32"
-    channels_last: bool = False
+    channels_last: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.oks_threshold <= 1:
@@ -152,7 +153,7 @@ def suppress(found: Instances, skeleton: Skeleton, settings: TopDownInference) -
     order = np.argsort(image_ids, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(image_ids[order])) + 1) if len(order) else []
     kept = [
-        rows[oks_nms(keypoints[rows], scores[rows], areas[rows], skeleton.sigmas, settings.oks_threshold)]
+        rows[oks_nms(keypoints[rows], scores[rows], areas[rows], settings.oks_threshold, sigmas=skeleton.sigmas)]
         for rows in groups
     ]
     rescored = replace(found, scores=torch.from_numpy(scores))

@@ -60,7 +60,6 @@ def print_pck(
     joints: Sequence[str],
     console: Console | None = None,
     title: str = "keypoints",
-    torso: PckResult | None = None,
 ) -> None:
     """Prints PCK in the papers' column order (Head Shoulder Elbow Wrist Hip Knee Ankle Mean AUC), then each joint.
 
@@ -69,7 +68,6 @@ def print_pck(
         joints: K names.
         console: where; standard output by default. Without a terminal: no frames, no colour.
         title: above the table.
-        torso: the same people by torso length (ELPN's Equation 5), if known.
     """
     console = console or Console()
     frame = box.SIMPLE if console.is_terminal else None
@@ -85,12 +83,16 @@ def print_pck(
     lines = [f"{kind}@0.1 {_percent(result.mean_at_10)}"]
     if kind == "PCKh":
         lines[0] += f'; HRNet\'s "Mean@0.1", which is at 0.11: {_percent(result.hrnet_mean_at_01)}'
-    if torso is not None:
-        lines.append(f"torso {torso.name} (ELPN, Equation 5) {_percent(torso.mean)} of {torso.people} people")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print()
     console.print(_joint_table(result, joints, frame))
+
+
+def print_torso(result: PckResult, console: Console | None = None) -> None:
+    """Prints PCK by torso length (ELPN's Equation 5) in a line."""
+    text = f"torso {result.name} (ELPN, Equation 5) {_percent(result.mean)} of {result.people} people"
+    (console or Console()).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _joint_table(result: PckResult, joints: Sequence[str], frame: box.Box | None) -> Table:

@@ -10,10 +10,11 @@ from helpers.threads import threads
 from helpers.tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.cli import bench, main
-from posekd.geometry import to_heatmap
-from posekd.data import CropAugmentation, CocoKeypoints, LoaderSettings, crop_loader, prepare
+from posekd.data import CocoKeypoints, CropAugmentation, LoaderSettings, crop_loader
 from posekd.data.synthetic import SyntheticSettings, write_coco
-from posekd.distill import FrozenTeacher, Mapd
+from posekd.distill import MAPD, FrozenTeacher
+from posekd.geometry import to_heatmap
+from posekd.inputs import prepare_crops
 from posekd.ops import render_heatmaps
 from posekd.structures import InputSpec
 
@@ -33,7 +34,7 @@ def one_thread():
 
 
 def test_the_baselines_losses_are_the_fused_ones_on_the_same_tensors():
-    method = Mapd(TinyPose(), FrozenTeacher(TinyPose(seed=1)))
+    method = MAPD(TinyPose(), FrozenTeacher(TinyPose(seed=1)))
     batch = random_batch(5, seed=3)
     joints = to_heatmap(batch.keypoints)
     maps, weights = render_heatmaps(joints, (SPEC.size[0] // 4, SPEC.size[1] // 4), method.settings.sigma, "msra")
@@ -58,7 +59,7 @@ def test_the_baselines_batches_and_losses_are_ours_on_the_same_persons(loader, b
     packed = next(loader.epoch(2))
     assert packed.flips.any()
     assert not packed.flips.all()
-    ours = prepare(packed, spec, loader.dataset.source.records.skeleton.flip)
+    ours = prepare_crops(packed, spec, loader.dataset.source.records.skeleton.flip)
     samples = train_loop.Samples(loader.dataset, spec, sigma=1.0)
     theirs = torch.utils.data.default_collate([samples[key] for key in loader.plan.batch(2, 0)])
     assert theirs["sample_ids"].tolist() == ours.sample_ids.tolist()
@@ -67,7 +68,7 @@ def test_the_baselines_batches_and_losses_are_ours_on_the_same_persons(loader, b
     assert torch.equal(theirs["weights"], weights)
     differing = (theirs["heatmaps"] - maps).abs().amax((-2, -1)) > 1e-5
     assert differing.float().mean() < 0.02, "a joint exactly between two pixels may be rounded to either"
-    method = Mapd(TinyPose(spec, keypoints=17), FrozenTeacher(TinyPose(spec, seed=1, keypoints=17)))
+    method = MAPD(TinyPose(spec, keypoints=17), FrozenTeacher(TinyPose(spec, seed=1, keypoints=17)))
     method.settings = dataclasses.replace(method.settings, sigma=1.0)
     eager, fused = train_loop.EagerMapd(method)(theirs), method(ours)
     for term, value in fused.items():

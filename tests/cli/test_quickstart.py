@@ -6,14 +6,12 @@ from dataclasses import replace
 import pytest
 
 from posekd.cli import main
+from posekd.cli.quickstart import quickstart, students
 from posekd.data.sources.labels import LabelSettings
 from posekd.engine.progress import read_log
-from posekd.engine.quickstart import quickstart, students
 from posekd.engine.recipes.recipe import read_recipe
 from posekd.metrics import NUMBERS
 from posekd.models import load_model
-from posekd.skeleton import COCO
-from posekd.viz.draw import LEFT, draw_poses, save_sheet
 
 TINY = ["--train_data.images", "40", "--val_data.images", "5", "--train.epochs", "2", "--loader.batch_size", "8"]
 TINY += ["--train.log_every", "1"]

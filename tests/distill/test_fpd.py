@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.tiny_pose import TinyPose, random_batch
 
-from posekd.distill import Fpd, FpdSettings, FrozenTeacher, Supervised
+from posekd.distill import FPD, FPDSettings, FrozenTeacher, Supervised
 from posekd.models import create_model
 from posekd.ops import render_heatmaps
 
@@ -54,7 +54,7 @@ def test_equations_3_to_5_for_networks_of_one_stage(batch):
     """HRNet-W48 to W32 is this case."""
     student, teacher = TinyPose(seed=0).eval(), TinyPose(seed=1).eval()
     (s,), (t,), (g, w) = maps(student, batch), maps(teacher, batch), labels(batch)
-    method = Fpd(student, FrozenTeacher(teacher), FpdSettings(alpha=0.3))
+    method = FPD(student, FrozenTeacher(teacher), FPDSettings(alpha=0.3))
     assert values(method(batch)) == pytest.approx(
         {"labels": 0.7 * mse(s, g, w), "teacher": 0.3 * mse(s, t, w)}, rel=1e-5
     )
@@ -64,7 +64,7 @@ def test_equations_3_to_5_for_networks_of_one_stage(batch):
 def test_the_teachers_last_stage_teaches_every_stage_of_the_student(batch):
     student, teacher = Stages(2).eval(), Stages(3, seed=10).eval()
     ss, ts, (g, w) = maps(student, batch), maps(teacher, batch), labels(batch)
-    found = values(Fpd(student, FrozenTeacher(teacher))(batch))
+    found = values(FPD(student, FrozenTeacher(teacher))(batch))
     expected = {
         "labels": 0.5 * sum(mse(s, g, w) for s in ss),
         "teacher": 0.5 * sum(mse(s, ts[-1], w) for s in ss),
@@ -75,17 +75,17 @@ def test_the_teachers_last_stage_teaches_every_stage_of_the_student(batch):
 def test_stage_by_stage(batch):
     student, teacher = Stages(2).eval(), Stages(2, seed=10).eval()
     ss, ts, (_, w) = maps(student, batch), maps(teacher, batch), labels(batch)
-    found = values(Fpd(student, FrozenTeacher(teacher), FpdSettings(teacher_stage="matched"))(batch))
+    found = values(FPD(student, FrozenTeacher(teacher), FPDSettings(teacher_stage="matched"))(batch))
     assert found["teacher"] == pytest.approx(0.5 * sum(mse(s, t, w) for s, t in zip(ss, ts, strict=True)), rel=1e-5)
     with pytest.raises(ValueError, match="the teacher has 3 stages and the student 2"):
-        Fpd(student, FrozenTeacher(Stages(3)), FpdSettings(teacher_stage="matched"))(batch)
+        FPD(student, FrozenTeacher(Stages(3)), FPDSettings(teacher_stage="matched"))(batch)
 
 
 def test_the_teacher_may_teach_joints_that_have_no_label(batch):
     """The paper's argument for missing labels; the released code masks them."""
     student, teacher = TinyPose(seed=0).eval(), TinyPose(seed=1).eval()
     (s,), (t,), (g, w) = maps(student, batch), maps(teacher, batch), labels(batch)
-    found = values(Fpd(student, FrozenTeacher(teacher), FpdSettings(masked=False))(batch))
+    found = values(FPD(student, FrozenTeacher(teacher), FPDSettings(masked=False))(batch))
     expected = {"labels": 0.5 * mse(s, g, w), "teacher": 0.5 * mse(s, t, np.ones_like(w))}
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -95,8 +95,8 @@ def test_the_teacher_may_teach_joints_that_have_no_label(batch):
 def test_unlabelled_persons_learn_from_the_teacher_alone(batch, masked, loss):
     """Two of four persons lose their labels: their loss is `unlabelled` times the teacher's term, all joints."""
     student, teacher = TinyPose(seed=0).eval(), TinyPose(seed=1).eval()
-    settings = FpdSettings(alpha=0.4, masked=masked, loss=loss, unlabelled=0.9)
-    method = Fpd(student, FrozenTeacher(teacher), settings)
+    settings = FPDSettings(alpha=0.4, masked=masked, loss=loss, unlabelled=0.9)
+    method = FPD(student, FrozenTeacher(teacher), settings)
     batch.keypoints[2:] = 0
     (s,), (t,), (g, w) = maps(student, batch), maps(teacher, batch), labels(batch)
     assert (w[2:] == 0).all()
@@ -116,7 +116,7 @@ def entropy(s, t, w):
 def test_cross_entropy_of_table_7(batch):
     student, teacher = Stages(2).eval(), TinyPose(seed=9).eval()
     ss, (t,), (g, w) = maps(student, batch), maps(teacher, batch), labels(batch)
-    found = values(Fpd(student, FrozenTeacher(teacher), FpdSettings(loss="cross_entropy"))(batch))
+    found = values(FPD(student, FrozenTeacher(teacher), FPDSettings(loss="cross_entropy"))(batch))
     expected = {
         "labels": 0.5 * sum(mse(s, g, w) for s in ss),
         "teacher": 0.5 * sum(entropy(s, t, w) for s in ss),
@@ -130,12 +130,12 @@ def test_alpha_0_is_plain_training_and_asks_no_teacher(batch):
             raise AssertionError("asked")
 
     student = Stages(2).eval()
-    found = values(Fpd(student, FrozenTeacher(Silent()), FpdSettings(alpha=0.0))(batch))
+    found = values(FPD(student, FrozenTeacher(Silent()), FPDSettings(alpha=0.0))(batch))
     assert found == pytest.approx(values(Supervised(student)(batch)), rel=1e-6)
 
 
 def test_alpha_1_needs_no_labels(batch):
-    method = Fpd(TinyPose().eval(), FrozenTeacher(TinyPose(seed=1)), FpdSettings(alpha=1.0))
+    method = FPD(TinyPose().eval(), FrozenTeacher(TinyPose(seed=1)), FPDSettings(alpha=1.0))
     assert set(method(batch)) == {"teacher"}
 
 
@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_the_sum(batch, loss):
     batch.keypoints[3] = 0
     for stage in student.stages:
         stage.head.bias.data += 3.0  # away from the clamp, where the cross entropy has a kink
-    method = Fpd(student, FrozenTeacher(TinyPose(seed=1).double()), FpdSettings(loss=loss))
+    method = FPD(student, FrozenTeacher(TinyPose(seed=1).double()), FPDSettings(loss=loss))
     total = lambda: sum(method(batch).values())  # noqa: E731
     total().backward()
     for stage in student.stages:
@@ -173,7 +173,7 @@ def test_the_teacher_is_in_eval_mode_without_gradients_and_stays_as_it_was(batch
     teacher = create_model("hourglass", 3, stages=2, width=8, size=(64, 64))
     student = create_model("hourglass", 3, stages=1, width=8, size=(64, 64))
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
-    method = Fpd(student, FrozenTeacher(teacher)).train()
+    method = FPD(student, FrozenTeacher(teacher)).train()
     sum(method(random_batch(spec=student.spec)).values()).backward()
     assert not teacher.training
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
@@ -190,11 +190,11 @@ def test_the_teacher_is_in_eval_mode_without_gradients_and_stays_as_it_was(batch
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        FpdSettings(**settings)
+        FPDSettings(**settings)
 
 
 def test_what_does_not_fit_is_refused(batch):
     with pytest.raises(ValueError, match="fpd distils from a teacher, and none was given"):
-        Fpd(TinyPose(), None)
+        FPD(TinyPose(), None)
     with pytest.raises(ValueError, match="same keypoints"):
-        Fpd(TinyPose(), FrozenTeacher(TinyPose(keypoints=5)))(batch)
+        FPD(TinyPose(), FrozenTeacher(TinyPose(keypoints=5)))(batch)

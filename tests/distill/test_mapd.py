@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.tiny_pose import TinyPose, random_batch
 
-from posekd.distill import FrozenTeacher, Mapd, MapdSettings, Supervised
+from posekd.distill import MAPD, FrozenTeacher, MAPDSettings, Supervised
 from posekd.ops import render_heatmaps
 
 
@@ -39,14 +39,14 @@ def setting():
 def test_the_three_terms_are_equations_1_to_3_weighted_as_equation_4(setting):
     student, teacher, batch, (s, t, g, w) = setting
     assert 0 < w.mean() < 1, "the batch must have labelled and unlabelled joints"
-    terms = Mapd(student, FrozenTeacher(teacher))(batch)
+    terms = MAPD(student, FrozenTeacher(teacher))(batch)
     expected = {"labels": 0.775 * mse(s, g, w), "teacher_mse": 0.15 * mse(s, t, w), "teacher_kl": 0.075 * kl(t, s, w)}
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_published_weights_are_the_defaults(setting):
     student, teacher, *_ = setting
-    assert Mapd(student, FrozenTeacher(teacher)).weights() == pytest.approx(
+    assert MAPD(student, FrozenTeacher(teacher)).weights() == pytest.approx(
         {"labels": 0.775, "teacher_mse": 0.15, "teacher_kl": 0.075}
     )
 
@@ -54,25 +54,25 @@ def test_the_published_weights_are_the_defaults(setting):
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        (MapdSettings(beta=0.0), {"labels", "teacher_mse"}),
-        (MapdSettings(alpha=0.0), {"labels", "teacher_kl"}),
-        (MapdSettings(alpha=0.9, beta=0.1), {"teacher_mse", "teacher_kl"}),
+        (MAPDSettings(beta=0.0), {"labels", "teacher_mse"}),
+        (MAPDSettings(alpha=0.0), {"labels", "teacher_kl"}),
+        (MAPDSettings(alpha=0.9, beta=0.1), {"teacher_mse", "teacher_kl"}),
     ],
 )
 def test_ablations_drop_their_term(setting, settings, names):
     student, teacher, batch, _ = setting
-    assert set(Mapd(student, FrozenTeacher(teacher), settings)(batch)) == names
+    assert set(MAPD(student, FrozenTeacher(teacher), settings)(batch)) == names
 
 
 def test_temperature_softens_the_divergence_and_keeps_its_scale(setting):
     student, teacher, batch, (s, t, _, w) = setting
-    terms = Mapd(student, FrozenTeacher(teacher), MapdSettings(temperature=3.0))(batch)
+    terms = MAPD(student, FrozenTeacher(teacher), MAPDSettings(temperature=3.0))(batch)
     assert terms["teacher_kl"].item() == pytest.approx(0.075 * kl(t, s, w, temperature=3.0), rel=1e-4)
 
 
 def test_clamped_kl_is_equation_2_by_the_letter(setting):
     student, teacher, batch, (s, t, g, w) = setting
-    terms = Mapd(student, FrozenTeacher(teacher), MapdSettings(kl="clamped"))(batch)
+    terms = MAPD(student, FrozenTeacher(teacher), MAPDSettings(kl="clamped"))(batch)
     positive_t, positive_s = np.maximum(t, 1e-6), np.maximum(s, 1e-6)
     literal = np.mean(w * (positive_t * np.log(positive_t / positive_s)).sum((-2, -1)))
     expected = {"labels": 0.775 * mse(s, g, w), "teacher_mse": 0.15 * mse(s, t, w), "teacher_kl": 0.075 * literal}
@@ -90,7 +90,7 @@ def test_unlabelled_persons_learn_from_the_teacher_alone(kind):
     positive_t, positive_s = np.maximum(t, 1e-6), np.maximum(s, 1e-6)
     literal = np.mean(taught * (positive_t * np.log(positive_t / positive_s)).sum((-2, -1)))
     divergence = kl(t, s, taught) if kind == "spatial_softmax" else literal
-    terms = Mapd(student, FrozenTeacher(teacher), MapdSettings(kl=kind, unlabelled=0.6))(batch)
+    terms = MAPD(student, FrozenTeacher(teacher), MAPDSettings(kl=kind, unlabelled=0.6))(batch)
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(
         {"labels": 0.775 * mse(s, g, w), "teacher_mse": 0.15 * mse(s, t, taught), "teacher_kl": 0.075 * divergence},
         rel=1e-5,
@@ -100,7 +100,7 @@ def test_unlabelled_persons_learn_from_the_teacher_alone(kind):
 def test_unlabelled_changes_nothing_where_everybody_has_labels(setting):
     student, teacher, batch, _ = setting
     with_it, without = (
-        Mapd(student, FrozenTeacher(teacher), MapdSettings(unlabelled=value))(batch) for value in (1.0, 0.0)
+        MAPD(student, FrozenTeacher(teacher), MAPDSettings(unlabelled=value))(batch) for value in (1.0, 0.0)
     )
     assert with_it.keys() == without.keys()
     for name, term in with_it.items():
@@ -113,7 +113,7 @@ def test_the_gradient_is_that_of_the_sum(kind):
     student, teacher, batch = TinyPose(seed=0).eval(), TinyPose(seed=1).eval(), random_batch()
     student, batch.images = student.double(), batch.images.double()
     student.head.bias.data += 3.0  # away from the clamp, where the literal divergence has a kink
-    method = Mapd(student, FrozenTeacher(teacher.double()), MapdSettings(kl=kind))
+    method = MAPD(student, FrozenTeacher(teacher.double()), MAPDSettings(kl=kind))
     loss = lambda: sum(method(batch).values())  # noqa: E731
     loss().backward()
     weight = student.head.weight
@@ -145,16 +145,16 @@ def test_supervised_is_the_label_term_alone(setting):
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        MapdSettings(**settings)
+        MAPDSettings(**settings)
 
 
 def test_no_teacher_is_refused(setting):
     with pytest.raises(ValueError, match="none was given"):
-        Mapd(setting[0], None)
+        MAPD(setting[0], None)
 
 
 def test_a_teacher_of_other_keypoints_is_refused():
-    method = Mapd(TinyPose(), FrozenTeacher(TinyPose(keypoints=5)))
+    method = MAPD(TinyPose(), FrozenTeacher(TinyPose(keypoints=5)))
     with pytest.raises(ValueError, match="same keypoints"):
         method(random_batch())
 
@@ -165,4 +165,4 @@ def test_a_student_of_several_stages_is_sent_to_fpd():
             return [super().forward(images)] * 2
 
     with pytest.raises(ValueError, match="mapd is for networks of one stage, this student has 2; fpd distils such"):
-        Mapd(Stages(), FrozenTeacher(TinyPose()))(random_batch())
+        MAPD(Stages(), FrozenTeacher(TinyPose()))(random_batch())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.tiny_pose import SPEC, TinyPose, random_batch
 
-from posekd.distill import FrozenTeacher, Mapd
+from posekd.distill import MAPD, FrozenTeacher
 from posekd.distill.base import input_spec
 from posekd.distill.convert import convert_images, resample
 from posekd.structures import InputSpec
@@ -16,7 +16,7 @@ def snapshot(model):
 
 def test_training_leaves_the_teacher_untouched():
     teacher = TinyPose(seed=1)
-    method = Mapd(TinyPose(), FrozenTeacher(teacher))
+    method = MAPD(TinyPose(), FrozenTeacher(teacher))
     before, student_before = snapshot(teacher), snapshot(method.student)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     method.train()
@@ -30,23 +30,23 @@ def test_training_leaves_the_teacher_untouched():
 
 
 def test_neither_parameters_nor_state_dict_hold_the_teacher():
-    method = Mapd(TinyPose(), FrozenTeacher(TinyPose(seed=1)))
+    method = MAPD(TinyPose(), FrozenTeacher(TinyPose(seed=1)))
     assert {name.split(".")[0] for name in method.state_dict()} == {"student"}
     assert len(list(method.parameters())) == len(list(method.student.parameters()))
 
 
 def test_the_teacher_moves_with_the_method_and_keeps_its_dtype():
-    kept = Mapd(TinyPose(), FrozenTeacher(TinyPose(seed=1), torch.bfloat16)).double()
+    kept = MAPD(TinyPose(), FrozenTeacher(TinyPose(seed=1), torch.bfloat16)).double()
     assert kept.teacher.model.conv.weight.dtype == torch.bfloat16
     assert kept.student.conv.weight.dtype == torch.float64
-    moved = Mapd(TinyPose(), FrozenTeacher(TinyPose(seed=1))).to("meta")
+    moved = MAPD(TinyPose(), FrozenTeacher(TinyPose(seed=1))).to("meta")
     assert moved.teacher.model.conv.weight.device.type == "meta"
 
 
 def test_a_teacher_in_bfloat16_gives_nearly_the_same_loss():
     student, batch = TinyPose(), random_batch()
-    exact = sum(Mapd(student, FrozenTeacher(TinyPose(seed=1)))(batch).values())
-    rough = sum(Mapd(student, FrozenTeacher(TinyPose(seed=1), torch.bfloat16))(batch).values())
+    exact = sum(MAPD(student, FrozenTeacher(TinyPose(seed=1)))(batch).values())
+    rough = sum(MAPD(student, FrozenTeacher(TinyPose(seed=1), torch.bfloat16))(batch).values())
     assert rough.item() == pytest.approx(exact.item(), rel=2e-2)
     assert rough.item() != exact.item()
 
@@ -88,13 +88,13 @@ def test_a_larger_teacher_sees_larger_crops_and_answers_in_the_students_pixels()
             seen.append(tuple(images.shape))
             return super().forward(images)
 
-    method = Mapd(TinyPose(), FrozenTeacher(Watching(spec=large, seed=1)))
+    method = MAPD(TinyPose(), FrozenTeacher(Watching(spec=large, seed=1)))
     method(random_batch())
     assert seen == [(4, 3, 64, 48)]
 
 
 def test_another_aspect_ratio_is_refused():
-    method = Mapd(TinyPose(), FrozenTeacher(TinyPose(spec=InputSpec(size=(32, 32)))))
+    method = MAPD(TinyPose(), FrozenTeacher(TinyPose(spec=InputSpec(size=(32, 32)))))
     with pytest.raises(ValueError, match=r"32x24.*32x32.*aspect"):
         method(random_batch())
 

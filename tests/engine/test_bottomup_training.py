@@ -13,12 +13,11 @@ from posekd.data import CropAugmentation
 from posekd.data.loading.whole_images import ImageAugmentation
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import AssociativeEmbeddingSettings, SmallerHRNetSettings
-from posekd.paradigms.bottom_up import BottomUpInference
 from posekd.engine.build import build_job
-from posekd.engine.evaluate import TopDownInference
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, read_recipe, recipe_from_dict, recipe_to_dict
 from posekd.engine.recipes.tables import read_tables
 from posekd.models import create_model, profile_model, save_weights
+from posekd.paradigms import BottomUpInference, TopDownInference
 
 TABLES = read_tables("smallerhrnet")
 STUDENTS = ("1_5m", "2_3m", "2_84m", "2_96m")

@@ -13,17 +13,11 @@ from torch import nn
 
 from posekd import geometry, ops
 from posekd.data import LoaderSettings, PoseRecords
-from posekd.engine.evaluate import (
-    TopDownInference,
-    Poses,
-    coco_results,
-    evaluate,
-    forward_heatmaps,
-    predict,
-)
+from posekd.engine.evaluate import Poses, coco_results, evaluate, forward_heatmaps, predict
 from posekd.engine.scoring import write_results
+from posekd.paradigms import TopDownInference
 from posekd.skeleton import Skeleton
-from posekd.structures import InputSpec, CropBatch
+from posekd.structures import CropBatch, InputSpec
 
 FLIP = (0, 2, 1, 4, 3)
 FIVE = Skeleton("five", ("n", "left_a", "right_a", "left_b", "right_b"), (), FLIP, (0.05,) * 5)

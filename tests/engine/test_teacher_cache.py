@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from posekd import geometry, ops
 from posekd.cli import main
-from posekd.data import CropAugmentation, LoaderSettings, crop_loader, prepare
-from posekd.data.augment import unzoom_peaks
+from posekd.data import CropAugmentation, LoaderSettings, crop_loader
 from posekd.data.loading.teacher_maps import (
     CARD,
     MapsCard,
@@ -26,11 +25,13 @@ from posekd.data.loading.teacher_maps import (
     quantise,
     write_maps,
 )
-from posekd.distill import CachedTeacher, FpdSettings
+from posekd.distill import CachedTeacher, FPDSettings
 from posekd.engine.build import build_job, open_training_data
 from posekd.engine.recipes.recipe import Recipe
 from posekd.engine.teacher_cache import cache_teacher
 from posekd.engine.train import train
+from posekd.inputs import prepare_crops
+from posekd.inputs.crops import unzoom_peaks
 from posekd.models import create_model, save_weights
 from posekd.ops import render_heatmaps
 from posekd.structures import InputSpec
@@ -128,7 +129,7 @@ def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
         packed = next(loader.epoch(epoch))
         assert packed.flips.any()
         assert not packed.flips.all()
-        batch = prepare(packed, SPEC, source.records.skeleton.flip)
+        batch = prepare_crops(packed, SPEC, source.records.skeleton.flip)
         x, y, visibility = geometry.to_heatmap(batch.keypoints).unbind(-1)
         inside = (visibility > 0) & (x > 1) & (x < 14) & (y > 1) & (y < 14)
         flat = batch.teacher_maps.flatten(2).argmax(-1)
@@ -209,7 +210,7 @@ class TestRefusals:
             build_job(tiny(tmp_path, teacher, train__teacher_cache=str(tmp_path / "nowhere")))
 
     def test_a_killed_writer_leaves_none(self, tmp_path, teacher, monkeypatch):
-        from posekd.data.loading import teacher_maps
+        from posekd.data.loading.loader import teacher_maps
 
         recipe = tiny(tmp_path / "run", teacher)
         cache_teacher(recipe, tmp_path / "cache")
@@ -244,7 +245,7 @@ class TestRefusals:
 
     def test_a_teacher_of_several_stages_asked_stage_by_stage(self, recipe):
         """The cache holds the last stage only; a student of one stage can learn from it, one of two cannot."""
-        settings = FpdSettings(teacher_stage="matched")
+        settings = FPDSettings(teacher_stage="matched")
         student = dataclasses.replace(recipe.student, name="hourglass_4x128", overrides={"size": [64, 64]})
         job = build_job(dataclasses.replace(recipe, method=settings, student=student))
         with pytest.raises(ValueError, match="cannot teach stage by stage"):

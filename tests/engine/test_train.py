@@ -8,9 +8,9 @@ from helpers.tiny_recipe import TINY_NET
 from helpers.tiny_training import losses, tiny
 
 from posekd.engine import build
-from posekd.engine.training import loop
 from posekd.engine.recipes.recipe import ModelSettings
 from posekd.engine.train import train
+from posekd.engine.training import loop
 from posekd.models import create_model, load_model, save_weights
 
 pytestmark = pytest.mark.usefixtures("quick")

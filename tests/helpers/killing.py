@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 
 from helpers.coco_folder import labels, person, write
 from helpers.tiny_recipe import tiny_recipe
-from posekd.engine.training import checkpoint, loop
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.recipe import Recipe
 from posekd.engine.train import train
+from posekd.engine.training import checkpoint, loop
 
 
 def recipe(folder: Path, workers: int) -> Recipe:

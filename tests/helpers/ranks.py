@@ -17,11 +17,12 @@ from helpers.tiny_pose import SPEC, TinyPose, random_batch
 from posekd.cli import main as posekd
 from posekd.data import LoaderSettings, PoseRecords
 from posekd.data.loading.packing import PackedDataset
-from posekd.distill import FrozenTeacher, Mapd
+from posekd.distill import MAPD, FrozenTeacher
 from posekd.engine import distributed
+from posekd.engine.evaluate import evaluate
 from posekd.engine.training import checkpoint, loop
-from posekd.engine.evaluate import TopDownInference, evaluate
 from posekd.engine.training.loop import fit
+from posekd.paradigms import TopDownInference
 from posekd.skeleton import Skeleton
 
 COUNT = 3  # persons a micro-batch
@@ -63,7 +64,7 @@ CHANGES = {"train": None, "nobody": nobody, "poison": poison, "stop": None}
 
 def job_for(folder, kind, rank=0, world=1, **settings):
     """Plain SGD, so that a difference in a gradient is a difference in a weight, not a sign (Adam)."""
-    method = Mapd(TinyPose(), FrozenTeacher(TinyPose(seed=1)))
+    method = MAPD(TinyPose(), FrozenTeacher(TinyPose(seed=1)))
     loader = MicroBatches(8, rank, world, CHANGES[kind])
     job = make_job(folder, method=method, loader=loader, **{"epochs": 2, **settings})
     job.learner.optimizer = torch.optim.SGD(job.learner.parameters, lr=0.01, momentum=0.9)
@@ -151,7 +152,7 @@ def main(kind: str, folder: Path) -> None:
             distributed.shard(teacher.model, torch.device("cpu"))
             local = sum(p.to_local().numel() for p in teacher.model.parameters())
             error = float((teacher(images, SPEC, (8, 6)) - whole).abs().max())
-            method = Mapd(TinyPose(), teacher)
+            method = MAPD(TinyPose(), teacher)
             teacher.sharded = True
             before = [p.numel() for p in TinyPose().parameters()]
             loss = sum(method(random_batch(COUNT, seed=rank)).values())

@@ -5,11 +5,11 @@ import json
 import torch
 
 from helpers.tiny_pose import TinyPose, random_batch
-from posekd.distill import FrozenTeacher, Mapd
+from posekd.distill import MAPD, FrozenTeacher
+from posekd.engine.progress import read_log
 from posekd.engine.training.ema import Ema
 from posekd.engine.training.loop import Job, LoopSettings
 from posekd.engine.training.optim import OptimSettings, ScheduleSettings, make_optimizer
-from posekd.engine.progress import read_log
 from posekd.engine.training.step import Learner
 
 
@@ -37,7 +37,7 @@ class DropoutPose(TinyPose):
 
 def make_job(folder, method=None, loader=None, ema=0.9, **settings):
     torch.manual_seed(0)
-    method = method or Mapd(DropoutPose(), FrozenTeacher(TinyPose(seed=1)))
+    method = method or MAPD(DropoutPose(), FrozenTeacher(TinyPose(seed=1)))
     settings = LoopSettings(**{"epochs": 3, "log_every": 1, "validate_every": 2, **settings})
     learner = Learner(
         method,

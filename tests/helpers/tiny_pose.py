@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posekd.structures import InputSpec, CropBatch
+from posekd.structures import CropBatch, InputSpec
 
 K = 3
 SPEC = InputSpec(size=(32, 24))

@@ -12,10 +12,11 @@ from helpers.official_grouping import Parser
 from helpers.oracle_network import BottomUpOracle
 from torch import nn
 
-from posekd.data import LoaderSettings
-from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, image_loader, prepare_images
+from posekd.data import LoaderSettings, image_loader
+from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset
 from posekd.data.records import PoseRecords
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+from posekd.inputs import prepare_images
 from posekd.paradigms.bottom_up import (
     BottomUpInference,
     find_people,

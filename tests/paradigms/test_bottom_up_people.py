@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from posekd.engine.evaluate_bottomup import evaluate, people_results
 from torch import nn
 
 from posekd.data import LoaderSettings
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.paradigms.bottom_up import BottomUpInference, People, remove_copies
-from posekd.engine.evaluate_bottomup import evaluate_bottom_up, people_results
 from posekd.skeleton import COCO
 from posekd.structures import InputSpec
 
@@ -54,7 +54,7 @@ class Nothing(nn.Module):
 def test_a_network_that_sees_nobody_scores_zero(tmp_path):
     source = SyntheticPeople(SyntheticSettings(images=2, size=(64, 96)))
     seen = []
-    report = evaluate_bottom_up(
+    report = evaluate(
         Nothing(),
         source,
         loader=LoaderSettings(2, 0),
@@ -72,13 +72,13 @@ def test_maps_that_do_not_fit_are_named():
     source = SyntheticPeople(SyntheticSettings(images=1, size=(64, 96)))
     loader = LoaderSettings(1, 0)
     with pytest.raises(ValueError, match=r"14 heatmaps and 28 coarse maps, the dataset 17 keypoints: 34 and 17"):
-        evaluate_bottom_up(Nothing(channels=14), source, loader=loader)
+        evaluate(Nothing(channels=14), source, loader=loader)
     with pytest.raises(FloatingPointError, match=r"NaN or infinite maps for images \[1\]"):
-        evaluate_bottom_up(Nothing(float("nan")), source, loader=loader)
+        evaluate(Nothing(float("nan")), source, loader=loader)
     model = nn.Conv2d(3, 17, 1)
     model.spec = SPEC
     with pytest.raises(ValueError, match="a bottom-up network gives two outputs"):
-        evaluate_bottom_up(model, source, loader=loader)
+        evaluate(model, source, loader=loader)
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from posekd.engine.drawing import LEFT, draw_poses, save_sheet
 from posekd.skeleton import COCO
+from posekd.viz.draw import LEFT, draw_poses, save_sheet
 
 
 def test_poses_are_drawn_where_they_are_and_hidden_joints_are_not():

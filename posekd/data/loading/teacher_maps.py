@@ -157,8 +157,8 @@ class TeacherMaps:
             if self.card.bits == 8:
                 ranges = np.memmap(self.folder / "ranges.bin", np.float32, "r", shape=(*shape[:2], 2))
             self._files = maps, ranges
-        stored = (torch.from_numpy(np.asarray(file[rows])) for file in self._files)
-        return CachedMaps(*stored, self.matrices(boxes[rows]))
+        stored_maps, stored_ranges = (torch.from_numpy(np.asarray(file[rows])) for file in self._files)
+        return CachedMaps(stored_maps, stored_ranges, self.matrices(boxes[rows]))
 
     def matrices(self, boxes: np.ndarray) -> Tensor:
         """Pixel of the cached maps to image pixel, float32 `[B, 2, 3]`, for boxes `[B, 4]`."""

@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from posekd.data.images import missing_files, read_rgb
+from posekd.data.records import PoseRecords, Regions
+from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco_json import (
     check_keypoints,
     finite_numbers,
@@ -24,9 +27,6 @@ from posekd.data.sources.coco_json import (
     pick_category,
     unique_images,
 )
-from posekd.data.images import missing_files, read_rgb
-from posekd.data.records import PoseRecords, Regions
-from posekd.data.regions import ignored_regions
 from posekd.skeleton import Skeleton, skeleton_from_category
 
 KeepImages = Literal["labelled", "annotated", "all"]

@@ -21,9 +21,9 @@ import numpy as np
 
 from posekd import geometry
 from posekd.data.images import missing_files
+from posekd.data.records import PoseRecords
 from posekd.data.sources.matlab import load_mat
 from posekd.data.sources.people import PeopleInFiles, image_sizes
-from posekd.data.records import PoseRecords
 from posekd.lengths import torso_lengths
 from posekd.skeleton import LSP
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from posekd.data.images import missing_files
+from posekd.data.records import PoseRecords
 from posekd.data.sources.mpii_files import MpiiLabels, Split, add_head_sizes, read_labels, submission
 from posekd.data.sources.people import PeopleInFiles, image_sizes
-from posekd.data.records import PoseRecords
 from posekd.skeleton import MPII
 
 PIXELS = 200.0  # a scale of 1

@@ -8,8 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from posekd.data.synthetic import body
-from posekd.data.synthetic import paint
+from posekd.data.synthetic import body, paint
 from posekd.data.synthetic.body import Figures
 
 # A joint is visible (v = 2) where one of these parts of its own person is on top. Eyes, nose and ears belong

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from posekd.data.sources.coco import CocoSettings
 from posekd.data.records import PoseRecords
 from posekd.data.regions import ignored_regions
+from posekd.data.sources.coco import CocoSettings
 from posekd.data.synthetic.body import NUM_JOINTS, draw_figures
 from posekd.data.synthetic.labels import annotate
 from posekd.data.synthetic.paint import MAX_PEOPLE, draw_wardrobe, paint_figures
@@ -34,7 +34,7 @@ class SyntheticSettings:
         size: `(height, width)` of the pictures in pixels.
         people: fewest and most people a picture.
         difficulty: 0..1; more clutter, occlusion, grain, unusual poses and mismatched clothes.
-        keep_images: keep rendered pictures in memory; otherwise they are drawn anew each time.
+        keep_images: keep rendered images in memory; otherwise they are drawn anew each time.
     """
 
     images: int = 1000

@@ -62,6 +62,6 @@ def open_dataset(settings: Any, keep_images: KeepImages = "labelled") -> PoseSou
     Raises:
         TypeError: they are no dataset's settings.
     """
-    if getattr(settings, "image_filter", "") is None:
-        settings = replace(settings, image_filter=keep_images)
+    if getattr(settings, "keep_images", "") is None:
+        settings = replace(settings, keep_images=keep_images)
     return dataset_of(settings).open(settings)

@@ -1,9 +1,8 @@
 """A recipe: one YAML file, typed by the settings that the rooms own. `Recipe` only composes.
 
 `method`, `train_data` and `val_data` are chosen by `name`, and which other keys they have follows from it; those of
-`augmentation` and `eval` follow from whether the student is a top-down or a bottom-up network. An
-unknown key, a wrong type or a value out of range is refused before anything heavy is built, with the file,
-the key and the nearest valid name.
+`augmentation` and `inference` follow from the student's paradigm. An unknown key, a wrong type or a value out of range
+is refused before anything heavy is built, with the file, the key and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -15,30 +14,27 @@ from typing import Any
 
 import yaml
 
-from posekd.data import CropAugmentation, LabelSettings, LoaderSettings
-from posekd.data.loading.whole_images import ImageAugmentation
-from posekd.distill import METHODS
-from posekd.paradigms.bottom_up import BottomUpInference
+from posekd.data import LabelSettings, LoaderSettings
+from posekd.distill import METHODS, Method
 from posekd.engine.recipes.configs import find_config
 from posekd.engine.recipes.datasets import DATASETS
-from posekd.engine.evaluate import TopDownInference
-from posekd.engine.training.loop import LoopSettings
-from posekd.engine.training.optim import OptimSettings, ScheduleSettings
+from posekd.engine.recipes.renames import modernise, new_name
 from posekd.engine.recipes.schema import check_keys, convert, hints_of
+from posekd.engine.training.optim import OptimSettings, ScheduleSettings
+from posekd.engine.training.settings import LoopSettings
 from posekd.files import nearest
-from posekd.models import is_bottom_up
+from posekd.models import paradigm_name
+from posekd.paradigms import PARADIGMS, TOP_DOWN, Paradigm
+
+_DATASETS = {name: dataset.settings for name, dataset in DATASETS.items()}
 
 CHOICES: dict[str, dict[str, type]] = {
     "method": {name: settings for name, (_, settings) in METHODS.items()},
-    "train_data": {name: settings for name, (settings, _) in DATASETS.items()},
-    "val_data": {name: settings for name, (settings, _) in DATASETS.items()},
-    "unlabelled_data": {name: settings for name, (settings, _) in DATASETS.items()},
+    "train_data": _DATASETS,
+    "val_data": _DATASETS,
+    "unlabelled_data": _DATASETS,
 }
 """Group -> name -> the dataclass of its other keys."""
-
-TOP_DOWN: dict[str, type] = {"augmentation": CropAugmentation, "eval": TopDownInference}
-BOTTOM_UP: dict[str, type] = {"augmentation": ImageAugmentation, "eval": BottomUpInference}
-"""Group -> its dataclass, for networks that see the crop of a person, and for those that see whole images."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,17 @@ class Recipe:
     Attributes:
         student: the network that is trained.
         method: settings of a method; its type says which (`distill.METHODS`).
-        train_data: settings of a dataset; its type says which (`engine.datasets.DATASETS`).
+        train_data: settings of a dataset; its type says which (`engine.recipes.datasets.DATASETS`).
         val_data: what is validated on; `null` for no validation.
         labels: which of `train_data`'s labels are used; `null` for all.
         unlabelled_data: a dataset that is mixed into `train_data` without its labels; `null` for none.
         teacher: the network that the student learns from.
-        augmentation: how training crops vary; for a bottom-up student `ImageAugmentation`.
+        augmentation: how training crops, or images, vary; its type is that of the student's paradigm.
         loader: how batches are made; `batch_size` is what one optimiser step sees.
         optim: the optimiser.
         schedule: learning rate over time.
         train: length, precision, saving.
-        eval: how validation scores; for a bottom-up student `BottomUpInference`.
+        inference: how the network is asked in validation and `posekd eval`; its type is that of the student's paradigm.
         seed: of weights, shuffling and augmentation.
         out: folder of the run.
     """
@@ -87,12 +83,12 @@ class Recipe:
     labels: LabelSettings | None = None
     unlabelled_data: Any = None
     teacher: ModelSettings | None = None
-    augmentation: CropAugmentation | ImageAugmentation = field(default_factory=CropAugmentation)
+    augmentation: Any = field(default_factory=TOP_DOWN.augmentation)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: LoopSettings = field(default_factory=LoopSettings)
-    eval: TopDownInference | BottomUpInference = field(default_factory=TopDownInference)
+    inference: Any = field(default_factory=TOP_DOWN.inference)
     seed: int = 0
     out: str = "runs/train"
 
@@ -103,30 +99,38 @@ class Recipe:
             )
         if self.val_data is None and self.train.validate_every:
             raise ValueError("there is no val_data to validate on: give it, or set train.validate_every to 0")
-        for key, kind in _settings_of(self.student.name).items():
+        for key, kind in _settings_of(self.paradigm).items():
             if type(getattr(self, key)) is not kind:
                 found = type(getattr(self, key)).__name__
                 raise ValueError(f"the student {self.student.name} needs {key} of type {kind.__name__}, got {found}")
-        if is_bottom_up(self.student.name) and (self.labels is not None or self.unlabelled_data is not None):
-            raise ValueError("a bottom-up student needs everybody's labels: labels and unlabelled_data must be null")
-        unlabelled = self.unlabelled_data is not None or (
-            self.labels is not None and self.labels.others == "unlabelled"
-        )
-        if unlabelled and not getattr(self.method, "unlabelled", 0):  # the weight of a method that learns from them
+        if not self.paradigm.crops_boxes and (self.labels is not None or self.unlabelled_data is not None):
             raise ValueError(
-                "this method learns nothing from persons without labels: give it a method.unlabelled above 0 (fpd and "
-                "mapd have that), or set labels.others to left_out, and unlabelled_data to null"
+                f"a {self.paradigm.name} student needs everybody's labels: labels and unlabelled_data must be null"
             )
-        if unlabelled and getattr(self.method, "alpha", None) == 0:  # such a method asks no teacher
-            raise ValueError(
-                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
-                "labels: give alpha another value, or set labels.others to left_out and unlabelled_data to null"
-            )
+        problem = self.method_type.why_not_unlabelled(self.method)
+        if problem is not None and self.has_unlabelled:
+            raise ValueError(f"{problem}, or set labels.others to left_out and unlabelled_data to null")
+
+    @property
+    def paradigm(self) -> Paradigm:
+        """How the student meets images."""
+        return PARADIGMS[paradigm_name(self.student.name)]
+
+    @property
+    def method_type(self) -> type[Method]:
+        """The method whose settings `method` is."""
+        return next(method for method, settings in METHODS.values() if type(self.method) is settings)
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether persons without labels are among the training data."""
+        few = self.labels is not None and self.labels.others == "unlabelled"
+        return few or self.unlabelled_data is not None
 
 
-def _settings_of(student: Any) -> dict[str, type]:
-    """The dataclasses of `augmentation` and `eval` for a student of this name."""
-    return BOTTOM_UP if isinstance(student, str) and is_bottom_up(student) else TOP_DOWN
+def _settings_of(paradigm: Paradigm) -> dict[str, type]:
+    """The dataclasses of the groups that follow from the student's paradigm."""
+    return {"augmentation": paradigm.augmentation, "inference": paradigm.inference}
 
 
 def read_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -169,12 +173,13 @@ def recipe_from_dict(values: Any) -> Recipe:
     if not isinstance(values, Mapping):
         raise ValueError(f"a recipe is a group of settings, got {values!r}")
     schema: dict[str, Any] = hints_of(Recipe)
-    plain = dict(values)
+    plain = modernise(values)
     for key, choices in CHOICES.items():
         if plain.get(key) is not None:
             schema[key], plain[key] = _chosen(key, plain[key], choices)
     student = plain.get("student")
-    kinds = _settings_of(student.get("name") if isinstance(student, Mapping) else None)
+    name = student.get("name") if isinstance(student, Mapping) else None
+    kinds = _settings_of(PARADIGMS[paradigm_name(str(name))])
     schema.update(kinds)
     check_keys(plain, schema)
     defaults = {f.name: _default(f) for f in fields(Recipe) if _default(f) is not MISSING}
@@ -206,8 +211,9 @@ def apply_overrides(values: Mapping[str, Any], words: Sequence[str]) -> dict[str
     Raises:
         ValueError: a word that is no option, or an option without a value.
     """
-    result = _plain(values)
-    for key, text in _pairs(words):
+    result = _plain(modernise(values) if isinstance(values, Mapping) else values)
+    for word, text in _pairs(words):
+        key = new_name(word)
         *groups, last = key.split(".")
         place = result
         for depth, group in enumerate(groups):
@@ -215,7 +221,7 @@ def apply_overrides(values: Mapping[str, Any], words: Sequence[str]) -> dict[str
                 place[group] = {}
             place = place[group]
             if not isinstance(place, dict):
-                raise ValueError(f"--{key}: {'.'.join(groups[: depth + 1])} is a value, not a group")
+                raise ValueError(f"--{word}: {'.'.join(groups[: depth + 1])} is a value, not a group")
         value = yaml.safe_load(text)
         if last == "name" and len(groups) == 1 and groups[0] in CHOICES and place.get("name") != value:
             place.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ class Score:
 
     Attributes:
         numbers: by name, the main one first.
-        scale: of the main number: 1 where it is in 0..1, 100 for percent.
         result: all of it, e.g. a `metrics.CocoResult`.
         note: a sentence where the numbers need one, else empty.
     """
 
     numbers: Mapping[str, float]
-    scale: float
     result: Any
     note: str = ""
 
@@ -39,13 +37,14 @@ class Metric:
     """How people that a network has found are scored on a dataset, told and stored.
 
     Attributes:
+        scale: of the main number: 1 where it is in 0..1, 100 for percent.
         given: whether it scores persons that the dataset gives, by sample id, before duplicates are removed; otherwise
             it scores whom the paradigm's `suppress` has left.
         score: from dataset and people to the score.
         write: writes the people as the dataset's own result file.
         check_file: refuses a result file that could not be written, before an evaluation rather than after it.
-        score_file: from the dataset's settings, its labels (None where the metric reads them itself) and a result file to
-            the score, without a network or images.
+        score_file: from the dataset's settings, its labels (None where the metric reads them itself) and a result file
+            to the score, without a network or images.
         values: the score as plain values for JSON, for a file of its own.
         show: prints the score's tables: (score, console, title).
         curve: draws the score over its threshold: (score, path, title); None for a metric without one.
@@ -54,6 +53,7 @@ class Metric:
         NotScoredError: by `score` and `score_file`, where the labels do not allow a score.
     """
 
+    scale: float
     given: bool
     score: Callable[[PoseSource, Instances], Score]
     write: Callable[[PoseSource, Instances, Path], None]
@@ -74,6 +74,7 @@ class Report:
         found: the people, without duplicates.
         count: rows that went through the network.
         unit: what a row is: `person` (a crop) or `image`.
+        metrics: names of the dataset's metrics; the first decides which network is the best.
         seconds: for all of it: loading, network, decoding, scoring.
         note: a sentence where the numbers need one, else empty.
     """
@@ -82,9 +83,9 @@ class Report:
     found: Instances
     count: int
     unit: str
+    metrics: tuple[str, ...]
     seconds: float = 0.0
     note: str = ""
-    metrics: tuple[str, ...] = field(default=())
 
     @property
     def main(self) -> Score | None:

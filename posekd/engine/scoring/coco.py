@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +56,7 @@ def _score(source: PoseSource, people: Instances) -> Score:
 
 
 def _as_score(result: CocoResult) -> Score:
-    return Score(result.numbers(), 1.0, result, result.note)
+    return Score(result.numbers(), result, result.note)
 
 
 def _write(source: PoseSource, people: Instances, path: Path) -> None:
@@ -78,10 +78,11 @@ def _values(score: Score) -> dict[str, Any]:
 
 
 def _show(score: Score, console: Console, title: str) -> None:
-    print_result(score.result, console, title=title)
+    print_result(replace(score.result, note=""), console, title=title)  # notes are told once, with the others'
 
 
 COCO_KEYPOINTS = Metric(
+    scale=1.0,
     given=False,
     score=_score,
     write=_write,

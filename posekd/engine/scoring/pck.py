@@ -94,11 +94,11 @@ ScorePoses = Callable[[np.ndarray, np.ndarray, PoseRecords], tuple[PckResult, st
 
 
 def _as_score(result: PckResult, note: str, records: PoseRecords) -> Score:
-    return Score(result.numbers(), 100.0, (result, records.skeleton.keypoints), note)
+    return Score(result.numbers(), (result, records.skeleton.keypoints), note)
 
 
 def _as_torso_score(result: PckResult, note: str, records: PoseRecords) -> Score:
-    return Score({f"torso {result.name}": result.mean}, 100.0, (result, records.skeleton.keypoints), note)
+    return Score({f"torso {result.name}": result.mean}, (result, records.skeleton.keypoints), note)
 
 
 def _values(score: Score) -> dict[str, Any]:
@@ -137,6 +137,7 @@ def _metric(
         return replace(found, note="; ".join(note for note in (found.note, missing) if note))
 
     return Metric(
+        scale=100.0,
         given=True,
         score=score,
         write=write_predictions,

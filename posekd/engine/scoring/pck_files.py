@@ -59,7 +59,7 @@ def check_results_file(source: PoseSource, path: Path) -> None:
 
 
 def write_predictions(source: PoseSource, people: Instances, path: Path) -> None:
-    """Writes people that the dataset gave: `.json` as `predictions` has them, or the `.mat` of the dataset's scripts."""
+    """Writes people that the dataset gave: `.json` as `predictions` has them, or the `.mat` of its scripts."""
     results = predictions(people.keypoints.numpy(), people.sample_ids.numpy(), source)
     if path.suffix == ".mat":
         write_mat(results, source, path)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,64 +15,13 @@ from torch import nn
 
 from posekd.data import BadImageError
 from posekd.engine import distributed
+from posekd.engine.progress import RunLog, Ticker, read_log
 from posekd.engine.training import checkpoint
 from posekd.engine.training.optim import ScheduleSettings, rate_factor, set_rate
-from posekd.engine.progress import RunLog, Ticker, read_log
+from posekd.engine.training.settings import LoopSettings
 from posekd.engine.training.step import Batch, Learner, NonFiniteError, train_step
 from posekd.engine.training.stopping import LoadingError, StopSignal
 from posekd.viz.curves import plot_curves
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How long, how, and how often to look and save.
-
-    Attributes:
-        epochs: passes over the training persons.
-        accumulate: forward passes that share one optimiser step; a batch is cut into that many.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `fp32`, or autocast to `bf16` or `fp16` (with a gradient scaler).
-        channels_last: memory format of networks and images.
-        compile: which networks `torch.compile` gets: `none`, `student`, `teacher` or `both`.
-        teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
-        shard_teacher: spread the teacher's parameters over the processes (FSDP2), if it does not fit on one GPU.
-        teacher_cache: folder that `posekd cache-teacher` wrote: its heatmaps are used, and the teacher is not run.
-        max_skips: fp16: more steps than this skipped in a row by the gradient scaler are an error.
-        ema_decay: keep an exponential moving average of the student and evaluate that.
-        validate_every: epochs between validations, and always at the end; 0 for never.
-        checkpoint_every: epochs between checkpoints.
-        checkpoint_steps: also save every so many steps, for long epochs.
-        keep_checkpoints: how many of the last checkpoints stay.
-        log_every: steps between log records.
-    """
-
-    epochs: int = 210
-    accumulate: int = 1
-    device: str = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
-    compile: Literal["none", "student", "teacher", "both"] = "none"
-    teacher_dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    shard_teacher: bool = False
-    teacher_cache: str | None = None
-    max_skips: int = 20
-    ema_decay: float | None = None
-    validate_every: int = 10
-    checkpoint_every: int = 1
-    checkpoint_steps: int | None = None
-    keep_checkpoints: int = 2
-    log_every: int = 50
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every", "max_skips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
-        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
-            raise ValueError(f"train.checkpoint_steps must be 1 or more, or null; got {self.checkpoint_steps}")
-        if self.validate_every < 0:
-            raise ValueError(f"train.validate_every must be 0 (never) or more, got {self.validate_every}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train.ema_decay must be in [0, 1), or null; got {self.ema_decay}")
 
 
 class Loaded(Protocol):
@@ -108,6 +57,8 @@ class Job:
         facts: saved with every checkpoint (the recipe).
         label: for the progress display.
         seed: of the random numbers in a step (dropout).
+        scale: of the main score: 1 where it is in 0..1, 100 for percent; for the curves.
+        count_labelled: how many rows of a loader's batch have labels; None where all have.
         best: the best main score of a validation so far.
         scores: of the last validation.
         validated: the step of the last validation.
@@ -125,13 +76,15 @@ class Job:
     facts: dict[str, Any]
     label: str = "train"
     seed: int = 0
+    scale: float = 1.0
+    count_labelled: Callable[[Any], int] | None = None
     best: float = float("-inf")
     scores: dict[str, float] | None = None
     validated: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps an epoch."""
+        """Optimiser steps per epoch."""
         return len(self.loader) // self.settings.accumulate
 
     @property
@@ -161,7 +114,7 @@ def fit(job: Job) -> dict[str, float] | None:
     """
     if job.steps_per_epoch < 1:
         raise ValueError(
-            f"{len(job.loader)} batches an epoch are too few for train.accumulate {job.settings.accumulate}"
+            f"{len(job.loader)} batches per epoch are too few for train.accumulate {job.settings.accumulate}"
         )
     learner = job.learner
     log = RunLog(job.folder, learner.step, job.validated, quiet=not distributed.is_main())
@@ -179,7 +132,7 @@ def fit(job: Job) -> dict[str, float] | None:
         if not job.settings.validate_every and distributed.is_main():  # otherwise the last validation has drawn them
             plot_curves({job.label: read_log(log.path)}, job.folder / "curves.png")
         if distributed.is_main():
-            job.save_weights(learner.best_guess, job.folder / "last.safetensors", {"metrics": job.scores})
+            job.save_weights(learner.eval_model, job.folder / "last.safetensors", {"metrics": job.scores})
     except NonFiniteError as error:
         error.args = (f"{error}. {_rescue(job, f'nonfinite_{error.step:09d}.safetensors')}",)
         raise
@@ -209,10 +162,19 @@ def _train_epoch(job: Job, log: RunLog, ticker: Ticker, stop: StopSignal) -> Non
         samples = sum(map(len, group)) * distributed.world()
         facts = ticker.tick(samples, waited, losses["loss"], report=report)
         if report:
-            log.write("train", learner.step, epoch=epoch, lr=lr, **losses, **facts)
+            log.write("train", learner.step, epoch=epoch, lr=lr, **losses, **facts, **_labelled(job, group))
         if learner.step % job.steps_per_epoch:  # the end of an epoch is saved after its validation
             _save_if_due(job)
     _stop_if_asked(job, stop)
+
+
+def _labelled(job: Job, group: list[Loaded]) -> dict[str, int]:
+    """For the log of a step: its rows, and those with labels, over all processes; nothing where all have labels."""
+    if job.count_labelled is None:
+        return {}
+    own = sum(map(len, group)), sum(map(job.count_labelled, group))
+    samples, labelled = map(sum, zip(*distributed.gather(own), strict=True))
+    return {"samples": samples, "labelled": labelled}
 
 
 def _pull(job: Job, batches: Iterator[Loaded], stop: StopSignal) -> list[Loaded]:
@@ -253,16 +215,16 @@ def _validate_if_due(job: Job, log: RunLog, ticker: Ticker) -> None:
     epoch, rest = divmod(step, job.steps_per_epoch)
     if rest or not step or job.validated == step:
         return
-    job.learner.settle()
+    job.learner.check_gradients()
     if settings.validate_every and (step == job.total_steps or epoch % settings.validate_every == 0):
         save(job)  # who is killed while this takes its time resumes here
-        network = job.learner.best_guess.eval()
+        network = job.learner.eval_model.eval()
         distributed.share_buffers(network)
         start = time.perf_counter()
         job.scores = job.validate(network)
         seconds = time.perf_counter() - start
         name, score = main_score(job.scores)
-        log.write("validation", step, epoch=epoch, seconds=seconds, main=name, **job.scores)
+        log.write("validation", step, epoch=epoch, seconds=seconds, main=name, scale=job.scale, **job.scores)
         ticker.say(f"{job.label}: epoch {epoch}  {name} {score:.3f}  ({seconds:.0f} s)")
         better, job.best = score > job.best, max(score, job.best)
         if distributed.is_main():
@@ -298,7 +260,7 @@ def _stop(job: Job) -> None:
 
 def save(job: Job) -> None:
     """Writes a checkpoint (rank 0 does) and removes those that are too old."""
-    job.learner.settle()
+    job.learner.check_gradients()
     if not distributed.is_main():
         return
     path, state = checkpoint.checkpoint_path(job.checkpoints, job.learner.step), state_dict(job)

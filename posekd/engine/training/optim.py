@@ -21,7 +21,7 @@ class OptimSettings:
         weight_decay: L2 penalty (`adam`, `sgd`, `rmsprop`) or decoupled decay (`adamw`).
         betas: of Adam.
         momentum: of SGD.
-        smoothing: of RMSProp's average of squared gradients.
+        alpha: of RMSProp's average of squared gradients.
         clip_norm: largest norm of the whole gradient; `null` does not clip.
     """
 
@@ -30,7 +30,7 @@ class OptimSettings:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
-    smoothing: float = 0.99
+    alpha: float = 0.99
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
@@ -45,15 +45,15 @@ class ScheduleSettings:
     """The learning rate over time.
 
     Attributes:
-        kind: `step` multiplies by `factor` at each milestone; `cosine` falls to 0 at the last step.
+        kind: `step` multiplies by `gamma` at each milestone; `cosine` falls to 0 at the last step.
         milestones: epochs (counted from 0) at whose start `step` multiplies.
-        factor: of `step`.
+        gamma: of `step`.
         warmup_steps: steps over which the rate rises linearly from `lr / warmup_steps`.
     """
 
     kind: Literal["step", "cosine"] = "step"
     milestones: tuple[int, ...] = (170, 200)
-    factor: float = 0.1
+    gamma: float = 0.1
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ def rate_factor(schedule: ScheduleSettings, step: int, steps_per_epoch: int, tot
     if schedule.kind == "cosine":
         return warmup * 0.5 * (1.0 + math.cos(math.pi * step / max(1, total_steps)))
     epoch = step // steps_per_epoch
-    return warmup * schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
+    return warmup * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
@@ -80,7 +80,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) 
     if settings.name == "sgd":
         return torch.optim.SGD(trainable, lr=lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
     if settings.name == "rmsprop":  # torch has no fused one
-        return torch.optim.RMSprop(trainable, lr=lr, alpha=settings.smoothing, weight_decay=decay)
+        return torch.optim.RMSprop(trainable, lr=lr, alpha=settings.alpha, weight_decay=decay)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(trainable, lr=lr, betas=settings.betas, weight_decay=decay, fused=fused)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,8 @@ from torch import Tensor, nn
 from posekd.distill.base import Method
 from posekd.engine import distributed
 from posekd.engine.training.ema import Ema
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Batch(Protocol):
-    """All that loop and step ask of a batch that is ready for the method."""
-
-    sample_ids: Tensor
-
-    def __len__(self) -> int: ...
+from posekd.precision import autocast
+from posekd.structures import Batch, map_tensors
 
 
 class NonFiniteError(ArithmeticError):
@@ -76,7 +68,7 @@ class Learner:
     skips: int = 0
     forward: nn.Module = field(init=False)
     parameters: list[nn.Parameter] = field(init=False)
-    _verdict: _Verdict | None = field(init=False, default=None)
+    _pending: _PendingCheck | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -88,20 +80,20 @@ class Learner:
         return self.parameters[0].device
 
     @property
-    def best_guess(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The network to evaluate: the averaged student if there is one."""
         return self.ema.model if self.ema is not None else self.method.student
 
-    def settle(self) -> None:
+    def check_gradients(self) -> None:
         """Looks at the gradients of the last step; call before anything is saved or judged.
 
         Raises:
             NonFiniteGradientError: they were not finite, so that the update was left out, and `step` goes back.
         """
-        verdict, self._verdict = self._verdict, None
-        if verdict is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        largest = verdict.largest.wait()
+        largest = pending.largest.wait()
         if all(map(math.isfinite, largest)):
             self.skips = 0
             return
@@ -109,11 +101,11 @@ class Learner:
         if self.scaler.is_enabled() and self.skips <= self.max_skips:
             return
         self.optimizer.zero_grad(set_to_none=True)
-        self.step = verdict.step
-        worst = next(p for p, value in zip(verdict.parameters, largest, strict=True) if not math.isfinite(value))
+        self.step = pending.step
+        worst = next(p for p, value in zip(pending.parameters, largest, strict=True) if not math.isfinite(value))
         name = next(name for name, p in self.method.named_parameters() if p is worst)
-        ids = [sample for part in distributed.gather(verdict.sample_ids.tolist()) for sample in part]
-        message = f"step {self.step}: the gradient of {name} is not finite, although the loss is ({verdict.loss:g})"
+        ids = [sample for part in distributed.gather(pending.sample_ids.tolist()) for sample in part]
+        message = f"step {self.step}: the gradient of {name} is not finite, although the loss is ({pending.loss:g})"
         if self.scaler.is_enabled():
             message += (
                 f", {self.skips} times in a row (train.max_skips): the fp16 scaler has come down to "
@@ -125,8 +117,8 @@ class Learner:
 
 
 @dataclass
-class _Verdict:
-    """What `settle` looks at: the largest magnitude in each gradient of `parameters`, and whose they were."""
+class _PendingCheck:
+    """What `check_gradients` looks at: the largest magnitude in each gradient of `parameters`, and whose they were."""
 
     step: int
     loss: float
@@ -157,7 +149,7 @@ class _HostCopy:
 def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
     """Accumulates the gradients of some batches and takes one optimiser step.
 
-    A step whose gradient is not finite changes nothing, and the next call (or `learner.settle()`) says so: the
+    A step whose gradient is not finite changes nothing, and the next call (or `learner.check_gradients()`) says so: the
     device need not be waited for.
 
     Args:
@@ -174,7 +166,7 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
     for i, batch in enumerate(batches, 1):
         # gradients are averaged over the processes once a step, by the last backward
         with distributed.no_sync(learner.forward) if i < len(batches) else nullcontext():
-            with torch.autocast(learner.device.type, DTYPES[learner.precision], enabled=learner.precision != "fp32"):
+            with autocast(learner.device, learner.precision):
                 terms = learner.forward(batch)
             stacked = torch.stack([term.detach().float() for term in terms.values()])
             reading = _HostCopy(torch.stack((distributed.mean(stacked), stacked)))
@@ -183,10 +175,10 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
         # read after backward has been queued: a GPU still has work while the host looks at the forward's result
         values, own = reading.wait()
         if not all(map(math.isfinite, values)):
-            raise _blame(learner, batch, dict(zip(terms, own, strict=True)))
+            raise _loss_error(learner, batch, dict(zip(terms, own, strict=True)))
         for name, value in zip(terms, values, strict=True):
             totals[name] = totals.get(name, 0.0) + value / len(batches)
-    learner.settle()
+    learner.check_gradients()
     loss_value = sum(totals.values())
     update(learner, torch.cat([batch.sample_ids for batch in batches]), loss_value)
     return {**totals, "loss": loss_value}
@@ -208,7 +200,7 @@ def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
     if learner.clip_norm is not None:
         total = torch.stack(torch._foreach_norm(gradients)).float().norm()
         torch._foreach_mul_(gradients, (learner.clip_norm / (total + 1e-6)).clamp(max=1.0))
-    learner._verdict = _Verdict(learner.step, loss, _HostCopy(largest), parameters, sample_ids)
+    learner._pending = _PendingCheck(learner.step, loss, _HostCopy(largest), parameters, sample_ids)
     if scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
@@ -218,7 +210,7 @@ def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
         optimizer.step()
         del optimizer.found_inf  # type: ignore[attr-defined]
     else:
-        learner.settle()
+        learner.check_gradients()
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if learner.ema is not None:
@@ -226,12 +218,12 @@ def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
     learner.step += 1
 
 
-def _blame(learner: Learner, batch: Batch, values: dict[str, float]) -> NonFiniteLossError:
+def _loss_error(learner: Learner, batch: Batch, values: dict[str, float]) -> NonFiniteLossError:
     """The error for a batch whose loss is not finite here, or in another process."""
     learner.optimizer.zero_grad(set_to_none=True)
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    culprits = _culprits(learner, batch) if bad else []
-    own = (bad[0], values[bad[0]], culprits or batch.sample_ids.tolist(), bool(culprits)) if bad else None
+    bad_samples = _bad_samples(learner, batch) if bad else []
+    own = (bad[0], values[bad[0]], bad_samples or batch.sample_ids.tolist(), bool(bad_samples)) if bad else None
     found = [place for place in distributed.gather(own) if place is not None]
     term, value, _, single = found[0]
     ids = [sample for place in found for sample in place[2]]
@@ -241,25 +233,32 @@ def _blame(learner: Learner, batch: Batch, values: dict[str, float]) -> NonFinit
 
 
 @torch.no_grad()
-def _culprits(learner: Learner, batch: Any) -> list[int]:
+def _bad_samples(learner: Learner, batch: Batch) -> list[int]:
     """Ids of the samples that are not finite, or give such a loss alone; none if no single one can be blamed."""
-    if not hasattr(batch, "rows"):
-        return []
     ids: list[int] = batch.sample_ids.tolist()
     samples = [batch.rows(slice(i, i + 1)) for i in range(len(ids))]
-    found = [i for i, sample in zip(ids, samples, strict=True) if not _is_finite(vars(sample))]
+    found = [i for i, sample in zip(ids, samples, strict=True) if not _is_finite(_tensors(sample))]
     teacher = learner.method.teacher
     if not found and not (teacher is not None and teacher.sharded):  # which all processes would have to ask together
         was_training = learner.method.training
         learner.method.eval()
-        with torch.autocast(learner.device.type, DTYPES[learner.precision], enabled=learner.precision != "fp32"):
-            found = [i for i, sample in zip(ids, samples, strict=True) if not _is_finite(learner.method(sample))]
+        with autocast(learner.device, learner.precision):
+            found = [
+                i for i, sample in zip(ids, samples, strict=True) if not _is_finite(learner.method(sample).values())
+            ]
         learner.method.train(was_training)
     return found if len(found) < len(ids) else []
 
 
-def _is_finite(tensors: Mapping[str, Any]) -> bool:
-    return all(bool(t.isfinite().all()) for t in tensors.values() if isinstance(t, Tensor))
+def _is_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
+def _tensors(sample: Batch) -> list[Tensor]:
+    """Every tensor of a batch."""
+    found: list[Tensor] = []
+    map_tensors(sample, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
 
 
 def _listed(ids: Sequence[int]) -> str:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from posekd.data import CropAugmentation, prepare
+from posekd.data import CropAugmentation
 from posekd.data.augment import draw, half_body, image_matrices
+from posekd.inputs import prepare_crops
 from posekd.skeleton import COCO
 from posekd.structures import InputSpec, PackedCropBatch
 
@@ -135,7 +136,7 @@ class TestPrepare:
     def test_joints_stay_on_their_pixels(self, flip, rotation, origin):
         """The dot of every labelled joint is found in the crop where its keypoint says."""
         for joint in range(3):
-            batch = prepare(packed(dots(JOINTS[[joint]]), JOINTS, rotation, 1.1, flip, origin), SPEC, SWAP)
+            batch = prepare_crops(packed(dots(JOINTS[[joint]]), JOINTS, rotation, 1.1, flip, origin), SPEC, SWAP)
             y, x = divmod(int(batch.images[0, 0].argmax()), SPEC.size[1])
             place = SWAP[joint] if flip else joint
             assert batch.images[0, 0].max() > 0.8
@@ -143,17 +144,17 @@ class TestPrepare:
             assert batch.keypoints[0, place, 2] == JOINTS[joint, 2]
 
     def test_unlabelled_joints_are_zero(self):
-        assert prepare(packed(dots(JOINTS), JOINTS, 20.0), SPEC, SWAP).keypoints[0, 3].tolist() == [0, 0, 0]
+        assert prepare_crops(packed(dots(JOINTS), JOINTS, 20.0), SPEC, SWAP).keypoints[0, 3].tolist() == [0, 0, 0]
 
     def test_a_mirrored_person_is_the_mirror_image(self):
-        plain = prepare(packed(dots(JOINTS), JOINTS), SPEC, SWAP)
-        mirrored = prepare(packed(dots(JOINTS), JOINTS, flip=True), SPEC, SWAP)
+        plain = prepare_crops(packed(dots(JOINTS), JOINTS), SPEC, SWAP)
+        mirrored = prepare_crops(packed(dots(JOINTS), JOINTS, flip=True), SPEC, SWAP)
         # x_out - W/2 changes its sign: column W/2 stays, column 0 has no partner
         torch.testing.assert_close(mirrored.images[..., 1:], plain.images[..., 1:].flip(-1))
 
     def test_the_region_gives_the_crop_of_the_whole_image(self):
         image = np.random.default_rng(1).integers(0, 256, (160, 200, 3), dtype=np.uint8)
-        whole, part = (prepare(packed(image, JOINTS, origin=o), SPEC, SWAP) for o in ((0, 0), (38, 0)))
+        whole, part = (prepare_crops(packed(image, JOINTS, origin=o), SPEC, SWAP) for o in ((0, 0), (38, 0)))
         torch.testing.assert_close(part.images, whole.images, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(part.matrices, whole.matrices)
 
@@ -161,18 +162,18 @@ class TestPrepare:
         image = np.zeros((160, 200, 3), np.uint8)
         image[..., 0] = 255  # red
         spec = InputSpec(size=SIZE, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 0.5), bgr=True)
-        middle = prepare(packed(image, JOINTS), spec, SWAP).images[0, :, 32, 24]
+        middle = prepare_crops(packed(image, JOINTS), spec, SWAP).images[0, :, 32, 24]
         torch.testing.assert_close(middle, torch.tensor([-0.1, -0.2, (1 - 0.3) / 0.5]))
 
     def test_facts_ride_along_and_the_area_is_the_crops(self):
-        batch = prepare(packed(dots(JOINTS), JOINTS, zoom=0.5), SPEC, SWAP)
+        batch = prepare_crops(packed(dots(JOINTS), JOINTS, zoom=0.5), SPEC, SWAP)
         assert batch.areas.tolist() == [120 * 160 * 0.25]
         assert batch.image_ids.tolist() == [7]
         assert batch.sample_ids.tolist() == [9]
         assert len(batch) == 1
 
     def test_dtype_and_memory_format(self):
-        batch = prepare(
+        batch = prepare_crops(
             packed(dots(JOINTS), JOINTS), SPEC, SWAP, dtype=torch.bfloat16, memory_format=torch.channels_last
         )
         assert batch.images.dtype == torch.bfloat16

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 from posekd import ops
 from posekd.data import (
-    CropAugmentation,
     BadImageError,
     CocoKeypoints,
-    LoaderSettings,
+    CropAugmentation,
     CropDataset,
-    crop_loader,
+    LoaderSettings,
     PoseRecords,
-    prepare,
+    crop_loader,
 )
 from posekd.data.augment import image_matrices
 from posekd.data.loading.cache import CachedImages
+from posekd.inputs import prepare_crops
 from posekd.skeleton import COCO
 from posekd.structures import InputSpec
 
@@ -237,7 +237,7 @@ class TestBadImages:
         source = Noise([[10, 10, 20, 20]], [0])
         source.records = dataclasses.replace(source.records, image_sizes=np.zeros((1, 2), np.int64))
         batch = CropDataset(source, SIZE).stand_in(0, torch.tensor([0]))
-        images = prepare(batch, InputSpec(SIZE, mean=(0, 0, 0)), COCO.flip).images
+        images = prepare_crops(batch, InputSpec(SIZE, mean=(0, 0, 0)), COCO.flip).images
         assert images.shape == (1, 3, *SIZE)
         assert not images.any()
 

@@ -11,10 +11,19 @@ import torch
 from helpers.coco_folder import labels, person
 
 from posekd import geometry
-from posekd.data import CropAugmentation, CocoKeypoints, CocoSettings, LoaderSettings, CropDataset, crop_loader, prepare
+from posekd.data import (
+    CocoKeypoints,
+    CocoSettings,
+    CropAugmentation,
+    CropDataset,
+    LoaderSettings,
+    crop_loader,
+    image_loader,
+)
 from posekd.data.augment import image_matrices
-from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, image_loader, prepare_images
+from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+from posekd.inputs import prepare_crops, prepare_images
 from posekd.structures import InputSpec
 
 HEIGHT, WIDTH = 479, 641  # odd: a reduced picture is rounded up
@@ -70,7 +79,7 @@ def test_a_crop_of_a_smooth_picture_is_that_of_the_whole_one(tmp_path, row, redu
     whole, reduced = both_ways(source, [(0, row)])
     assert (reduced.reductions.tolist() or [1]) == [reduction]
     assert reduced.pixels.numel() < 1.5 * whole.pixels.numel() / reduction**2
-    one, other = (prepare(batch, SPEC, range(17)) for batch in (whole, reduced))
+    one, other = (prepare_crops(batch, SPEC, range(17)) for batch in (whole, reduced))
     assert torch.equal(one.keypoints, other.keypoints)
     assert torch.equal(one.matrices, other.matrices), "a crop's place is told in pixels of the whole picture"
     inside = inside_of(one.matrices[0], source, row)
@@ -79,7 +88,7 @@ def test_a_crop_of_a_smooth_picture_is_that_of_the_whole_one(tmp_path, row, redu
     assert difference.mean() < 1
     if reduction > 1:  # guard: the corner of a pixel in place of its centre is noticed
         reduced.origins += (reduction - 1) / 2 / reduction
-        shifted = (one.images - prepare(reduced, SPEC, range(17)).images).abs() * 255 * inside
+        shifted = (one.images - prepare_crops(reduced, SPEC, range(17)).images).abs() * 255 * inside
         assert shifted.mean() > 1.5 * difference.mean()
 
 
@@ -89,7 +98,7 @@ def test_augmented_crops_agree_too(tmp_path, epoch):
     source = folder(tmp_path, [smooth(), smooth(423, 630)])
     keys = [(epoch, row) for row in (0, 1, 2, 4, 5)]
     whole, reduced = both_ways(source, keys, augmentation=AUGMENTATION)
-    one, other = (prepare(batch, SPEC, range(17)) for batch in (whole, reduced))
+    one, other = (prepare_crops(batch, SPEC, range(17)) for batch in (whole, reduced))
     assert reduced.reductions.max() > 1
     inside = torch.stack([inside_of(one.matrices[i], source, key[1]) for i, key in enumerate(keys)])
     difference = (one.images - other.images).abs().amax(1) * 255 * inside
@@ -116,7 +125,7 @@ def test_a_bright_spot_is_where_its_keypoint_says(tmp_path):
     source = folder(tmp_path, pictures, ids=(10,))
     _, reduced = both_ways(source, [(0, row) for row in range(17)])
     assert reduced.reductions.tolist() == [8] * 17
-    batch = prepare(reduced, SPEC, range(17))
+    batch = prepare_crops(reduced, SPEC, range(17))
     mass = batch.images[:, 0].clamp_min(0.05) - 0.05
     grid_y, grid_x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
     for joint in range(17):
@@ -167,7 +176,7 @@ class TestWhole:
         (tmp_path / "images" / "2.jpg").write_bytes(png)
         whole, asked = both_ways(source, [(0, 0), (0, 4)])
         assert asked.reductions.tolist() == [8, 1]
-        one, other = (prepare(batch, SPEC, range(17)).images for batch in (whole, asked))
+        one, other = (prepare_crops(batch, SPEC, range(17)).images for batch in (whole, asked))
         assert torch.equal(one[1], other[1])
         assert 0 < (one[0] - other[0])[:, 8:-8].abs().max() * 255 < 6
 
@@ -265,7 +274,7 @@ def test_real_crops_agree_with_the_whole_picture(real_data, record_property):
             continue
         reduced_people += 1
         mean = CropDataset(Averaged(settings), SIZE, reduced_decode=True).__getitems__([(0, row)])
-        images = [prepare(batch, SPEC, range(17)).images * 255 for batch in (whole, reduced, mean)]
+        images = [prepare_crops(batch, SPEC, range(17)).images * 255 for batch in (whole, reduced, mean)]
         sampled.append(float((images[0] - images[1]).abs().mean()))
         averaged.append(float((images[2] - images[1]).abs().mean()))
     assert reduced_people > 30

@@ -10,17 +10,11 @@ import pytest
 import torch
 from helpers import coco_folder
 
-from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
-from posekd.data.loading.whole_images import (
-    ImageAugmentation,
-    ImageDataset,
-    image_loader,
-    draw_image,
-    output_matrices,
-    prepare_images,
-)
+from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, image_loader
+from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, draw_image, output_matrices
 from posekd.data.regions import decode_mask
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+from posekd.inputs import prepare_images
 from posekd.skeleton import CROWDPOSE
 from posekd.structures import InputSpec
 

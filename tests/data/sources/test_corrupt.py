@@ -14,7 +14,7 @@ from helpers.coco_folder import labels, person, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from posekd.data import BadImageError, CocoKeypoints, CocoSettings, LoaderSettings, CropDataset, crop_loader
+from posekd.data import BadImageError, CocoKeypoints, CocoSettings, CropDataset, LoaderSettings, crop_loader
 from posekd.data.images import REDUCTIONS, read_rgb, reduced_size
 
 HEIGHT, WIDTH = 24, 36

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from posekd.data import FewLabels, LabelSettings, LoaderSettings, crop_loader, WithUnlabelled
+from posekd.data import FewLabels, LabelSettings, LoaderSettings, WithUnlabelled, crop_loader
 from posekd.data.records import Regions
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.distill import Fpd
+from posekd.distill import FPD
 from posekd.engine import build
 from posekd.engine.recipes.recipe import recipe_from_dict
 
@@ -107,5 +107,5 @@ def test_a_recipe_trains_on_few_labels_and_another_dataset(tmp_path):
     (batch,) = job.loader.epoch(0)
     assert (batch.keypoints[..., 2] > 0).any(1).sum() == 2
     terms = job.learner.method(job.prepare(batch))
-    assert isinstance(job.learner.method, Fpd)
+    assert isinstance(job.learner.method, FPD)
     assert all(term.item() > 0 for term in terms.values())

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from posekd.data import CocoSettings
-from posekd.distill import METHODS, MapdSettings, SupervisedSettings
+from posekd.distill import METHODS, MAPDSettings, SupervisedSettings
 from posekd.engine.recipes.configs import find_config, list_configs
 from posekd.engine.recipes.recipe import read_recipe, recipe_from_dict, recipe_to_dict
 
@@ -42,7 +42,7 @@ def test_every_shipped_recipe_is_valid(name):
 def test_elpn_on_coco_is_the_published_recipe(version):
     """ELPN, section 4: Adam 1e-3, x 0.1 at 170 and 200 of 210 epochs, batch 32, flip .5, rotation 40, scale .3."""
     recipe = read_recipe(f"mapd/{version}_coco_256x192")
-    assert recipe.method == MapdSettings(alpha=0.15, beta=0.075, temperature=1.0, sigma=2.0)
+    assert recipe.method == MAPDSettings(alpha=0.15, beta=0.075, temperature=1.0, sigma=2.0)
     assert (recipe.student.name, recipe.teacher.name) == (version, "hrnet_w32")
     assert (recipe.optim.name, recipe.optim.lr, recipe.optim.weight_decay) == ("adam", 1e-3, 0.0)
     assert (recipe.schedule.milestones, recipe.schedule.factor, recipe.train.epochs) == ((170, 200), 0.1, 210)

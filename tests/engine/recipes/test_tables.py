@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posekd.data import CropAugmentation
-from posekd.distill import FpdSettings, MapdSettings, SupervisedSettings
+from posekd.distill import FPDSettings, MAPDSettings, SupervisedSettings
 from posekd.engine.recipes.configs import list_configs
 from posekd.engine.recipes.recipe import read_recipe
 from posekd.engine.recipes.tables import read_tables
@@ -43,7 +43,7 @@ def test_fpd_has_the_tables_4_to_8():
     alone, scratch, continued = (row.resolve() for row in rows(FPD, "released"))
     assert alone.method == SupervisedSettings()
     assert alone.student.weights is None
-    assert scratch.method == continued.method == FpdSettings(alpha=0.5)
+    assert scratch.method == continued.method == FPDSettings(alpha=0.5)
     assert scratch.student.weights is None
     assert continued.student.weights is not None
 
@@ -51,10 +51,10 @@ def test_fpd_has_the_tables_4_to_8():
 def test_elpn_has_the_tables_4_to_7():
     assert [row.table for row in MAPD] == ["4"] * 4 + ["5"] * 6 + ["6"] * 4 + ["7"] * 10
     assert [row.resolve().method for row in rows(MAPD, "6")] == [
-        MapdSettings(alpha=0, beta=0),
-        MapdSettings(alpha=0.15, beta=0),
-        MapdSettings(alpha=0, beta=0.075),
-        MapdSettings(alpha=0.15, beta=0.075),
+        MAPDSettings(alpha=0, beta=0),
+        MAPDSettings(alpha=0.15, beta=0),
+        MAPDSettings(alpha=0, beta=0.075),
+        MAPDSettings(alpha=0.15, beta=0.075),
     ]
     assert [row.published["PCKh"] for row in rows(MAPD, "6")] == [78.2, 84.9, 83.6, 86.3]
     alphas = [row.resolve().method.alpha for row in rows(MAPD, "7")]
@@ -74,7 +74,7 @@ def test_the_papers_recipe_of_fpd(student, data, epochs):
         flip=0.5, rotation=30, scale=0.25, distribution="uniform", rotation_probability=1.0
     )
     if student == "hourglass_4x128":
-        assert recipe.method == FpdSettings(alpha=0.5)
+        assert recipe.method == FPDSettings(alpha=0.5)
         assert recipe.teacher.name == "hourglass_8x256"
 
 
@@ -88,7 +88,7 @@ def test_the_released_recipe_of_fpd():
 @pytest.mark.parametrize("version", ["elpn_v1", "elpn_v2"])
 def test_the_published_recipe_of_elpn_on_mpii(version):
     recipe = read_recipe(f"mapd/{version}_mpii_256x256")
-    assert recipe.method == MapdSettings(alpha=0.15, beta=0.075)
+    assert recipe.method == MAPDSettings(alpha=0.15, beta=0.075)
     assert (recipe.optim.name, recipe.optim.lr, recipe.loader.batch_size) == ("adam", 1e-3, 32)
     assert (recipe.train.epochs, recipe.schedule.milestones) == (210, (170, 200))
     augmentation = recipe.augmentation

@@ -18,11 +18,12 @@ from scipy.io import loadmat, savemat
 
 from posekd.data import LoaderSettings, MpiiSettings, open_lsp, open_mpii
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.engine.evaluate import TopDownInference, evaluate
-from posekd.engine.scoring.pck import read_pck_labels, read_predictions, score_pck
+from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.recipe import recipe_from_dict
+from posekd.engine.scoring.pck import read_pck_labels, read_predictions, score_pck
 from posekd.engine.train import train
+from posekd.paradigms import TopDownInference
 from posekd.structures import InputSpec
 from posekd.viz.curves import plot_curves, plot_pck
 

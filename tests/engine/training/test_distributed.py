@@ -20,10 +20,10 @@ import posekd
 from posekd.cli import main
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.engine import distributed
-from posekd.engine.training import checkpoint
 from posekd.engine.build import pick_device
-from posekd.engine.training.loop import fit
 from posekd.engine.progress import read_log
+from posekd.engine.training import checkpoint
+from posekd.engine.training.loop import fit
 from posekd.models import create_model, save_weights
 
 TESTS = Path(ranks.__file__).parents[1]

@@ -9,11 +9,9 @@ from helpers.tiny_job import NoiseLoader, losses, make_job
 from helpers.tiny_pose import SPEC, TinyPose, random_batch
 
 from posekd.distill import Supervised
-from posekd.engine.training import checkpoint, loop
-from posekd.engine.training.ema import Ema
-from posekd.engine.training.loop import Job, LoopSettings, fit, load_state_dict
-from posekd.engine.training.optim import OptimSettings, ScheduleSettings, make_optimizer
 from posekd.engine.progress import read_log
+from posekd.engine.training import checkpoint, loop
+from posekd.engine.training.loop import fit, load_state_dict
 from posekd.engine.training.step import Learner, NonFiniteLossError, train_step
 from posekd.viz.curves import plot_curves
 

@@ -14,23 +14,25 @@ from helpers.tiny_pose import TinyPose
 from helpers.tiny_recipe import TINY_NET
 from torch.overrides import TorchFunctionMode
 
-from posekd.data import CropAugmentation, LoaderSettings, crop_loader, prepare
-from posekd.data.loading.whole_images import ImageAugmentation, image_loader
+from posekd.data import CropAugmentation, LoaderSettings, crop_loader, image_loader
+from posekd.data.loading.whole_images import ImageAugmentation
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.distill import (
+    FPD,
+    MAPD,
     AssociativeEmbedding,
     AssociativeEmbeddingSettings,
-    Fpd,
     FrozenTeacher,
-    Mapd,
-    MapdSettings,
+    MAPDSettings,
     SmallerHRNet,
     Supervised,
 )
 from posekd.engine.build import make_prepare
-from posekd.engine.evaluate import TopDownInference, decode, forward_heatmaps
+from posekd.engine.evaluate import decode, forward_heatmaps
 from posekd.engine.training.loop import LoopSettings
+from posekd.inputs import prepare_crops
 from posekd.models import create_model
+from posekd.paradigms import TopDownInference
 from posekd.structures import InputSpec
 
 META = torch.device("meta")
@@ -56,16 +58,18 @@ def taught(teacher_spec=SPEC):
 
 METHODS = {
     "supervised": lambda: Supervised(TinyPose(SPEC, keypoints=17)),
-    "mapd": lambda: Mapd(*taught()),
-    "mapd, the letter": lambda: Mapd(*taught(), MapdSettings(kl="clamped")),
-    "mapd, another input": lambda: Mapd(*taught(BGR)),
-    "fpd": lambda: Fpd(*taught()),
+    "mapd": lambda: MAPD(*taught()),
+    "mapd, the letter": lambda: MAPD(*taught(), MAPDSettings(kl="clamped")),
+    "mapd, another input": lambda: MAPD(*taught(BGR)),
+    "fpd": lambda: FPD(*taught()),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_of_crops(name):
-    loader = crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=CropAugmentation())
+    loader = crop_loader(
+        SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=CropAugmentation()
+    )
     packed = next(loader.epoch(0))
     assert_step_copies_nothing(METHODS[name](), packed)
     packed.reductions = torch.ones(len(packed.offsets))
@@ -111,8 +115,10 @@ def test_a_batch_of_an_evaluation(how, monkeypatch):
 def test_on_a_gpu_batches_copied_beside_a_busy_stream_are_whole_and_nothing_waits():
     """Many batches in turn, so that their memory is used again; torch itself refuses what waits for the device."""
     device = torch.device("cuda:0")
-    method = Mapd(*taught(BGR)).to(device)
-    loader = crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=CropAugmentation())
+    method = MAPD(*taught(BGR)).to(device)
+    loader = crop_loader(
+        SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=CropAugmentation()
+    )
     batches = [next(loader.epoch(epoch)) for epoch in range(20)]
     on_host = make_prepare(TinyPose(SPEC), SOURCE, torch.device("cpu"), LoopSettings())
     prepare_batch = make_prepare(method.student, SOURCE, device, LoopSettings())
@@ -139,6 +145,6 @@ def test_a_list_would_be_noticed():
     """Guard: the same with the permutation as a list, and a value that is read."""
     packed = next(iter(crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=False))).to(META)
     with NoCopies(), pytest.raises(AssertionError, match=r"as_tensor.*a copy from the host"):
-        prepare(packed, SPEC, SOURCE.records.skeleton.flip)
+        prepare_crops(packed, SPEC, SOURCE.records.skeleton.flip)
     with pytest.raises(RuntimeError, match="meta"):
         packed.centers[0, 0].item()

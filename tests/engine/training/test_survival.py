@@ -19,11 +19,11 @@ from helpers.tiny_recipe import tiny_recipe
 import posekd
 from posekd.data import BadImageError
 from posekd.distill import Method, Supervised
+from posekd.engine.train import train
 from posekd.engine.training import checkpoint, loop
 from posekd.engine.training.loop import fit, load_state_dict
 from posekd.engine.training.step import NonFiniteGradientError
 from posekd.engine.training.stopping import LoadingError
-from posekd.engine.train import train
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -1,0 +1,170 @@
+"""Evaluation: a network's people on a dataset, scored by the metrics that the dataset names."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from posekd.data import LoaderSettings, PackedLoader, PoseRecords, PoseSource
+from posekd.engine import distributed
+from posekd.engine.recipes.datasets import Dataset
+from posekd.engine.scoring import METRICS, Metric, NotScoredError, Report, Score
+from posekd.paradigms import paradigm_of
+from posekd.paradigms.inference import find_in_batches, open_batches, settings_for
+from posekd.structures import InputSpec, Instances
+
+
+def evaluate(
+    model: nn.Module,
+    source: PoseSource,
+    settings: Any = None,
+    *,
+    loader: LoaderSettings | None = None,
+    spec: InputSpec | None = None,
+    results_file: str | os.PathLike[str] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Runs a network over a dataset and scores it, on the device where the network is.
+
+    In a group of processes each runs its share, and all get the same report.
+
+    Args:
+        model: of any paradigm; evaluated in eval mode and left in the mode it was in.
+        source: the dataset; for a network that crops boxes, its boxes (labelled or detected) are cropped.
+        settings: of the paradigm's inference; its defaults if None.
+        loader: how batches are made.
+        spec: the network's input; `model.spec` by default.
+        results_file: where to write the people, in the form of the dataset's first metric; also for data without
+            labels.
+        on_batch: called with (rows done, rows in all) after each batch; a row is a crop or an image.
+
+    Raises:
+        ValueError: the network's output or paradigm does not fit the dataset.
+        FloatingPointError: the network's output is not finite.
+        BadImageError: an image cannot be read, and the loader is to refuse that.
+    """
+    start = time.perf_counter()
+    paradigm, records = paradigm_of(model), source.records
+    settings = settings_for(paradigm, settings)
+    _refuse_unfit(source, paradigm.crops_boxes, results_file)
+    rank, world = distributed.rank(), distributed.world()
+    batches = open_batches(model, source, settings, loader=loader, spec=spec, rank=rank, world=world)
+    tell = _counter(len(batches.dataset), on_batch)
+    found = find_in_batches(model, batches, records.skeleton, settings, spec=spec, on_batch=tell)
+    found, skipped = _gather(found, records), _skipped(batches, paradigm.unit)
+    people = paradigm.suppress(found, records.skeleton, settings)
+    if results_file is not None and distributed.is_main():
+        metric = METRICS[records.metrics[0]]
+        metric.write(source, found if metric.given else people, Path(results_file))
+    scores, notes = score(source, found, people, written=results_file is not None)
+    note = "; ".join(note for note in (skipped, *notes) if note)
+    seconds = time.perf_counter() - start
+    return Report(scores, people, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
+
+
+def score(
+    source: PoseSource, found: Instances, people: Instances, *, written: bool = False
+) -> tuple[dict[str, Score], list[str]]:
+    """What each of the dataset's metrics says.
+
+    Args:
+        source: the dataset.
+        found: everybody whom the network has found, for metrics of given persons.
+        people: those whom `suppress` has left, for the others.
+        written: whether the people have been written to a file, for the note.
+
+    Returns:
+        The scores by metric, without those that could score nothing, and sentences where the numbers need one.
+    """
+    otherwise = "results written, not scored" if written else "not scored"
+    return _score_each(
+        source.records.metrics, lambda metric: metric.score(source, found if metric.given else people), otherwise
+    )
+
+
+def score_file(dataset: Dataset, settings: Any, path: Path) -> tuple[dict[str, Score], list[str]]:
+    """What each of a dataset's metrics says of a results file, without a network or images.
+
+    Args:
+        dataset: the kind of dataset.
+        settings: of the dataset; where the images are does not matter.
+        path: the results file.
+
+    Returns:
+        As `score`.
+
+    Raises:
+        ValueError, FileNotFoundError: labels or results that are not what they should be.
+    """
+    labels = dataset.labels(settings) if dataset.labels is not None else None
+    return _score_each(dataset.metrics, lambda metric: metric.score_file(settings, labels, path), "not scored")
+
+
+def _score_each(
+    metrics: Sequence[str], ask: Callable[[Metric], Score], otherwise: str
+) -> tuple[dict[str, Score], list[str]]:
+    scores: dict[str, Score] = {}
+    notes: list[str] = []
+    for name in metrics:
+        try:
+            scores[name] = ask(METRICS[name])
+            note = scores[name].note
+        except NotScoredError as error:
+            note = f"{error}: {otherwise}"
+        notes += [note] if note and note not in notes else []
+    return scores, notes
+
+
+def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.PathLike[str] | None) -> None:
+    """What can be refused before the work.
+
+    Raises:
+        ValueError: a network that finds people by itself on a dataset whose metric scores given persons, or a results
+            file that could not be written.
+    """
+    metrics = source.records.metrics
+    if metrics and METRICS[metrics[0]].given and not crops_boxes:
+        raise ValueError(
+            f"this dataset is scored by {metrics[0]}, person by person, and a network that sees whole images does not "
+            "say whom it has found: evaluate it on crops"
+        )
+    if results_file is not None:
+        if not metrics:
+            raise ValueError(f"{results_file}: this dataset names no metric, so it has no form of results")
+        METRICS[metrics[0]].check_file(source, Path(results_file))
+
+
+def _counter(total: int, on_batch: Callable[[int, int], None] | None) -> Callable[[int], None] | None:
+    """Adds up the rows of batches; the other processes of a group are taken to be as far as this one."""
+    if on_batch is None:
+        return None
+    done = 0
+
+    def tell(rows: int) -> None:
+        nonlocal done
+        done = min(total, done + rows * distributed.world())
+        on_batch(done, total)
+
+    return tell
+
+
+def _skipped(batches: PackedLoader, unit: str) -> str:
+    skipped = sum(distributed.gather(batches.skipped))
+    return f"{skipped} {unit}s were skipped: unreadable images" if skipped else ""
+
+
+def _gather(found: Instances, records: PoseRecords) -> Instances:
+    """The people of all processes, in the dataset's order: as one process would have found them."""
+    if distributed.world() == 1:
+        return found
+    everybody = Instances.concatenate(distributed.gather(found), records.skeleton.num_keypoints)
+    place = {sample: row for row, sample in enumerate(records.sample_ids.tolist())}
+    order = np.argsort([place.get(sample, 0) for sample in everybody.sample_ids.tolist()], kind="stable")
+    return everybody.take(torch.from_numpy(order))

@@ -1,0 +1,60 @@
+"""The settings of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posekd.precision import Precision
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long, how, and how often to look and save.
+
+    Attributes:
+        epochs: passes over the training persons.
+        accumulate: forward passes that share one optimiser step; a batch is cut into that many.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `fp32`, or autocast to `bf16` or `fp16` (with a gradient scaler).
+        channels_last: memory format of networks and images.
+        compile: which networks `torch.compile` gets: `none`, `student`, `teacher` or `both`.
+        teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
+        shard_teacher: spread the teacher's parameters over the processes (FSDP2), if it does not fit on one GPU.
+        teacher_cache: folder that `posekd cache-teacher` wrote: its heatmaps are used, and the teacher is not run.
+        max_skips: fp16: more steps than this skipped in a row by the gradient scaler are an error.
+        ema_decay: keep an exponential moving average of the student and evaluate that.
+        validate_every: epochs between validations, and always at the end; 0 for never.
+        checkpoint_every: epochs between checkpoints.
+        checkpoint_steps: also save every so many steps, for long epochs.
+        keep_checkpoints: how many of the last checkpoints stay.
+        log_every: steps between log records.
+    """
+
+    epochs: int = 210
+    accumulate: int = 1
+    device: str = "auto"
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    compile: Literal["none", "student", "teacher", "both"] = "none"
+    teacher_dtype: Precision | None = None
+    shard_teacher: bool = False
+    teacher_cache: str | None = None
+    max_skips: int = 20
+    ema_decay: float | None = None
+    validate_every: int = 10
+    checkpoint_every: int = 1
+    checkpoint_steps: int | None = None
+    keep_checkpoints: int = 2
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every", "max_skips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise ValueError(f"train.checkpoint_steps must be 1 or more, or null; got {self.checkpoint_steps}")
+        if self.validate_every < 0:
+            raise ValueError(f"train.validate_every must be 0 (never) or more, got {self.validate_every}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must be in [0, 1), or null; got {self.ema_decay}")
