@@ -114,7 +114,7 @@ def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, 
     """The checkpoint that a folder or file name means, and its card; nothing for a model's name.
 
     Raises:
-        ValueError: a model's name without weights, or a checkpoint with others beside it.
+        ValueError: a checkpoint with other weights beside it.
         FileNotFoundError: no checkpoint, or none with a card.
     """
     from posekd.models.weights import read_card
@@ -123,8 +123,6 @@ def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, 
     if path.is_dir():
         path = path / "best.safetensors" if (path / "best.safetensors").is_file() else path / "last.safetensors"
     if path.suffix != ".safetensors":
-        if weights is None:
-            raise ValueError(f"{name} has no weights yet: give --weights FILE, or a .safetensors file as the model")
         return None, None
     if weights is not None:
         raise ValueError(f"{name} has its own weights: give no --weights with it")
@@ -153,6 +151,8 @@ def _open_model(
 
     overrides: dict[str, Any] = {} if options.size is None else {"size": options.size}
     if file is None or card is None:
+        if options.weights is None:
+            raise ValueError(f"{name} has no weights yet: give --weights FILE, or a .safetensors file as the model")
         return create_model(name, num_keypoints, options.weights, **overrides)
     network = create_model_from_card(card, file)
     if overrides:

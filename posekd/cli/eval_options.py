@@ -23,7 +23,7 @@ _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
 )  # fmt: skip
 
-EPILOG = """A checkpoint that `posekd train` wrote knows its run: data, padding, test settings and sigmas are those of the run
+EPILOG = """A checkpoint that `posekd train` wrote knows its run: data, padding, test settings and sigmas are the run's
 unless an option says otherwise, which is told.
 
 examples:
@@ -197,9 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--annotations",
         metavar="FILE",
-        help="COCO keypoint file or image list without labels; MPII's JSON or .mat; LSP's joints.mat; the run's without",
+        help="COCO keypoint file or image list without labels; MPII's JSON or .mat; LSP's joints.mat (the run's)",
     )
-    add("--images", metavar="DIR", help="folder of the images; the run's without")
+    add("--images", metavar="DIR", help="folder of the images (default: the run's)")
     add("--dataset", choices=("coco", "mpii", "lsp"), help="the label file's format, and the metric (coco)")
     add("--split", choices=("train", "valid", "test"), help="of MPII's official .mat and of LSP")
     add("--head-boxes", metavar="FILE", help="MPII's head boxes for HRNet's JSON (gt_valid.mat)")

@@ -5,7 +5,7 @@ trained on other pictures. The three runs are ordinary ones. The teacher follows
 labelled pictures of its own; the distilled student `configs/mapd/quickstart.yaml` on all of yours; the undistilled one
 the same with `method.name: supervised`, on the labelled tenth, more epochs and so as many steps. Both start from the
 same weights. The networks of the last step are compared, none is picked by its validation score. The share of labels
-and `method.unlabelled` were fixed before such a student had been trained.
+and `method.unlabelled_weight` were fixed before such a student had been trained.
 """
 
 from __future__ import annotations

@@ -110,10 +110,9 @@ def final(output: Any, num_keypoints: int) -> MergedMaps:
     Raises:
         ValueError: see `read`.
     """
-    said = read(output, num_keypoints)
-    size = (said.fine.shape[2], said.fine.shape[3])
-    coarse, tags = enlarge(said.coarse.float(), size), enlarge(said.tags.float(), size)
-    return MergedMaps((coarse + said.fine.float()) * 0.5, [tags])
+    K, fine = num_keypoints, read(output, num_keypoints).fine
+    enlarged = enlarge(output[0].float(), (fine.shape[2], fine.shape[3]))  # heatmaps and tags in one pass
+    return MergedMaps((enlarged[:, :K] + fine.float()) * 0.5, [enlarged[:, K:]])
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:

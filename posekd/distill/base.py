@@ -146,8 +146,8 @@ class Method(nn.Module):
             settings: of this method.
         """
         return (
-            "this method learns nothing from persons without labels: take one that does and give it a "
-            "method.unlabelled_weight above 0 (fpd and mapd have that)"
+            "this method learns nothing from persons without labels: give it a method.unlabelled_weight above 0 (fpd "
+            "and mapd have that)"
         )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Method:

@@ -121,10 +121,7 @@ class FPD(Method):
     def why_not_unlabelled(cls, settings: Any) -> str | None:
         """See `Method.why_not_unlabelled`: the teacher's term teaches, unless its weight is 0."""
         if settings.unlabelled_weight == 0:
-            return (
-                "this method learns nothing from persons without labels as it is set: give method.unlabelled_weight a "
-                "value above 0"
-            )
+            return super().why_not_unlabelled(settings)
         if settings.alpha == 0:
             return (
                 "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "

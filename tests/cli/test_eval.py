@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 from posekd.cli import main
-from posekd.cli.eval import run
-from posekd.cli.eval_options import read_options
+from posekd.cli.eval_options import for_paradigm, inference_settings, read_options
+from posekd.data import CocoSettings
+from posekd.engine.evaluate import score_file
+from posekd.engine.recipes.datasets import DATASETS
 from posekd.models.registry import create_model
 from posekd.models.weights import save_weights
+from posekd.paradigms import BOTTOM_UP, TOP_DOWN
 
 NAMES = ["nose", "left_eye", "right_eye"]
 SIGMAS = ["--sigmas", "0.05", "0.05", "0.05"]
@@ -85,8 +89,9 @@ def test_a_checkpoint_is_evaluated_and_its_results_score_the_same(folder, checkp
     assert main(["eval", checkpoint, *words, *SIGMAS, "--results", results]) == 0
     out = capsys.readouterr().out
     assert f"1 poses written to {results}" in out.replace("\n", "")
-    again = run(score_only=results, annotations=str(folder / "gt.json"), sigmas=[0.05] * 3)
-    assert again is not None
+    settings = CocoSettings("", str(folder / "gt.json"), sigmas=[0.05] * 3)
+    scores, _ = score_file(DATASETS["coco"], settings, Path(results))
+    again = scores["coco_keypoints"].result
     assert again.predictions == 1
     assert [f"{v:.4f}" if v >= 0 else "-" for v in again.numbers().values()] == out.splitlines()[2].split()
 
@@ -138,9 +143,10 @@ def test_a_checkpoint_of_other_keypoints_is_refused(folder, capsys):
 
 
 def test_a_detection_threshold_is_one_of_boxes_or_of_peaks() -> None:
-    words = ["--weights", "w.pth", "--annotations", "a.json", "--detection-threshold", "0.3"]
-    top_down, bottom_up = read_options(["hrnet_w32", *words]), read_options(["higherhrnet_w32", *words])
-    assert top_down["detection_threshold"] == 0.3
-    assert "detection_threshold" not in bottom_up
-    assert bottom_up["settings"].detection_threshold == 0.3
-    assert read_options(["higherhrnet_w32", *words[:-2]])["settings"].detection_threshold == 0.1
+    words = ["net", "--weights", "w.pth", "--annotations", "a.json", "--detection-threshold", "0.3"]
+    top_down, bottom_up = (for_paradigm(read_options(words), paradigm) for paradigm in (TOP_DOWN, BOTTOM_UP))
+    assert top_down.data["detection_threshold"] == 0.3
+    assert "detection_threshold" not in bottom_up.data
+    assert inference_settings(bottom_up, BOTTOM_UP, None)[0].detection_threshold == 0.3
+    without = for_paradigm(read_options(words[:-2]), BOTTOM_UP)
+    assert inference_settings(without, BOTTOM_UP, None)[0].detection_threshold == 0.1

@@ -43,12 +43,12 @@ def test_a_checkpoint_on_mpii_and_its_predictions_again(tmp_path, mpii, capsys):
     assert lines[1].split() == COLUMNS
     assert len(lines[2].split()) == 9
     assert 'HRNet\'s "Mean@0.1", which is at 0.11:' in lines[3]
-    assert lines[4].startswith("torso PCK@0.5 (ELPN, Equation 5)")
+    assert any(line.startswith("torso PCK@0.5 (ELPN, Equation 5)") for line in lines)
     assert any(line.split()[:2] == ["left_wrist", "2"] for line in lines)
     report = json.loads((tmp_path / "r.json").read_text())
     assert list(report)[0] == "PCKh@0.5"  # noqa: RUF015 (the order is what is tested)
     assert len(report["curve"]) == len(report["thresholds"]) == 51
-    assert report["joints"]["pelvis"]["labelled"] == 2
+    assert report["keypoints"]["pelvis"]["labelled"] == 2
     assert (tmp_path / "c.png").stat().st_size > 5000
     assert main(["eval", "--score-only", results, *mpii]) == 0
     assert capsys.readouterr().out.splitlines()[1:5] == lines[1:5]
@@ -60,7 +60,7 @@ def test_files_are_there_even_if_nobody_reads_the_tables(tmp_path, mpii, monkeyp
     def closed(*args):
         raise BrokenPipeError
 
-    monkeypatch.setattr("posekd.viz.tables.print_pck", closed)
+    monkeypatch.setattr("posekd.engine.scoring.pck.print_pck", closed)
     people = json.loads((tmp_path / "labels.json").read_text())
     preds = [
         {"sample_id": i, "keypoints": [v for x, y in p["joints"] for v in (x, y, 1)]} for i, p in enumerate(people)

@@ -56,7 +56,7 @@ def test_the_students_differ_in_the_teacher_and_the_pictures_without_labels():
     distilled, undistilled = students(student, teacher, LabelSettings(100), everybody=2458, labelled=247)
     assert distilled.labels == LabelSettings(100, "unlabelled")
     assert undistilled.labels == LabelSettings(100, "left_out")
-    assert distilled.method == replace(student.method, unlabelled=1.0)
+    assert distilled.method == replace(student.method, unlabelled_weight=1.0)
     assert undistilled.method == teacher.method
     assert undistilled.teacher is None
     # 76 and 7 whole batches an epoch: 8 and 87 epochs are 608 and 609 steps

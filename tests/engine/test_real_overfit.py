@@ -65,8 +65,8 @@ def test_top_down(twelve: tuple[Path, Path], tmp_path: Path) -> None:
         "student.overrides": "{size: [160, 128], width: 24, modules: [1, 1, 1], blocks: 1, stem_width: 32, "
         "stage1_width: 16, stage1_blocks: 1}",
         "method.sigma": "1.5",
-        "eval.decode": "dark",
-        "eval.flip": "false",
+        "inference.decode": "dark",
+        "inference.flip_test": "false",
         "loader.padding": "1.5",
         "loader.batch_size": "21",
         "optim.lr": "0.004",

@@ -29,7 +29,7 @@ def tiny_recipe(folder: Path | str, /, **changes: Any) -> Recipe:
         "method": {"name": "supervised"},
         "loader": {"batch_size": 2, "workers": 0},
         "train": {"epochs": 2, "log_every": 1},
-        "eval": {"flip": False},
+        "inference": {"flip_test": False},
         "out": str(folder),
     }
     for key, value in changes.items():

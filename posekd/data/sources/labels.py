@@ -1,7 +1,7 @@
 """Training with fewer labels than persons: some images lose theirs, or come from a dataset whose labels are not used.
 
 A person without a single labelled joint is unlabelled; a method with a teacher may still learn from it
-(`method.unlabelled` of fpd and mapd). These are sources around sources, so any dataset can be trained on so.
+(`method.unlabelled_weight` of fpd and mapd). These are sources around sources, so any dataset can be trained on so.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def test_elpn_on_coco_is_the_published_recipe(version):
     assert recipe.method == MAPDSettings(alpha=0.15, beta=0.075, temperature=1.0, sigma=2.0)
     assert (recipe.student.name, recipe.teacher.name) == (version, "hrnet_w32")
     assert (recipe.optim.name, recipe.optim.lr, recipe.optim.weight_decay) == ("adam", 1e-3, 0.0)
-    assert (recipe.schedule.milestones, recipe.schedule.factor, recipe.train.epochs) == ((170, 200), 0.1, 210)
+    assert (recipe.schedule.milestones, recipe.schedule.gamma, recipe.train.epochs) == ((170, 200), 0.1, 210)
     assert (recipe.loader.batch_size, recipe.train.accumulate) == (32, 1)
     augmentation = recipe.augmentation
     assert (augmentation.flip, augmentation.rotation, augmentation.scale, augmentation.half_body) == (0.5, 40, 0.3, 0)
@@ -87,7 +87,7 @@ def test_another_method_is_a_one_word_change():
         ({"train": {}}, "no val_data to validate on"),
         (
             {"labels": {"images": 4}},
-            "learns nothing from persons without labels: give it a method.unlabelled above 0 (fpd and mapd have that)",
+            "learns nothing from persons without labels: give it a method.unlabelled_weight above 0 (fpd and mapd have that)",
         ),
         ({"unlabelled_data": {"name": "synthetic"}}, "and unlabelled_data to null"),
         (

@@ -82,7 +82,7 @@ def test_the_released_recipe_of_fpd():
     for name in ("supervised/hourglass_fpd_8x256_mpii_256x256", "fpd/hourglass_fpd_4x128_mpii_256x256"):
         recipe = read_recipe(name)
         assert (recipe.optim.name, recipe.optim.lr, recipe.loader.batch_size) == ("adam", 2.5e-4, 4)
-        assert (recipe.train.epochs, recipe.schedule.milestones, recipe.schedule.factor) == (140, (90, 120), 0.1)
+        assert (recipe.train.epochs, recipe.schedule.milestones, recipe.schedule.gamma) == (140, (90, 120), 0.1)
 
 
 @pytest.mark.parametrize("version", ["elpn_v1", "elpn_v2"])
