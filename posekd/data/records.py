@@ -61,6 +61,8 @@ class PoseRecords:
         boxes: float32 `[N, 4]` (x, y, width, height).
         box_scores: float32 `[N]`, detector confidence (1 for labelled boxes).
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
+        exact_boxes: bool `[N]`, boxes that are crops already (LSP's whole images): no padding enlarges them. All
+            false by default.
         ignored: regions that bottom-up training must not look at.
         metrics: what the dataset is scored by (`engine.scoring.METRICS`); the first decides which network is the best.
         reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
@@ -76,10 +78,15 @@ class PoseRecords:
     boxes: np.ndarray
     box_scores: np.ndarray
     sample_ids: np.ndarray
+    exact_boxes: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     ignored: Regions = field(default_factory=Regions)
     metrics: tuple[str, ...] = ("coco_keypoints",)
     reference_lengths: np.ndarray | None = None
     first_pixel: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.exact_boxes) != len(self.boxes):
+            object.__setattr__(self, "exact_boxes", np.zeros(len(self.boxes), bool))
 
     def __len__(self) -> int:
         return len(self.image_rows)

@@ -11,6 +11,7 @@ import torch
 
 from posekd import geometry
 from posekd.data.augment import CropAugmentation, Draw, draw
+from posekd.data.loading.boxes import crops_of
 from posekd.data.loading.packing import PackedDataset, pack_regions
 from posekd.data.loading.sampler import Key
 from posekd.data.loading.teacher_maps import TeacherMaps
@@ -51,7 +52,7 @@ class CropDataset(PackedDataset):
         super().__init__(source, source.records.image_rows, on_bad_image, reduced_decode)
         self.size, self.augmentation, self.seed = size, augmentation, seed
         self.teacher_maps = teacher_maps
-        centers, scales = geometry.box_to_center_scale(torch.from_numpy(source.records.boxes), size, padding)
+        centers, scales = crops_of(source.records, size, padding)
         self._centers, self._scales = centers.numpy(), (scales * margin).numpy()
 
     def draw(self, key: Key) -> Draw:
@@ -97,7 +98,7 @@ class CropDataset(PackedDataset):
             box_scores=torch.from_numpy(records.box_scores[rows]),
             image_ids=torch.from_numpy(records.image_ids[records.image_rows[rows]]),
             sample_ids=torch.from_numpy(records.sample_ids[rows]),
-            teacher=None if self.teacher_maps is None or not len(rows) else self.teacher_maps.read(rows, records.boxes),
+            teacher=None if self.teacher_maps is None or not len(rows) else self.teacher_maps.read(rows, records),
         )
         corners = _crop_corners(batch, self.size)
         batch.pixels = pack_regions(list(images.values()), records.image_sizes[list(images)], index, corners)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from posekd import geometry
+from posekd.data.loading.boxes import crops_of
 from posekd.data.records import PoseRecords
 from posekd.files import write_atomically
 from posekd.structures import CachedMaps
@@ -64,9 +65,9 @@ def fingerprint(records: PoseRecords) -> str:
     return hashlib.sha256(records.sample_ids.tobytes() + records.boxes.tobytes()).hexdigest()[:16]
 
 
-def larger_crops(boxes: np.ndarray, card: MapsCard) -> tuple[Tensor, Tensor]:
-    """Centres and scales `[B, 2]` of the cached crops of boxes `[B, 4]`."""
-    centers, scales = geometry.box_to_center_scale(torch.from_numpy(boxes), card.crop, card.padding)
+def larger_crops(records: PoseRecords, rows: np.ndarray, card: MapsCard) -> tuple[Tensor, Tensor]:
+    """Centres and scales `[B, 2]` of the cached crops of some persons."""
+    centers, scales = crops_of(records, card.crop, card.padding, rows)
     return centers, scales * card.margin
 
 
@@ -142,12 +143,12 @@ class TeacherMaps:
                 f"{self.card.shape[0]} joints; this one has {persons} of {K}): make it again"
             )
 
-    def read(self, rows: np.ndarray, boxes: np.ndarray) -> CachedMaps:
+    def read(self, rows: np.ndarray, records: PoseRecords) -> CachedMaps:
         """What is stored of some dataset rows.
 
         Args:
             rows: int64 `[B]`.
-            boxes: float32 `[N, 4]` of all persons of the dataset.
+            records: the dataset.
         """
         if self._files is None:
             shape = (self.card.persons, *self.card.shape)
@@ -158,11 +159,11 @@ class TeacherMaps:
                 ranges = np.memmap(self.folder / "ranges.bin", np.float32, "r", shape=(*shape[:2], 2))
             self._files = maps, ranges
         stored_maps, stored_ranges = (torch.from_numpy(np.asarray(file[rows])) for file in self._files)
-        return CachedMaps(stored_maps, stored_ranges, self.matrices(boxes[rows]))
+        return CachedMaps(stored_maps, stored_ranges, self.matrices(rows, records))
 
-    def matrices(self, boxes: np.ndarray) -> Tensor:
-        """Pixel of the cached maps to image pixel, float32 `[B, 2, 3]`, for boxes `[B, 4]`."""
-        crops = geometry.crop_matrices(*larger_crops(boxes, self.card), None, None, self.card.crop)
+    def matrices(self, rows: np.ndarray, records: PoseRecords) -> Tensor:
+        """Pixel of the cached maps to image pixel, float32 `[B, 2, 3]`, for some dataset rows."""
+        crops = geometry.crop_matrices(*larger_crops(records, rows, self.card), None, None, self.card.crop)
         return geometry.heatmap_matrices(crops, self.card.crop[1] / self.card.shape[2])
 
 

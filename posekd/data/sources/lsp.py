@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from posekd import geometry
 from posekd.data.images import missing_files
 from posekd.data.records import PoseRecords
 from posekd.data.sources.matlab import load_mat
@@ -159,8 +158,10 @@ def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np
     N = len(labels)
     sizes = np.zeros((N, 2), np.int64) if sizes is None else sizes
     boxes = _joint_boxes(labels.keypoints)
-    if by_image is not None:
-        boxes = np.where(by_image[:, None], _image_boxes(sizes), boxes)
+    if by_image is None:
+        by_image = np.zeros(N, bool)
+    whole = np.concatenate((np.zeros((N, 2)), sizes[:, ::-1]), axis=1)
+    boxes = np.where(by_image[:, None], whole, boxes)
     return PoseRecords(
         skeleton=LSP,
         image_ids=labels.ids,
@@ -170,6 +171,7 @@ def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np
         boxes=boxes.astype(np.float32),
         box_scores=np.ones(N, np.float32),
         sample_ids=labels.ids,
+        exact_boxes=by_image,
         metrics=("pck",),
         reference_lengths=torso_lengths(labels.keypoints, LSP),
     )
@@ -180,13 +182,6 @@ def lsp_predictions(ids: np.ndarray, sample_ids: np.ndarray, keypoints: np.ndarr
     everyone = np.full((len(ids), K, 2), np.nan)
     everyone[np.searchsorted(ids, sample_ids)] = keypoints
     return {"preds": everyone, "image_ids": ids}
-
-
-def _image_boxes(sizes: np.ndarray) -> np.ndarray:
-    """Boxes whose crops, with the loader's usual padding, show the whole picture and no more: `[N, 4]`."""
-    extent = sizes[:, ::-1].astype(np.float64)
-    inner = extent / geometry.PADDING
-    return np.concatenate(((extent - inner) / 2, inner), axis=1)
 
 
 def _joint_boxes(keypoints: np.ndarray) -> np.ndarray:
