@@ -274,10 +274,10 @@ def validation_settings(recipe: Recipe) -> Any:
 
 def make_validate(recipe: Recipe, source: PoseSource, on_report: Callable[[Report], None] | None = None) -> Validate:
     """The function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
-    settings = validation_settings(recipe)
+    settings, loader = validation_settings(recipe), replace(recipe.loader, batch_size=batch_share(recipe))
 
     def run(model: nn.Module) -> dict[str, float]:
-        report = evaluate(model, source, settings, loader=recipe.loader)
+        report = evaluate(model, source, settings, loader=loader)
         if on_report is not None:
             on_report(report)
         numbers = report.numbers()

@@ -1,0 +1,74 @@
+"""`posekd eval` of a run: the run's own number from its checkpoint alone, and what options change is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.threads import threads
+from helpers.tiny_recipe import TINY_NET
+
+from posekd.cli import main
+from posekd.data.synthetic import SyntheticSettings, write_coco
+from posekd.engine.progress import read_log
+from posekd.engine.recipes.recipe import recipe_from_dict
+from posekd.engine.train import train
+
+SIGMAS = [0.11] * 17  # another AP than with COCO's
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on people in files, with a padding, test settings and sigmas of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    written = write_coco(folder / "data", 12, seed=5, settings=SyntheticSettings(size=(96, 96), people=(1, 2)))
+    data = {"name": "coco", "images": written.images, "annotations": written.annotations, "sigmas": SIGMAS}
+    values = {
+        "student": {"name": "elpn_v1", "overrides": TINY_NET},
+        "method": {"name": "supervised", "sigma": 1.0},
+        "train_data": data,
+        "val_data": data,
+        "augmentation": {"flip": 0.0, "rotation": 0.0, "scale": 0.0},
+        "loader": {"batch_size": 4, "workers": 0, "padding": 1.6},
+        "optim": {"name": "adamw", "lr": 0.01},
+        "schedule": {"kind": "cosine"},
+        "train": {"epochs": 30, "validate_every": 30, "checkpoint_every": 30, "device": "cpu", "log_every": 10},
+        "inference": {"flip_test": False, "decode": "dark", "keypoint_threshold": 0.05},
+        "out": str(folder / "run"),
+    }
+    with threads(1):
+        train(recipe_from_dict(values))
+    (validation,) = [record for record in read_log(folder / "run" / "log.jsonl") if record["kind"] == "validation"]
+    return folder / "run", validation, written
+
+
+def scores(folder, *words):
+    file = folder / "report.json"
+    with threads(1):
+        assert main(["eval", *words, "--workers", "0", "--device", "cpu", "--batch-size", "4", "--report", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_the_folder_of_a_run_repeats_its_number(run, tmp_path, capsys):
+    folder, validation, _ = run
+    assert validation["AP"] > 0.05  # it has learnt something: the settings below matter
+    report = scores(tmp_path, str(folder))
+    assert {name: report[name] for name in ("AP", "AP50", "AR")} == {n: validation[n] for n in ("AP", "AP50", "AR")}
+    assert f"{folder}: data and settings are those of its run\n" in capsys.readouterr().err
+
+
+def test_options_change_it_and_are_told(run, tmp_path, capsys):
+    folder, validation, _ = run
+    report = scores(tmp_path, str(folder / "best.safetensors"), "--padding", "1.25", "--decode", "argmax")
+    assert report["AP"] != validation["AP"]
+    told = capsys.readouterr().err
+    assert "padding: 1.25, where the checkpoint's run had 1.6" in told
+    assert "decode: argmax, where the checkpoint's run had dark" in told
+
+
+def test_other_data_are_scored_with_the_sigmas_of_the_run(run, tmp_path):
+    folder, validation, written = run
+    words = ["--images", written.images, "--annotations", written.annotations]
+    assert scores(tmp_path, str(folder), *words)["AP"] == validation["AP"]
+    official = [str(0.05)] * 17
+    assert scores(tmp_path, str(folder), *words, "--sigmas", *official)["AP"] != validation["AP"]
