@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from posekd import ops
 from posekd.models import create_model
-from posekd.paradigms.bottom_up import BottomUpInference, aggregate, group_people, resized
+from posekd.paradigms.bottom_up import BottomUpInference, aggregate, ask, group_people, resized
 from posekd.skeleton import COCO
+from posekd.structures import Instances
 
 from .harness import Case, options_from, run
 
@@ -79,15 +80,16 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     settings = BottomUpInference(max_people=30)
     size = resized(HEIGHT, WIDTH, 512, 1.0, 1.0)
     image_sizes = torch.tensor([[HEIGHT, WIDTH]], device=options.device)
+    image_ids = torch.zeros(1, dtype=torch.int64, device=options.device)
     images = torch.randn(1, 3, *size, device=options.device)
     outputs = [[maps.to(options.device) for maps in each] for each in scene(size)]
     model = create_model("higherhrnet_w32").to(options.device).eval()
 
-    def after(settings: BottomUpInference = settings) -> list[object]:
+    def after(settings: BottomUpInference = settings) -> Instances:
         painted = Painted(outputs)
         with torch.inference_mode():
-            maps = aggregate(lambda _: forward_maps(painted, images, COCO.flip, settings), size, settings)
-            return list(group_people(*maps, image_sizes, settings))
+            maps = aggregate(lambda _: ask(painted, images, COCO.flip, settings), size, settings)
+            return group_people(*maps, image_ids, image_sizes, settings)
 
     def network() -> None:
         with torch.inference_mode():
@@ -95,12 +97,12 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             model(images.flip(-1))
 
     with torch.inference_mode():
-        maps = aggregate(lambda _: forward_maps(Painted(outputs), images, COCO.flip, settings), size, settings)
-    ((keypoints, _),) = after()
-    title = f"{HEIGHT}x{WIDTH}, {len(keypoints)} people found of {PEOPLE}, 2 tag channels"
+        maps = aggregate(lambda _: ask(Painted(outputs), images, COCO.flip, settings), size, settings)
+    found = len(after())
+    title = f"{HEIGHT}x{WIDTH}, {found} people found of {PEOPLE}, 2 tag channels"
     baselines = {"HigherHRNet-W32 with flip": network}
     yield Case(f"{title}, all of it", after, baselines)
-    yield Case(f"{title}, grouping alone", lambda: group_people(*maps, image_sizes, settings), baselines)
+    yield Case(f"{title}, grouping alone", lambda: group_people(*maps, image_ids, image_sizes, settings), baselines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

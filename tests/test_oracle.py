@@ -17,11 +17,12 @@ import torch
 
 from posekd import geometry, ops
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, crop_loader
-from posekd.engine.evaluate import coco_results, predict
+from posekd.engine.scoring.coco import coco_results
 from posekd.inputs import prepare_crops
 from posekd.metrics import CocoResult, PersonScore, evaluate_coco
-from posekd.paradigms import TopDownInference
-from posekd.structures import CropBatch, InputSpec
+from posekd.paradigms import TOP_DOWN, TopDownInference
+from posekd.paradigms.inference import find_in_batches
+from posekd.structures import CropBatch, InputSpec, PackedCropBatch
 
 pytestmark = pytest.mark.data
 
@@ -29,18 +30,23 @@ SPEC = InputSpec(size=(256, 192))
 HEATMAP = (64, 48)
 LOST = 0.95  # the strictest of the ten OKS thresholds
 
+Batches = list[tuple[PackedCropBatch, CropBatch]]
+"""What a network is asked about, and the labels in its crops."""
+
 
 class Oracle(torch.nn.Module):
     """A network that knows the labels of the batch it is about to see."""
+
+    spec = SPEC
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.keypoints = kind, torch.empty(0)
 
-    def watch(self, batches: list[CropBatch]) -> Iterator[CropBatch]:
-        for batch in batches:
-            self.keypoints = geometry.to_heatmap(batch.keypoints, 4)
-            yield batch
+    def watch(self, batches: Batches) -> Iterator[PackedCropBatch]:
+        for packed, crops in batches:
+            self.keypoints = geometry.to_heatmap(crops.keypoints, 4)
+            yield packed
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return ops.render_heatmaps(self.keypoints, HEATMAP, 2.0, self.kind)[0]
@@ -51,10 +57,10 @@ class CocoMini:
     truth: dict[str, Any]
     sources: list[CocoKeypoints]
 
-    def batches(self, padding: float) -> list[CropBatch]:
+    def batches(self, padding: float) -> Batches:
         settings = LoaderSettings(batch_size=64, workers=0, padding=padding)
         return [
-            prepare_crops(packed, SPEC, source.records.skeleton.flip)
+            (packed, prepare_crops(packed, SPEC, source.records.skeleton.flip))
             for source in self.sources
             for packed in crop_loader(source, SPEC.size, settings, training=False)
         ]
@@ -77,23 +83,23 @@ def coco_mini(real_data: Path) -> CocoMini:
     return CocoMini({**merged, "categories": truths[0]["categories"]}, sources)
 
 
-def score(data: CocoMini, batches: list[CropBatch], kind: str, method: str) -> CocoResult:
+def score(data: CocoMini, batches: Batches, kind: str, method: str) -> CocoResult:
     skeleton = data.sources[0].records.skeleton
-    settings = TopDownInference(flip=False, decode=method)
+    settings = TopDownInference(flip_test=False, decode=method)
     oracle = Oracle(kind)
-    poses = predict(oracle, oracle.watch(batches), skeleton.flip, settings)
-    return evaluate_coco(data.truth, coco_results(poses, skeleton.sigmas, settings))
+    found = find_in_batches(oracle, oracle.watch(batches), skeleton, settings)
+    return evaluate_coco(data.truth, coco_results(TOP_DOWN.suppress(found, skeleton, settings)))
 
 
-def joints_outside(data: CocoMini, batches: list[CropBatch]) -> dict[int, list[str]]:
+def joints_outside(data: CocoMini, batches: Batches) -> dict[int, list[str]]:
     """Annotation id -> names of the labelled joints that no pixel of the heatmap covers."""
     names = data.sources[0].records.skeleton.keypoints
     limit = torch.tensor([HEATMAP[1] - 0.5, HEATMAP[0] - 0.5])
     found = {}
-    for batch in batches:
-        points = geometry.to_heatmap(batch.keypoints, 4)
+    for _, crops in batches:
+        points = geometry.to_heatmap(crops.keypoints, 4)
         outside = ((points[..., :2] < -0.5) | (points[..., :2] >= limit)).any(-1) & (points[..., 2] > 0)
-        for sample, row in zip(batch.sample_ids.tolist(), outside, strict=True):
+        for sample, row in zip(crops.sample_ids.tolist(), outside, strict=True):
             found[sample] = [names[k] for k in row.nonzero()[:, 0].tolist()]
     return found
 

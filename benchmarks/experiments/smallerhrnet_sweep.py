@@ -34,12 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from posekd.engine.evaluate_bottomup import evaluate
 from rich.console import Console
 from rich.table import Table
 
 import posekd
 from posekd.data import PoseSource
+from posekd.engine.evaluate import evaluate
 from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.recipes.recipe import Recipe, read_recipe
 from posekd.engine.train import train_timed
@@ -91,13 +91,12 @@ def run_arm(recipe: Recipe, validation: PoseSource) -> dict[str, Any]:
         return json.loads(done.read_text())
     seconds = train_timed(recipe)
     model = load_model(folder / "last.safetensors")
-    settings: Any = recipe.eval
-    report = evaluate(model, validation, settings, loader=recipe.loader, results_file=folder / "people.json")
-    assert report.coco is not None
+    report = evaluate(model, validation, recipe.inference, loader=recipe.loader, results_file=folder / "people.json")
+    assert report.main is not None
     profile = profile_model(model)
     result = {
-        **{name: round(value, 4) for name, value in report.coco.numbers().items()},
-        "persons": len(report.coco.people),
+        **{name: round(value, 4) for name, value in report.main.numbers.items()},
+        "persons": len(report.main.result.people),
         "parameters": profile.params,
         "macs": profile.macs,
         "seconds": round(seconds, 1),

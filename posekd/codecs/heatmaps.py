@@ -15,6 +15,7 @@ from torch import Tensor
 from posekd import geometry, ops
 
 NAME = "heatmaps"
+STRIDE = 4  # input pixels per heatmap pixel, in all networks here
 
 
 class HeatmapSettings(Protocol):

@@ -17,6 +17,7 @@ from torch import Tensor
 from posekd import geometry, ops
 
 NAME = "tagged_heatmaps"
+STRIDES = (4, 2)  # input pixels per pixel of the coarse and of the fine maps
 
 
 class TaggedHeatmaps(NamedTuple):

@@ -14,6 +14,7 @@ from torch import nn
 
 from posekd.data import LoaderSettings, PackedLoader, PoseRecords, PoseSource
 from posekd.engine import distributed
+from posekd.engine.progress import counted
 from posekd.engine.recipes.datasets import Dataset
 from posekd.engine.scoring import METRICS, Metric, NotScoredError, Report, Score
 from posekd.paradigms import paradigm_of
@@ -56,8 +57,8 @@ def evaluate(
     _refuse_unfit(source, paradigm.crops_boxes, results_file)
     rank, world = distributed.rank(), distributed.world()
     batches = open_batches(model, source, settings, loader=loader, spec=spec, rank=rank, world=world)
-    tell = _counter(len(batches.dataset), on_batch)
-    found = find_in_batches(model, batches, records.skeleton, settings, spec=spec, on_batch=tell)
+    shown = counted(batches, len(batches.dataset), on_batch)
+    found = find_in_batches(model, shown, records.skeleton, settings, spec=spec)
     found, skipped = _gather(found, records), _skipped(batches, paradigm.unit)
     people = paradigm.suppress(found, records.skeleton, settings)
     if results_file is not None and distributed.is_main():
@@ -139,20 +140,6 @@ def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.
         if not metrics:
             raise ValueError(f"{results_file}: this dataset names no metric, so it has no form of results")
         METRICS[metrics[0]].check_file(source, Path(results_file))
-
-
-def _counter(total: int, on_batch: Callable[[int, int], None] | None) -> Callable[[int], None] | None:
-    """Adds up the rows of batches; the other processes of a group are taken to be as far as this one."""
-    if on_batch is None:
-        return None
-    done = 0
-
-    def tell(rows: int) -> None:
-        nonlocal done
-        done = min(total, done + rows * distributed.world())
-        on_batch(done, total)
-
-    return tell
 
 
 def _skipped(batches: PackedLoader, unit: str) -> str:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from posekd import geometry, ops
+from posekd.codecs.heatmaps import STRIDE
 from posekd.data.loading.teacher_maps import dequantise
 from posekd.inputs.warp import warp
 from posekd.structures import CachedMaps, CropBatch, InputSpec, PackedCropBatch
 
-STRIDE = 4  # crop pixels per pixel of a cached heatmap, as in all top-down networks here
 BEND_FROM = 0.1  # share of a peak, see `unzoom_peaks`
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posekd import geometry, ops
+from posekd.codecs.tagged_heatmaps import STRIDES
 from posekd.inputs.warp import warp
 from posekd.structures import ImageBatch, InputSpec, PackedImageBatch
 
@@ -56,7 +57,7 @@ def prepare_images(
     packed: PackedImageBatch,
     spec: InputSpec,
     flip_permutation: Sequence[int] | Tensor,
-    strides: Sequence[int] = (4, 2),
+    strides: Sequence[int] = STRIDES,
     *,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from posekd.data import LoaderSettings, PackedLoader, PoseSource
 from posekd.data.sources.arrays import ImagesInMemory
 from posekd.paradigms import Paradigm, paradigm_of
 from posekd.skeleton import Skeleton
-from posekd.structures import InputSpec, Instances
+from posekd.structures import InputSpec, Instances, Packed
 
 
 def open_batches(
@@ -47,12 +47,11 @@ def open_batches(
 
 def find_in_batches(
     model: nn.Module,
-    batches: PackedLoader,
+    batches: Iterable[Packed],
     skeleton: Skeleton,
     settings: Any = None,
     *,
     spec: InputSpec | None = None,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Instances:
     """Everybody whom a network finds in batches, on the CPU, scores and duplicates as they come.
 
@@ -64,7 +63,6 @@ def find_in_batches(
         skeleton: the K keypoints.
         settings: of the paradigm's inference.
         spec: the network's input; `model.spec` by default.
-        on_batch: called with the number of rows of each batch that is done.
 
     Raises:
         ValueError: the network's output does not fit the paradigm or the keypoints.
@@ -74,12 +72,8 @@ def find_in_batches(
     settings, spec = settings_for(paradigm, settings), spec or spec_of(model)
     # there once: a list would be copied with every batch, and the host wait for it
     flip = torch.as_tensor(skeleton.flip, device=device)
-    parts = []
     with evaluating(model):
-        for packed in batches:
-            parts.append(paradigm.predict(model, packed.to(device), spec, flip, settings))
-            if on_batch is not None:
-                on_batch(len(packed))
+        parts = [paradigm.predict(model, packed.to(device), spec, flip, settings) for packed in batches]
     found = Instances.concatenate(parts, skeleton.num_keypoints).to("cpu")
     _refuse_non_finite(found)
     return found

@@ -93,9 +93,9 @@ def test_the_teacher_may_teach_joints_that_have_no_label(batch):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_unlabelled_persons_learn_from_the_teacher_alone(batch, masked, loss):
-    """Two of four persons lose their labels: their loss is `unlabelled` times the teacher's term, all joints."""
+    """Two of four persons lose their labels: their loss is `unlabelled_weight` times the teacher's term, all joints."""
     student, teacher = TinyPose(seed=0).eval(), TinyPose(seed=1).eval()
-    settings = FPDSettings(alpha=0.4, masked=masked, loss=loss, unlabelled=0.9)
+    settings = FPDSettings(alpha=0.4, masked=masked, loss=loss, unlabelled_weight=0.9)
     method = FPD(student, FrozenTeacher(teacher), settings)
     batch.keypoints[2:] = 0
     (s,), (t,), (g, w) = maps(student, batch), maps(teacher, batch), labels(batch)
@@ -185,7 +185,7 @@ def test_the_teacher_is_in_eval_mode_without_gradients_and_stays_as_it_was(batch
     ("settings", "message"),
     [
         ({"alpha": 1.1}, r"alpha must be in 0..1, because the labels weigh 1 - alpha; got 1.1"),
-        ({"unlabelled": -1.0}, "unlabelled is a weight, 0 or more, got -1"),
+        ({"unlabelled_weight": -1.0}, "unlabelled_weight is a weight, 0 or more, got -1"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -90,7 +90,7 @@ def test_unlabelled_persons_learn_from_the_teacher_alone(kind):
     positive_t, positive_s = np.maximum(t, 1e-6), np.maximum(s, 1e-6)
     literal = np.mean(taught * (positive_t * np.log(positive_t / positive_s)).sum((-2, -1)))
     divergence = kl(t, s, taught) if kind == "spatial_softmax" else literal
-    terms = MAPD(student, FrozenTeacher(teacher), MAPDSettings(kl=kind, unlabelled=0.6))(batch)
+    terms = MAPD(student, FrozenTeacher(teacher), MAPDSettings(kl=kind, unlabelled_weight=0.6))(batch)
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(
         {"labels": 0.775 * mse(s, g, w), "teacher_mse": 0.15 * mse(s, t, taught), "teacher_kl": 0.075 * divergence},
         rel=1e-5,
@@ -100,7 +100,7 @@ def test_unlabelled_persons_learn_from_the_teacher_alone(kind):
 def test_unlabelled_changes_nothing_where_everybody_has_labels(setting):
     student, teacher, batch, _ = setting
     with_it, without = (
-        MAPD(student, FrozenTeacher(teacher), MAPDSettings(unlabelled=value))(batch) for value in (1.0, 0.0)
+        MAPD(student, FrozenTeacher(teacher), MAPDSettings(unlabelled_weight=value))(batch) for value in (1.0, 0.0)
     )
     assert with_it.keys() == without.keys()
     for name, term in with_it.items():
@@ -139,8 +139,8 @@ def test_supervised_is_the_label_term_alone(setting):
         ({"alpha": 0.8, "beta": 0.3}, "sum to at most 1"),
         ({"alpha": -0.1}, ">= 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0"),
-        ({"unlabelled": -1.0}, "got unlabelled -1.0 and alpha 0.15"),
-        ({"alpha": 0.0, "unlabelled": 1.0}, "stands in place of an alpha above 0"),
+        ({"unlabelled_weight": -1.0}, "got unlabelled_weight -1.0 and alpha 0.15"),
+        ({"alpha": 0.0, "unlabelled_weight": 1.0}, "stands in place of an alpha above 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -12,7 +12,7 @@ from posekd.cli import main
 from posekd.data import CropAugmentation
 from posekd.data.loading.whole_images import ImageAugmentation
 from posekd.data.synthetic import SyntheticSettings, write_coco
-from posekd.distill import AssociativeEmbeddingSettings, SmallerHRNetSettings
+from posekd.distill import AssociativeEmbeddingSettings, SmallerHRNetSettings, SupervisedSettings
 from posekd.engine.build import build_job
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, read_recipe, recipe_from_dict, recipe_to_dict
 from posekd.engine.recipes.tables import read_tables
@@ -46,12 +46,12 @@ def test_the_papers_recipe(student):
     assert (recipe.optim.name, recipe.optim.lr, recipe.optim.weight_decay) == ("adam", 1e-3, 0)
     assert (recipe.loader.batch_size, recipe.train.epochs, recipe.schedule.milestones) == (16, 100, (60, 90))
     assert recipe.augmentation == ImageAugmentation(flip=0.5, rotation=30, scale=(0.75, 1.5), translation=40)
-    assert recipe.eval == BottomUpInference()
+    assert recipe.inference == BottomUpInference()
 
 
 def test_higherhrnets_recipe():
     recipe = read_recipe("smallerhrnet/higherhrnet_w32_coco_512")
-    assert recipe.method == AssociativeEmbeddingSettings(sigma=2.0, pull=1e-3, push=1e-3, tag_kind="exp")
+    assert recipe.method == AssociativeEmbeddingSettings(sigma=2.0, pull=1e-3, push=1e-3, push_form="exp")
     assert (recipe.loader.batch_size, recipe.train.epochs, recipe.schedule.milestones) == (48, 300, (200, 260))
     assert recipe.augmentation == ImageAugmentation()
 
@@ -80,31 +80,31 @@ def test_the_tables_change_what_the_paper_changes():
 
 
 def test_settings_follow_from_the_student():
-    """Which keys `augmentation` and `eval` have depends on whether the student sees crops or images."""
-    recipe = recipe_from_dict(values(augmentation={"scale": [1, 2]}, eval={"scales": [0.5, 1]}))
+    """Which keys `augmentation` and `inference` have depends on whether the student sees crops or images."""
+    recipe = recipe_from_dict(values(augmentation={"scale": [1, 2]}, inference={"scales": [0.5, 1]}))
     assert recipe.augmentation == ImageAugmentation(scale=(1, 2))
-    assert recipe.eval == BottomUpInference(scales=(0.5, 1))
+    assert recipe.inference == BottomUpInference(scales=(0.5, 1))
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
-    with pytest.raises(ValueError, match=r"unknown key 'eval\.decode'"):
-        recipe_from_dict(values(eval={"decode": "dark"}))
+    with pytest.raises(ValueError, match=r"unknown key 'inference\.decode'"):
+        recipe_from_dict(values(inference={"decode": "dark"}))
     with pytest.raises(ValueError, match=r"unknown key 'augmentation\.translation'"):
         recipe_from_dict(values(student={"name": "hrnet_w32"}, augmentation={"translation": 3}))
     with pytest.raises(ValueError, match="needs augmentation of type ImageAugmentation, got CropAugmentation"):
         Recipe(ModelSettings("higherhrnet_w32"), AssociativeEmbeddingSettings(), None, SyntheticSettings())
-    top_down = Recipe(ModelSettings("hrnet_w32"), None, None, SyntheticSettings())
-    assert (type(top_down.augmentation), type(top_down.eval)) == (CropAugmentation, TopDownInference)
+    top_down = Recipe(ModelSettings("hrnet_w32"), SupervisedSettings(), SyntheticSettings(), SyntheticSettings())
+    assert (type(top_down.augmentation), type(top_down.inference)) == (CropAugmentation, TopDownInference)
 
 
 def test_paradigms_do_not_mix(tmp_path):
-    with pytest.raises(ValueError, match=r"higherhrnet_w32 is a bottom-up network.*embedding, smallerhrnet"):
+    with pytest.raises(ValueError, match=r"higherhrnet_w32 is a bottom_up network.*embedding, smallerhrnet"):
         build_job(recipe_from_dict(values(method={"name": "supervised"})))
     top_down = {"name": "hrnet_w32", "overrides": {"size": [64, 64], "width": 8, "modules": [1, 1, 1], "blocks": 1}}
-    with pytest.raises(ValueError, match=r"hrnet_w32 is a top-down network.*choose method.name among fpd"):
+    with pytest.raises(ValueError, match=r"hrnet_w32 is a top_down network.*choose method.name among fpd"):
         build_job(recipe_from_dict(values(student=top_down)))
     path = tmp_path / "teacher.safetensors"
     save_weights(create_model("hrnet_w32", **top_down["overrides"]), path)
     teacher = {**top_down, "weights": str(path)}
-    with pytest.raises(ValueError, match="hrnet_w32 is a top-down network"):
+    with pytest.raises(ValueError, match="hrnet_w32 is a top_down network"):
         build_job(recipe_from_dict(values(method={"name": "smallerhrnet"}, teacher=teacher)))
     with pytest.raises(ValueError, match="labels and unlabelled_data must be null"):
         recipe_from_dict(values(labels={"images": 2}))
@@ -140,6 +140,6 @@ def test_teacher_and_student_by_the_ordinary_commands(tmp_path, capsys):
     assert "6 images in" in capsys.readouterr().out
     assert isinstance(json.loads(results.read_text()), list)
     assert main(["eval", best, *words, "--decode", "dark"]) == 2
-    assert "--decode is for top-down networks" in capsys.readouterr().err
+    assert "--decode has no meaning for a bottom_up network" in capsys.readouterr().err
     assert main(["eval", best, *words, "--detections", str(results)]) == 2
     assert "sees whole images and needs none" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from posekd.data.loading.teacher_maps import (
     write_maps,
 )
 from posekd.distill import CachedTeacher, FPDSettings
+from posekd.distill.convert import resample
 from posekd.engine.build import build_job, open_training_data
 from posekd.engine.recipes.recipe import Recipe
 from posekd.engine.teacher_cache import cache_teacher
@@ -91,7 +92,7 @@ def test_maps_warped_by_the_identity_equal_the_live_teacher_within_the_stated_er
     spans, largest = [], 0.0
     for packed in cached.loader.epoch(0):
         batch = cached.prepare(packed)
-        expected = live.learner.method.teacher(batch.images, SPEC, (16, 16))
+        expected = resample(live.learner.method.teacher.heatmaps(live.prepare(packed), SPEC)[-1], (16, 16))
         assert batch.teacher_maps.shape == expected.shape
         assert (batch.teacher_maps - expected).abs().max() <= card.error + 1e-5
         largest = max(largest, float(expected.abs().max()))
@@ -210,7 +211,7 @@ class TestRefusals:
             build_job(tiny(tmp_path, teacher, train__teacher_cache=str(tmp_path / "nowhere")))
 
     def test_a_killed_writer_leaves_none(self, tmp_path, teacher, monkeypatch):
-        from posekd.data.loading.loader import teacher_maps
+        from posekd.data.loading import teacher_maps
 
         recipe = tiny(tmp_path / "run", teacher)
         cache_teacher(recipe, tmp_path / "cache")

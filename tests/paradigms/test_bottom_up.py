@@ -19,14 +19,14 @@ from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.inputs import prepare_images
 from posekd.paradigms.bottom_up import (
     BottomUpInference,
-    find_people,
     input_size,
+    predict,
     predict_maps,
     resize_matrices,
     resized,
 )
 from posekd.skeleton import COCO, Skeleton
-from posekd.structures import InputSpec
+from posekd.structures import InputSpec, Instances
 
 SPEC = InputSpec(size=(64, 64))
 
@@ -139,7 +139,7 @@ def official_maps(model, image: np.ndarray, settings: BottomUpInference) -> tupl
         seen = sample(image, to_image(image, size), size) / 255
         x = torch.from_numpy((seen - model.spec.mean) / model.spec.std).permute(2, 0, 1)[None].float()
         heat, own_tags = [], []
-        for mirrored in (False, True)[: 1 + settings.flip]:
+        for mirrored in (False, True)[: 1 + settings.flip_test]:
             coarse, fine = model(x.flip(3) if mirrored else x)
             coarse = enlarge(coarse, fine.shape[2:])
             if mirrored:
@@ -147,16 +147,16 @@ def official_maps(model, image: np.ndarray, settings: BottomUpInference) -> tupl
             order = list(model.flip) if mirrored else list(range(K))
             heat.append(((coarse[:, :K] + fine) / 2)[:, order])
             own_tags.append(coarse[:, K:][:, order])
-        if settings.project:
+        if settings.project_to_input:
             heat, own_tags = ([enlarge(m, base) for m in maps] for maps in (heat, own_tags))
         if scale == 1 or len(settings.scales) == 1:
-            if total is not None and not settings.project:
+            if total is not None and not settings.project_to_input:
                 own_tags = [enlarge(m, total.shape[2:]) for m in own_tags]
             tags = own_tags
         mean = sum(heat) / len(heat)
         if total is None:
             total = mean
-        elif settings.project:
+        elif settings.project_to_input:
             total = total + mean
         else:
             total = total + enlarge(mean, total.shape[2:])
@@ -175,6 +175,11 @@ def to_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array([[zoom, 0, center[0] - zoom * size[1] / 2], [0, zoom, center[1] - zoom * size[0] / 2]])
 
 
+def by_image(packed, found: Instances) -> dict[int, Instances]:
+    """The people of each image of a batch."""
+    return {image_id: found.take(found.image_ids == image_id) for image_id in packed.image_ids.tolist()}
+
+
 def batches(source, settings, batch_size):
     size_class = lambda h, w: resized(h, w, 64, 1.0, min(settings.scales))  # noqa: E731
     return image_loader(source, (64, 64), LoaderSettings(batch_size, 0), training=False, size_class=size_class)
@@ -185,7 +190,7 @@ def batches(source, settings, batch_size):
 @pytest.mark.parametrize("flip", [True, False])
 def test_maps_of_a_batch_are_those_of_the_official_procedure(pictures, flip, scales, project):
     model = SmoothNet().eval()
-    settings = BottomUpInference(flip=flip, scales=scales, project=project)
+    settings = BottomUpInference(flip_test=flip, scales=scales, project_to_input=project)
     seen = []
     with torch.inference_mode():
         for packed in batches(pictures, settings, 3):
@@ -238,10 +243,11 @@ class BlobNet(nn.Module):
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 2.0)])
 def test_people_of_a_batch_are_those_of_the_official_procedure(scales, project):
     source, model = Blobs(), BlobNet()
-    settings = BottomUpInference(scales=scales, project=project)
+    settings = BottomUpInference(scales=scales, project_to_input=project)
     for packed in batches(source, settings, 3):
-        for people in find_people(model, packed, model.spec, model.flip, settings):
-            image = source.load_image(people.image_id - 1)
+        found = predict(model, packed, model.spec, model.flip, settings)
+        for image_id, people in by_image(packed, found).items():
+            image = source.load_image(image_id - 1)
             heat, tags = official_maps(model, image, settings)
             parse = Parser()(heat.numpy(), tags.numpy())
             assert not parse.ambiguous
@@ -258,8 +264,8 @@ def test_a_batch_gives_what_each_image_gives_alone(scales):
     """Nothing of one image reaches another."""
     source, model, settings = Blobs(), BlobNet(), BottomUpInference(scales=scales)
     together, alone = (
-        {p.image_id: p for packed in batches(source, settings, size)
-         for p in find_people(model, packed, model.spec, model.flip, settings)}
+        {image_id: people for packed in batches(source, settings, size)
+         for image_id, people in by_image(packed, predict(model, packed, model.spec, model.flip, settings)).items()}
         for size in (4, 1)
     )  # fmt: skip
     assert together.keys() == alone.keys() == set(range(1, 8))
@@ -291,13 +297,13 @@ def test_thirty_eight_people_stay_thirty_eight():
     found = {}
     for limit in (BottomUpInference().max_people, 30):
         oracle = BottomUpOracle(COCO.flip, flip=False)
-        settings = BottomUpInference(flip=False, max_people=limit)
+        settings = BottomUpInference(flip_test=False, max_people=limit)
         (packed,) = oracle.watch([ImageDataset(source, (512, 512)).__getitems__([(0, 0)])])
-        (found[limit],) = find_people(oracle, packed, oracle.spec, COCO.flip, settings)
+        found[limit] = predict(oracle, packed, oracle.spec, COCO.flip, settings)
     people = found[100]
     assert len(people.scores) == 38
     truth = source.records.keypoints[:, :, :2]
-    distance = np.abs(people.keypoints[:, None, :, :2] - truth[None]).max((2, 3))
+    distance = np.abs(people.keypoints.numpy()[:, None, :, :2] - truth[None]).max((2, 3))
     assert (distance.min(1) < 5).all()  # each is somebody, with all joints
     assert sorted(distance.argmin(1)) == list(range(38))
     assert len(found[30].scores) < 38
@@ -318,26 +324,26 @@ def test_a_square_is_the_training_crop_of_that_scale():
             seen.append(x)
             return super().forward(x)
 
-    settings = BottomUpInference(flip=False, size=64, square=2.0)
-    find_people(Camera(), ImageDataset(source, (128, 128)).__getitems__(keys), spec, COCO.flip, settings)
+    settings = BottomUpInference(flip_test=False, size=64, square=2.0)
+    predict(Camera(), ImageDataset(source, (128, 128)).__getitems__(keys), spec, COCO.flip, settings)
     assert torch.allclose(seen[0], prepare_images(crops, spec, COCO.flip).images)
     assert len(seen) == 1
 
 
 def test_people_come_back_from_a_square():
     source = Crowd()
-    settings = BottomUpInference(flip=False, size=512, square=1.5)
+    settings = BottomUpInference(flip_test=False, size=512, square=1.5)
     oracle = BottomUpOracle(COCO.flip, flip=False, square=1.5)
     (packed,) = oracle.watch([ImageDataset(source, (512, 512)).__getitems__([(0, 0)])])
-    (people,) = find_people(oracle, packed, oracle.spec, COCO.flip, settings)
+    people = predict(oracle, packed, oracle.spec, COCO.flip, settings)
     truth = source.records.keypoints[:, :, :2]
-    distance = np.abs(people.keypoints[:, None, :, :2] - truth[None]).max((2, 3))
+    distance = np.abs(people.keypoints.numpy()[:, None, :, :2] - truth[None]).max((2, 3))
     assert len(people.scores) == 38
     assert (distance.min(1) < 5).all()
 
 
 def test_a_square_must_be_a_multiple_of_64():
-    with pytest.raises(ValueError, match=r"eval\.square 1\.1 times 64 pixels.*multiple of 64"):
+    with pytest.raises(ValueError, match=r"inference\.square 1\.1 times 64 pixels.*multiple of 64"):
         input_size(50, 50, 64, 1.0, BottomUpInference(square=1.1))
 
 
@@ -362,9 +368,9 @@ def test_without_the_border_nobody_is_found_beyond_the_image():
     packed = ImageDataset(source, (64, 64)).__getitems__([(0, 0)])
     joints = {}
     for border in (True, False):
-        settings = BottomUpInference(flip=False, adjust=False, refine=False, border=border)
-        (people,) = find_people(PaintedBorder(), packed, SPEC, COCO.flip, settings)
-        joints[border] = {int(k): people.keypoints[i, k, :2] for i, k in np.argwhere(people.keypoints[..., 2] > 0)}
+        settings = BottomUpInference(flip_test=False, adjust=False, refine=False, search_border=border)
+        people = predict(PaintedBorder(), packed, SPEC, COCO.flip, settings)
+        joints[border] = {int(k): people.keypoints[i, k, :2] for i, k in (people.keypoints[..., 2] > 0).nonzero()}
     assert sorted(joints[True]) == [0, 5]
     assert joints[True][5][0] < 0
     assert sorted(joints[False]) == [0]
@@ -373,5 +379,5 @@ def test_without_the_border_nobody_is_found_beyond_the_image():
 
 def test_evaluation_sends_all_pixels(pictures):
     packed = ImageDataset(pictures, (64, 64)).__getitems__([(0, 0)])
-    assert packed.shapes.tolist() == [[60, 90, 3]]
-    assert len(packed.mask_index) == 0
+    assert packed.pixels.shapes.tolist() == [[60, 90, 3]]
+    assert len(packed.masks.index) == len(packed.mask_rows) == 0

@@ -5,34 +5,47 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from posekd.engine.evaluate_bottomup import evaluate, people_results
 from torch import nn
 
 from posekd.data import LoaderSettings
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.paradigms.bottom_up import BottomUpInference, People, remove_copies
+from posekd.engine.evaluate import evaluate
+from posekd.engine.scoring.coco import coco_results
+from posekd.paradigms.bottom_up import BottomUpInference, boxes_around, suppress
 from posekd.skeleton import COCO
-from posekd.structures import InputSpec
+from posekd.structures import InputSpec, Instances
 
 SPEC = InputSpec(size=(64, 64))
 
 
-def two_copies() -> People:
+def two_copies() -> Instances:
     points = np.stack([np.arange(17.0) * 7, np.arange(17.0) * 11, np.ones(17)], -1)[None]
     keypoints = np.concatenate((points, points, points)).astype(np.float32)
     keypoints[:, :, 0] += [[0.5], [0.0], [200.0]]
-    return People(4, keypoints, np.array([0.2, 0.9, 0.5], np.float32))
+    points = torch.from_numpy(keypoints)
+    boxes = boxes_around(points)
+    return Instances(
+        keypoints=points,
+        scores=torch.tensor([0.2, 0.9, 0.5]),
+        boxes=boxes,
+        box_scores=torch.ones(3),
+        areas=boxes[:, 2:].prod(1),
+        image_ids=torch.full((3,), 4),
+        sample_ids=torch.full((3,), -1),
+    )
 
 
 def test_copies_are_removed_only_when_asked():
     people = two_copies()
-    assert remove_copies(people, COCO.sigmas, 1.0) is people
-    kept = remove_copies(people, COCO.sigmas, 0.9)
+    everybody = suppress(people, COCO, BottomUpInference(oks_threshold=1.0))
+    assert everybody.scores.tolist() == pytest.approx([0.9, 0.5, 0.2])
+    assert torch.equal(everybody.keypoints, people.keypoints[[1, 2, 0]])
+    kept = suppress(people, COCO, BottomUpInference(oks_threshold=0.9))
     assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
 def test_results_are_in_cocos_format():
-    results = people_results([two_copies()], category_id=1)
+    results = coco_results(suppress(two_copies(), COCO, BottomUpInference()), category_id=1)
     assert [r["score"] for r in results] == pytest.approx([0.9, 0.5, 0.2])
     assert {r["image_id"] for r in results} == {4}
     assert results[0]["keypoints"][:6] == [0.0, 0.0, 1.0, 7.0, 11.0, 1.0]
@@ -40,6 +53,8 @@ def test_results_are_in_cocos_format():
 
 class Nothing(nn.Module):
     """A network that sees nobody, or gives maps of another shape."""
+
+    paradigm = "bottom_up"
 
     def __init__(self, value: float = 0.0, channels: int = 17) -> None:
         super().__init__()
@@ -61,8 +76,9 @@ def test_a_network_that_sees_nobody_scores_zero(tmp_path):
         results_file=tmp_path / "r.json",
         on_batch=lambda *n: seen.append(n),
     )
-    assert report.coco.AP == 0
-    assert report.results == []
+    assert report.main.result.AP == 0
+    assert len(report.found) == 0
+    assert (report.count, report.unit) == (2, "image")
     assert (tmp_path / "r.json").read_text() == "[]"
     assert seen == [(2, 2)]
     assert "no predictions" in report.note
@@ -76,7 +92,7 @@ def test_maps_that_do_not_fit_are_named():
     with pytest.raises(FloatingPointError, match=r"NaN or infinite maps for images \[1\]"):
         evaluate(Nothing(float("nan")), source, loader=loader)
     model = nn.Conv2d(3, 17, 1)
-    model.spec = SPEC
+    model.spec, model.paradigm = SPEC, "bottom_up"
     with pytest.raises(ValueError, match="a bottom-up network gives two outputs"):
         evaluate(model, source, loader=loader)
 
@@ -85,7 +101,7 @@ def test_settings_that_cannot_be_are_refused():
     for changes, message in [
         ({"scales": (0.5, 2.0)}, "scales must contain 1"),
         ({"scales": ()}, "at least one"),
-        ({"nms_threshold": 0.0}, "nms_threshold is an OKS"),
+        ({"oks_threshold": 0.0}, "oks_threshold is an OKS"),
         ({"detection_threshold": -1.0}, "detection_threshold must be 0 or more, got -1"),
     ]:
         with pytest.raises(ValueError, match=message):

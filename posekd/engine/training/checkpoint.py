@@ -119,9 +119,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def keep_last(folder: Path, count: int) -> None:
-    """Deletes all but the last `count` checkpoints."""
-    for path in list_checkpoints(folder)[:-count]:
-        path.unlink()
+    """Deletes all but the last `count` checkpoints, and what a kill in the middle of a save has left."""
+    for path in (*list_checkpoints(folder)[:-count], *folder.glob(".step_*.partial")):
+        path.unlink(missing_ok=True)
 
 
 def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from posekd.data import CropAugmentation
-from posekd.data.augment import draw, half_body, image_matrices
+from posekd.data.augment import draw, half_body
 from posekd.inputs import prepare_crops
 from posekd.skeleton import COCO
-from posekd.structures import InputSpec, PackedCropBatch
+from posekd.structures import InputSpec, PackedCropBatch, Pixels
 
 SIZE = (64, 48)
 CENTER, SCALE = np.array([100.0, 90.0], np.float32), np.array([75.0, 100.0], np.float32)
@@ -106,11 +106,13 @@ def packed(image, keypoints, rotation=0.0, zoom=1.0, flip=False, origin=(0, 0)):
     region = np.ascontiguousarray(image[origin[1] :, origin[0] :])
     one = torch.ones(1)
     return PackedCropBatch(
-        pixels=torch.from_numpy(region).flatten(),
-        offsets=torch.zeros(1, dtype=torch.int64),
-        shapes=torch.tensor([region.shape]),
-        origins=torch.tensor([origin], dtype=torch.float32),
-        image_index=torch.zeros(1, dtype=torch.int64),
+        pixels=Pixels(
+            data=torch.from_numpy(region).flatten(),
+            offsets=torch.zeros(1, dtype=torch.int64),
+            shapes=torch.tensor([region.shape]),
+            origins=torch.tensor([origin], dtype=torch.float32),
+            index=torch.zeros(1, dtype=torch.int64),
+        ),
         keypoints=torch.from_numpy(keypoints.astype(np.float32))[None],
         centers=torch.tensor([[100.0, 80.0]]),
         scales=torch.tensor([[120.0, 160.0]]),
@@ -182,5 +184,5 @@ class TestPrepare:
 
     def test_matrices_of_a_batch_are_those_of_its_draws(self):
         batch = packed(dots(JOINTS), JOINTS, zoom=2.0)
-        m = image_matrices(batch, SPEC.size)[0]
+        m = batch.matrices(SPEC.size)[0]
         assert m[0, 0].item() == pytest.approx(2.0 * 120 / 60)

@@ -16,12 +16,12 @@ from posekd.data import (
     CocoSettings,
     CropAugmentation,
     CropDataset,
+    ImageAugmentation,
+    ImageDataset,
     LoaderSettings,
     crop_loader,
     image_loader,
 )
-from posekd.data.augment import image_matrices
-from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.inputs import prepare_crops, prepare_images
 from posekd.structures import InputSpec
@@ -77,8 +77,8 @@ def test_a_crop_of_a_smooth_picture_is_that_of_the_whole_one(tmp_path, row, redu
     """Within 6 of 255 grey values, 1 on average, but for the edge of the picture, where the border of zeros begins."""
     source = folder(tmp_path, [smooth()])
     whole, reduced = both_ways(source, [(0, row)])
-    assert (reduced.reductions.tolist() or [1]) == [reduction]
-    assert reduced.pixels.numel() < 1.5 * whole.pixels.numel() / reduction**2
+    assert (reduced.pixels.reductions.tolist() or [1]) == [reduction]
+    assert reduced.pixels.data.numel() < 1.5 * whole.pixels.data.numel() / reduction**2
     one, other = (prepare_crops(batch, SPEC, range(17)) for batch in (whole, reduced))
     assert torch.equal(one.keypoints, other.keypoints)
     assert torch.equal(one.matrices, other.matrices), "a crop's place is told in pixels of the whole picture"
@@ -87,7 +87,7 @@ def test_a_crop_of_a_smooth_picture_is_that_of_the_whole_one(tmp_path, row, redu
     assert difference.max() < 6
     assert difference.mean() < 1
     if reduction > 1:  # guard: the corner of a pixel in place of its centre is noticed
-        reduced.origins += (reduction - 1) / 2 / reduction
+        reduced.pixels.origins += (reduction - 1) / 2 / reduction
         shifted = (one.images - prepare_crops(reduced, SPEC, range(17)).images).abs() * 255 * inside
         assert shifted.mean() > 1.5 * difference.mean()
 
@@ -99,7 +99,7 @@ def test_augmented_crops_agree_too(tmp_path, epoch):
     keys = [(epoch, row) for row in (0, 1, 2, 4, 5)]
     whole, reduced = both_ways(source, keys, augmentation=AUGMENTATION)
     one, other = (prepare_crops(batch, SPEC, range(17)) for batch in (whole, reduced))
-    assert reduced.reductions.max() > 1
+    assert reduced.pixels.reductions.max() > 1
     inside = torch.stack([inside_of(one.matrices[i], source, key[1]) for i, key in enumerate(keys)])
     difference = (one.images - other.images).abs().amax(1) * 255 * inside
     assert difference.max() < 8
@@ -124,7 +124,7 @@ def test_a_bright_spot_is_where_its_keypoint_says(tmp_path):
     ]
     source = folder(tmp_path, pictures, ids=(10,))
     _, reduced = both_ways(source, [(0, row) for row in range(17)])
-    assert reduced.reductions.tolist() == [8] * 17
+    assert reduced.pixels.reductions.tolist() == [8] * 17
     batch = prepare_crops(reduced, SPEC, range(17))
     mass = batch.images[:, 0].clamp_min(0.05) - 0.05
     grid_y, grid_x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
@@ -142,10 +142,10 @@ def test_no_crop_gets_fewer_pixels_than_it_has_and_none_could_be_reduced_further
     for epoch in range(60):
         keys = [(epoch, row) for row in ((0, 1, 4), (0, 5, 6), (1, 4, 7))[epoch % 3]]
         batch = dataset.__getitems__(keys)
-        reductions = batch.reductions if batch.reductions.numel() else torch.ones(2)
-        pixels = image_matrices(batch, SIZE)[:, :, 0].norm(dim=1)  # image pixels a crop pixel
+        reductions = batch.pixels.reductions if batch.pixels.reductions.numel() else torch.ones(2)
+        pixels = batch.matrices(SIZE)[:, :, 0].norm(dim=1)  # image pixels a crop pixel
         for slot, r in enumerate(reductions.tolist()):
-            own = pixels[batch.image_index == slot].min()
+            own = pixels[batch.pixels.index == slot].min()
             assert own >= r * (1 - 1e-5) or r == 1
             assert own < 2 * r * (1 + 1e-5) or r == 8
             seen.add(r)
@@ -157,7 +157,7 @@ def test_the_person_who_needs_most_decides_for_an_image(tmp_path):
     dataset = CropDataset(source, SIZE, reduced_decode=True)
     assert dataset.reductions([(0, 0), (0, 4)]) == {0: 8, 1: 8}
     assert dataset.reductions([(0, 0), (0, 2), (0, 1), (0, 4)]) == {0: 2, 1: 8}
-    assert dataset.__getitems__([(0, 3), (0, 0)]).reductions.numel() == 0, "nothing travels where all are whole"
+    assert dataset.__getitems__([(0, 3), (0, 0)]).pixels.reductions.numel() == 0, "nothing travels where all are whole"
 
 
 class TestWhole:
@@ -166,8 +166,8 @@ class TestWhole:
     def test_a_png(self, tmp_path):
         source = folder(tmp_path, [smooth()], extension="png")
         whole, asked = both_ways(source, [(0, 0)])
-        assert asked.reductions.numel() == 0
-        assert torch.equal(whole.pixels, asked.pixels)
+        assert asked.pixels.reductions.numel() == 0
+        assert torch.equal(whole.pixels.data, asked.pixels.data)
 
     def test_a_png_beside_a_jpeg(self, tmp_path):
         source = folder(tmp_path, [smooth(), smooth()])
@@ -175,7 +175,7 @@ class TestWhole:
         png = cv2.imencode(".png", smooth()[..., ::-1])[1].tobytes()
         (tmp_path / "images" / "2.jpg").write_bytes(png)
         whole, asked = both_ways(source, [(0, 0), (0, 4)])
-        assert asked.reductions.tolist() == [8, 1]
+        assert asked.pixels.reductions.tolist() == [8, 1]
         one, other = (prepare_crops(batch, SPEC, range(17)).images for batch in (whole, asked))
         assert torch.equal(one[1], other[1])
         assert 0 < (one[0] - other[0])[:, 8:-8].abs().max() * 255 < 6
@@ -183,17 +183,17 @@ class TestWhole:
     def test_pictures_that_are_drawn(self):
         source = SyntheticPeople(SyntheticSettings(images=2, size=(480, 640), people=(1, 1)))
         whole, asked = both_ways(source, [(0, 0), (0, 1)])
-        assert torch.equal(whole.pixels, asked.pixels)
+        assert torch.equal(whole.pixels.data, asked.pixels.data)
 
     def test_cached_pictures(self, tmp_path):
         settings = LoaderSettings(4, workers=0, cache_images=True, reduced_decode=True)
         loader = crop_loader(folder(tmp_path, [smooth()]), SIZE, settings, training=True)
-        assert next(loader.epoch(0)).reductions.numel() == 0
+        assert next(loader.epoch(0)).pixels.reductions.numel() == 0
 
     def test_evaluation(self, tmp_path):
         source, settings = folder(tmp_path, [smooth()], ids=(10,)), LoaderSettings(1, workers=0, reduced_decode=True)
         reductions = [
-            next(crop_loader(source, SIZE, settings, training=training).epoch(0)).reductions.tolist()
+            next(crop_loader(source, SIZE, settings, training=training).epoch(0)).pixels.reductions.tolist()
             for training in (True, False)
         ]
         assert reductions == [[8], []]
@@ -208,9 +208,9 @@ def test_workers_change_nothing(tmp_path):
         return list(crop_loader(source, SIZE, settings, training=True, augmentation=AUGMENTATION).epoch(1))
 
     for a, b in zip(batches(0), batches(1), strict=True):
-        assert torch.equal(a.pixels, b.pixels)
-        assert torch.equal(a.reductions, b.reductions)
-        assert a.reductions.max() > 1
+        assert torch.equal(a.pixels.data, b.pixels.data)
+        assert torch.equal(a.pixels.reductions, b.pixels.reductions)
+        assert a.pixels.reductions.max() > 1
 
 
 def test_a_picture_one_column_narrower_than_stated_is_refused_as_ever(tmp_path):
@@ -229,7 +229,7 @@ def test_whole_images_of_bottom_up_training(tmp_path):
         ImageDataset(source, spec.size, augmentation=augmentation, reduced_decode=r).__getitems__([(0, 0), (0, 1)])
         for r in (False, True)
     )
-    assert reduced.reductions.tolist() == [2, 4]
+    assert reduced.pixels.reductions.tolist() == [2, 4]
     one, other = (prepare_images(batch, spec, range(17)) for batch in (whole, reduced))
     difference = (one.images - other.images).abs() * 255
     assert difference.mean() < 1
@@ -237,7 +237,7 @@ def test_whole_images_of_bottom_up_training(tmp_path):
     assert torch.equal(one.keypoints[1], other.keypoints[1])
     settings = LoaderSettings(2, workers=0, reduced_decode=True)
     loader = image_loader(source, spec.size, settings, training=True, augmentation=augmentation)
-    assert next(loader.epoch(0)).reductions.max() > 1
+    assert next(loader.epoch(0)).pixels.reductions.max() > 1
 
 
 def test_a_matrix_into_a_reduced_picture():
@@ -270,7 +270,7 @@ def test_real_crops_agree_with_the_whole_picture(real_data, record_property):
     sampled, averaged, reduced_people = [], [], 0
     for row in range(len(source.records)):
         whole, reduced = both_ways(source, [(0, row)])
-        if not reduced.reductions.numel():
+        if not reduced.pixels.reductions.numel():
             continue
         reduced_people += 1
         mean = CropDataset(Averaged(settings), SIZE, reduced_decode=True).__getitems__([(0, row)])

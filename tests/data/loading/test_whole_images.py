@@ -10,13 +10,13 @@ import pytest
 import torch
 from helpers import coco_folder
 
-from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings, image_loader
-from posekd.data.loading.whole_images import ImageAugmentation, ImageDataset, draw_image, output_matrices
+from posekd.data import CocoKeypoints, CocoSettings, ImageAugmentation, ImageDataset, LoaderSettings, image_loader
+from posekd.data.augment import draw_image
 from posekd.data.regions import decode_mask
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.inputs import prepare_images
 from posekd.skeleton import CROWDPOSE
-from posekd.structures import InputSpec
+from posekd.structures import InputSpec, Pixels
 
 SPEC = InputSpec(size=(64, 64), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 PLAIN = ImageAugmentation(flip=0, rotation=0, scale=(1, 1), translation=0)
@@ -191,7 +191,7 @@ def test_two_resolutions_of_a_mirror_image_differ_by_more_than_a_factor():
     source = SyntheticPeople(SyntheticSettings(images=1, size=(64, 64)))
     mirror = ImageAugmentation(flip=1, rotation=0, scale=(1, 1), translation=0)
     packed = ImageDataset(source, (64, 64), augmentation=mirror).__getitems__([(0, 0)])
-    fine, coarse = output_matrices(packed, (64, 64))[0], output_matrices(packed, (16, 16))[0]
+    fine, coarse = packed.matrices((64, 64))[0], packed.matrices((16, 16))[0]
     assert (fine @ torch.tensor([0.0, 0, 1]))[0] == 63
     assert (coarse @ torch.tensor([0.0, 0, 1]))[0] == 60  # column 15
 
@@ -201,11 +201,15 @@ def test_a_region_of_bytes_gives_what_the_whole_image_gives():
     source = SyntheticPeople(SyntheticSettings(images=2, size=(96, 160)))
     near = ImageAugmentation(rotation=20, scale=(0.5, 0.5), translation=10)
     packed = ImageDataset(source, (64, 64), augmentation=near, seed=5).__getitems__([(0, 0), (0, 1)])
-    assert packed.pixels.numel() < 0.6 * 2 * 96 * 160 * 3
+    assert packed.pixels.data.numel() < 0.6 * 2 * 96 * 160 * 3
     batch = prepare_images(packed, SPEC, source.records.skeleton.flip)
-    packed.pixels = torch.from_numpy(np.stack([source.load_image(i) for i in (0, 1)]).ravel())
-    packed.offsets, packed.shapes = torch.tensor([0, 96 * 160 * 3]), torch.tensor([[96, 160, 3]] * 2)
-    packed.origins = torch.zeros(2, 2)
+    packed.pixels = Pixels(
+        data=torch.from_numpy(np.stack([source.load_image(i) for i in (0, 1)]).ravel()),
+        offsets=torch.tensor([0, 96 * 160 * 3]),
+        shapes=torch.tensor([[96, 160, 3]] * 2),
+        origins=torch.zeros(2, 2),
+        index=torch.arange(2),
+    )
     torch.testing.assert_close(prepare_images(packed, SPEC, source.records.skeleton.flip).images, batch.images)
 
 
@@ -249,7 +253,7 @@ def test_evaluation_goes_by_size_and_sees_every_image_once():
     assert len(loader) == 3
     assert [b.image_ids.tolist() for b in batches] == [[1, 3], [5], [2, 4]]
     assert all(len(set(map(tuple, b.image_sizes.tolist()))) == 1 for b in batches)
-    assert all((b.shapes[:, :2] == b.image_sizes).all() for b in batches)  # all pixels
+    assert all((b.pixels.shapes[:, :2] == b.image_sizes).all() for b in batches)  # all pixels
     shards = [image_loader(Sizes(), (64, 64), LoaderSettings(2, 0), training=False, rank=r, world=2) for r in (0, 1)]
     assert sorted(i for shard in shards for b in shard for i in b.image_ids.tolist()) == [1, 2, 3, 4, 5]
 
@@ -261,7 +265,7 @@ def test_workers_give_the_same_batches():
         loader = image_loader(
             source, (64, 64), LoaderSettings(2, workers), training=True, augmentation=ImageAugmentation(), seed=7
         )
-        runs.append([(b.image_ids, b.pixels, b.keypoints, b.rotations) for b in loader.epoch(1)])
+        runs.append([(b.image_ids, b.pixels.data, b.keypoints, b.rotations) for b in loader.epoch(1)])
     for a, b in zip(*runs, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 

@@ -28,7 +28,7 @@ def test_row_three_of_lsp_marks_occluded_joints(tmp_path):
     np.testing.assert_allclose(records.keypoints[0, :, :2], joints[1])
     assert records.keypoints[0, :, 2].tolist() == [2, 2, 2, 1, *[2] * 10]
     assert records.skeleton is LSP
-    assert records.metric == "pck"
+    assert records.metrics == ("pck",)
     assert records.reference_lengths[0] == pytest.approx(np.linalg.norm(joints[1, 9] - joints[1, 2]))
 
 

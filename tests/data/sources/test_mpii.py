@@ -31,7 +31,7 @@ class TestHrnetJson:
         assert keypoints[:, 2].tolist() == [0] + [2] * 15
         assert keypoints[0].tolist() == [0, 0, 0]
         assert source.records.skeleton is MPII
-        assert source.records.metric == "pckh"
+        assert source.records.metrics == ("pckh", "pck_torso")
         assert source.records.image_sizes.tolist() == [[HEIGHT, WIDTH]]
 
     def test_the_crop_is_hrnets(self, tmp_path):

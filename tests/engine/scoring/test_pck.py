@@ -17,11 +17,15 @@ from helpers.tiny_pose import TinyPose
 from scipy.io import loadmat, savemat
 
 from posekd.data import LoaderSettings, MpiiSettings, open_lsp, open_mpii
+from posekd.data.sources.lsp import lsp_labels
+from posekd.data.sources.mpii import mpii_labels
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.recipe import recipe_from_dict
-from posekd.engine.scoring.pck import read_pck_labels, read_predictions, score_pck
+from posekd.engine.scoring import NotScoredError
+from posekd.engine.scoring.pck import score_pck, score_pckh, score_torso
+from posekd.engine.scoring.pck_files import predictions, read_predictions
 from posekd.engine.train import train
 from posekd.paradigms import TopDownInference
 from posekd.structures import InputSpec
@@ -29,7 +33,7 @@ from posekd.viz.curves import plot_curves, plot_pck
 
 LOADER = LoaderSettings(batch_size=4, workers=0)
 SPEC = InputSpec(size=(64, 64))
-PLAIN = TopDownInference(flip=False)
+PLAIN = TopDownInference(flip_test=False, oks_threshold=1.0)  # a report lists everybody, as PCK scores everybody
 
 
 def three_people(folder, boxes=((0, 0, 30, 40),) * 3, **settings):
@@ -46,46 +50,54 @@ def found(source, shift=0.0):
     return keypoints, records.sample_ids
 
 
+def poses(report, source):
+    """The people of a report as plain values, in the order of the label file."""
+    return predictions(report.found.keypoints.numpy(), report.found.sample_ids.numpy(), source)
+
+
 class TestScoring:
     def test_half_a_head_size_is_the_limit(self, tmp_path):
         source = open_mpii(three_people(tmp_path))  # head size 0.6 * 50 = 30
-        assert score_pck(*found(source, 14.9), source.records)[0].mean == 100
-        assert score_pck(*found(source, 15.1), source.records)[0].mean == 0
+        assert score_pckh(*found(source, 14.9), source.records)[0].mean == 100
+        assert score_pckh(*found(source, 15.1), source.records)[0].mean == 0
 
     def test_the_order_of_the_poses_does_not_matter(self, tmp_path):
         source = open_mpii(three_people(tmp_path))
         keypoints, ids = found(source)
-        result, torso, note = score_pck(keypoints[::-1], ids[::-1], source.records)
+        result, note = score_pckh(keypoints[::-1], ids[::-1], source.records)
+        torso, torso_note = score_torso(keypoints[::-1], ids[::-1], source.records)
         assert result.mean == torso.mean == 100
-        assert note == ""
+        assert note == torso_note == ""
 
     def test_people_without_a_head_box_are_counted_and_not_scored(self, tmp_path):
         source = open_mpii(three_people(tmp_path, [(0, 0, 30, 40), (5, 5, 5, 5), (0, 0, 30, 40)]))
-        result, torso, note = score_pck(*found(source), source.records)
+        result, note = score_pckh(*found(source), source.records)
+        torso, _ = score_torso(*found(source), source.records)
         assert (result.people, torso.people) == (2, 3)
         assert note == "1 of 3 people have no head box: not scored"
 
     def test_without_any_head_box_the_file_is_named_that_has_them(self, tmp_path):
         source = open_mpii(mpii_folder(tmp_path, [hrnet_person("a.png")]))
-        result, _, note = score_pck(*found(source), source.records)
-        assert result is None
-        assert (
-            note == "nobody has a head box, so there is nothing to divide by; give `head_boxes`, HRNet's gt_valid.mat"
-        )
+        with pytest.raises(NotScoredError) as error:
+            score_pckh(*found(source), source.records)
+        note = "nobody has a head box, so there is nothing to divide by; give `head_boxes`, HRNet's gt_valid.mat"
+        assert str(error.value) == note
 
     def test_poses_of_strangers_are_refused(self, tmp_path):
         source = open_mpii(three_people(tmp_path))
         with pytest.raises(ValueError, match=r"predictions for 1 people that the labels do not list: \[9\]"):
-            score_pck(np.zeros((1, 16, 2)), np.array([9]), source.records)
+            score_pckh(np.zeros((1, 16, 2)), np.array([9]), source.records)
 
     def test_nobody_is_counted_twice(self, tmp_path):
         source = open_mpii(three_people(tmp_path))
         with pytest.raises(ValueError, match=r"1 people have more than one prediction, .* twice: \[2\]"):
-            score_pck(np.zeros((4, 16, 2)), np.array([0, 2, 1, 2]), source.records)
+            score_pckh(np.zeros((4, 16, 2)), np.array([0, 2, 1, 2]), source.records)
 
     def test_no_predictions_are_not_called_no_labels(self, tmp_path):
         source = open_mpii(three_people(tmp_path))
-        assert score_pck(np.zeros((0, 16, 2)), np.zeros(0, int), source.records) == (None, None, "no predictions")
+        for score in (score_pckh, score_torso):
+            with pytest.raises(NotScoredError, match=r"^no predictions$"):
+                score(np.zeros((0, 16, 2)), np.zeros(0, int), source.records)
 
 
 class Corner(TinyPose):
@@ -98,37 +110,40 @@ class Corner(TinyPose):
 class TestEvaluate:
     def test_a_report_of_mpii(self, tmp_path):
         source = open_mpii(three_people(tmp_path))
-        report = evaluate(Corner(16), source, TopDownInference(), loader=LOADER, results_file=tmp_path / "r.json")
-        assert report.coco is None
+        settings = TopDownInference(oks_threshold=1.0)
+        report = evaluate(Corner(16), source, settings, loader=LOADER, results_file=tmp_path / "r.json")
+        assert list(report.scores) == ["pckh", "pck_torso"]
         assert list(report.numbers())[:3] == ["PCKh@0.5", "AUC", "PCKh@0.1"]
         assert list(report.numbers())[-1] == "torso PCK@0.5"
         written = json.loads((tmp_path / "r.json").read_text())
         assert [r["sample_id"] for r in written] == [0, 1, 2]  # the file's order, not the loader's
         assert [r["image"] for r in written] == ["a.png", "b.png", "a.png"]
-        assert written == report.results
+        assert written == poses(report, source)
 
     @pytest.mark.parametrize("suffix", ["json", "mat"])
     def test_written_predictions_score_the_same(self, tmp_path, suffix):
         settings = three_people(tmp_path)
         file = tmp_path / "out" / f"r.{suffix}"
-        report = evaluate(Corner(16), open_mpii(settings), PLAIN, loader=LOADER, results_file=file)
-        labels = read_pck_labels(settings)
-        again, torso, _ = score_pck(*read_predictions(file, labels), labels)
-        np.testing.assert_array_equal(again.curve, report.pck.curve)
-        assert torso.mean == report.torso.mean
+        source = open_mpii(settings)
+        report = evaluate(Corner(16), source, PLAIN, loader=LOADER, results_file=file)
+        labels = mpii_labels(settings)
+        again, _ = score_pckh(*read_predictions(file, labels), labels)
+        torso, _ = score_torso(*read_predictions(file, labels), labels)
+        np.testing.assert_array_equal(again.curve, report.main.result[0].curve)
+        assert torso.mean == report.scores["pck_torso"].result[0].mean
         if suffix == "mat":  # counts from 1
             preds = loadmat(file)["preds"]
-            np.testing.assert_allclose(preds[1, :, 0], np.array(report.results[1]["keypoints"])[::3] + 1)
+            np.testing.assert_allclose(preds[1, :, 0], np.array(poses(report, source)[1]["keypoints"])[::3] + 1)
 
     def test_lsp_predictions_score_the_same(self, tmp_path):
         settings, _ = lsp_folder(tmp_path, range(1, 6), image_ids=[1, 2, 3, 4, 5])
         source = open_lsp(settings)
         for suffix in ("json", "mat"):
             report = evaluate(Corner(14), source, PLAIN, loader=LOADER, results_file=tmp_path / f"r.{suffix}")
-            labels = read_pck_labels(settings)
-            again, torso, _ = score_pck(*read_predictions(tmp_path / f"r.{suffix}", labels), labels)
-            assert torso is report.torso is None
-            np.testing.assert_array_equal(again.curve, report.pck.curve)
+            labels = lsp_labels(settings)
+            again, _ = score_pck(*read_predictions(tmp_path / f"r.{suffix}", labels), labels)
+            assert list(report.scores) == ["pck"], "no torso by ELPN's rule"
+            np.testing.assert_array_equal(again.curve, report.main.result[0].curve)
 
     def test_a_test_split_is_written_not_scored(self, tmp_path):
         unlabelled = {"labelled": False, "head": False}
@@ -136,7 +151,7 @@ class TestEvaluate:
         mpii_folder(tmp_path, [hrnet_person("a.png"), hrnet_person("b.png")])
         source = open_mpii(MpiiSettings(str(tmp_path / "images"), release(tmp_path / "r.mat", images), "test"))
         report = evaluate(Corner(16), source, PLAIN, loader=LOADER, results_file=tmp_path / "pred.mat")
-        assert report.pck is report.numbers() is None
+        assert report.main is report.numbers() is None
         assert report.note == "no labels: results written, not scored"
         written = loadmat(tmp_path / "pred.mat", squeeze_me=True, struct_as_record=False)
         assert written["pred"].image.name == "b.png"
@@ -157,10 +172,11 @@ class TestEvaluate:
         skipping = replace(LOADER, on_bad_image="skip")
         with pytest.warns(UserWarning, match="Its persons are skipped"):
             report = evaluate(Corner(16), open_mpii(settings), PLAIN, loader=skipping, results_file=tmp_path / "r.mat")
-        assert report.pck.people == 2
+        assert report.main.result[0].people == 2
         assert np.isnan(loadmat(tmp_path / "r.mat")["preds"]).any(axis=(1, 2)).tolist() == [False, True, False]
-        labels = read_pck_labels(settings)
-        assert score_pck(*read_predictions(tmp_path / "r.mat", labels), labels)[0].mean == report.pck.mean
+        labels = mpii_labels(settings)
+        again, _ = score_pckh(*read_predictions(tmp_path / "r.mat", labels), labels)
+        assert again.mean == report.main.result[0].mean
 
 
 @pytest.mark.parametrize(
@@ -174,7 +190,7 @@ class TestEvaluate:
     ],
 )  # fmt: skip
 def test_a_wrong_json_of_predictions_is_answered(tmp_path, content, message):
-    labels = read_pck_labels(three_people(tmp_path))
+    labels = mpii_labels(three_people(tmp_path))
     (tmp_path / "p.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_predictions(tmp_path / "p.json", labels)
@@ -190,7 +206,7 @@ def test_a_wrong_json_of_predictions_is_answered(tmp_path, content, message):
     ],
 )
 def test_a_wrong_mat_of_predictions_is_answered(tmp_path, content, message):
-    labels = read_pck_labels(three_people(tmp_path))
+    labels = mpii_labels(three_people(tmp_path))
     savemat(tmp_path / "p.mat", content)
     with pytest.raises(ValueError, match=message):
         read_predictions(tmp_path / "p.mat", labels)
@@ -199,24 +215,24 @@ def test_a_wrong_mat_of_predictions_is_answered(tmp_path, content, message):
 def test_the_mat_of_one_person_has_lost_an_axis(tmp_path):
     person = [hrnet_person("a.png")]
     file = head_boxes(tmp_path / "gt.mat", person, [[0, 0, 30, 40]])
-    labels = read_pck_labels(mpii_folder(tmp_path, person, head_boxes=file))
+    labels = mpii_labels(mpii_folder(tmp_path, person, head_boxes=file))
     joints = np.array(person[0]["joints"])
     for name, values in (("preds", joints[None]), ("pos_pred_src", joints[..., None])):
         savemat(tmp_path / "p.mat", {name: values})
-        assert score_pck(*read_predictions(tmp_path / "p.mat", labels), labels)[0].mean == 100
+        assert score_pckh(*read_predictions(tmp_path / "p.mat", labels), labels)[0].mean == 100
 
 
 def test_one_missing_joint_does_not_take_its_person_out_of_the_score(tmp_path):
-    labels = read_pck_labels(three_people(tmp_path))
+    labels = mpii_labels(three_people(tmp_path))
     preds = labels.keypoints[..., :2] + 1
     preds[1, 3], preds[2] = np.nan, np.nan
     savemat(tmp_path / "p.mat", {"preds": preds})
     keypoints, ids = read_predictions(tmp_path / "p.mat", labels)
     assert ids.tolist() == [0, 1]
     with pytest.raises(ValueError, match="pred holds a NaN or infinite number at a labelled joint, first for person 1"):
-        score_pck(keypoints, ids, labels)
+        score_pckh(keypoints, ids, labels)
     labels.keypoints[1, 3] = 0
-    assert score_pck(keypoints, ids, labels)[0].people == 2
+    assert score_pckh(keypoints, ids, labels)[0].people == 2
 
 
 @dataclass
@@ -291,7 +307,7 @@ class TestTraining:
 
 def test_the_pck_picture(tmp_path):
     source = open_mpii(three_people(tmp_path))
-    result = score_pck(*found(source, 3.0), source.records)[0]
+    result = score_pckh(*found(source, 3.0), source.records)[0]
     plot_pck(result, tmp_path / "new" / "pck.png", "a title", unit="head size")
     assert (tmp_path / "new" / "pck.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -305,4 +321,5 @@ def test_networks_of_several_stages_are_scored_by_the_last(tmp_path):
     source = open_mpii(three_people(tmp_path))
     one = evaluate(Corner(16), source, PLAIN, loader=LOADER)
     several = evaluate(Stages(16), source, PLAIN, loader=LOADER)
-    assert several.results == one.results
+    assert poses(several, source) == poses(one, source)
+    assert torch.equal(several.found.scores, one.found.scores)

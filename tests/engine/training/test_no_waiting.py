@@ -11,7 +11,7 @@ import contextlib
 import pytest
 import torch
 from helpers.tiny_pose import TinyPose
-from helpers.tiny_recipe import TINY_NET
+from helpers.tiny_recipe import TINY_NET, tiny_recipe
 from torch.overrides import TorchFunctionMode
 
 from posekd.data import CropAugmentation, LoaderSettings, crop_loader, image_loader
@@ -28,16 +28,16 @@ from posekd.distill import (
     Supervised,
 )
 from posekd.engine.build import make_prepare
-from posekd.engine.evaluate import decode, forward_heatmaps
-from posekd.engine.training.loop import LoopSettings
 from posekd.inputs import prepare_crops
 from posekd.models import create_model
 from posekd.paradigms import TopDownInference
+from posekd.paradigms.top_down import predict
 from posekd.structures import InputSpec
 
 META = torch.device("meta")
 SOURCE = SyntheticPeople(SyntheticSettings(images=3, size=(96, 96), people=(1, 2)))
 SPEC = InputSpec(size=(64, 64))
+RECIPE = tiny_recipe("no run", train_data={"name": "synthetic"}, train__validate_every=0)
 BGR = InputSpec(size=(64, 64), bgr=True, mean=(0.4, 0.5, 0.6))
 BOTTOM_UP = {**TINY_NET, "modules": [1, 1], "deconv_blocks": 1}
 
@@ -72,7 +72,7 @@ def test_a_step_of_crops(name):
     )
     packed = next(loader.epoch(0))
     assert_step_copies_nothing(METHODS[name](), packed)
-    packed.reductions = torch.ones(len(packed.offsets))
+    packed.pixels.reductions = torch.ones(len(packed.pixels.offsets))
     assert_step_copies_nothing(METHODS[name](), packed)
 
 
@@ -90,7 +90,7 @@ def test_a_step_of_whole_images(name):
 
 def assert_step_copies_nothing(method, packed):
     method.to(META)
-    prepare_batch = make_prepare(method.student, SOURCE, META, LoopSettings())
+    prepare_batch = make_prepare(RECIPE, method.student, SOURCE, META)
     with NoCopies():
         terms = method(prepare_batch(packed))
         torch.stack(list(terms.values())).sum().backward()
@@ -104,10 +104,8 @@ def test_a_batch_of_an_evaluation(how, monkeypatch):
     packed = next(iter(crop_loader(SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=False)))
     flip = torch.as_tensor(SOURCE.records.skeleton.flip, device=META)
     settings = TopDownInference(decode=how)
-    prepare_batch = make_prepare(model, SOURCE, META, LoopSettings())
     with NoCopies(), torch.inference_mode():
-        batch = prepare_batch(packed)
-        assert decode(forward_heatmaps(model, batch.images, flip, settings), batch, settings).shape == (3, 17, 3)
+        assert predict(model, packed.to(META), SPEC, flip, settings).keypoints.shape == (3, 17, 3)
 
 
 @pytest.mark.cuda
@@ -120,8 +118,8 @@ def test_on_a_gpu_batches_copied_beside_a_busy_stream_are_whole_and_nothing_wait
         SOURCE, SPEC.size, LoaderSettings(3, workers=0), training=True, augmentation=CropAugmentation()
     )
     batches = [next(loader.epoch(epoch)) for epoch in range(20)]
-    on_host = make_prepare(TinyPose(SPEC), SOURCE, torch.device("cpu"), LoopSettings())
-    prepare_batch = make_prepare(method.student, SOURCE, device, LoopSettings())
+    on_host = make_prepare(RECIPE, TinyPose(SPEC), SOURCE, torch.device("cpu"))
+    prepare_batch = make_prepare(RECIPE, method.student, SOURCE, device)
     step_on = method(prepare_batch(batches[0].pin_memory()))  # loads what a first call loads
     torch.stack(list(step_on.values())).sum().backward()
     busy = torch.randn(4096, 4096, device=device)
