@@ -110,7 +110,7 @@ def for_paradigm(options: EvalOptions, paradigm: Paradigm) -> EvalOptions:
     for name in inference:
         if name not in known:
             raise ValueError(
-                f"--{_option(name)} has no meaning for a {paradigm.name} network, which {options.model} is"
+                f"--{_option(name)} has no meaning for a {paradigm.title} network, which {options.model} is"
             )
     if not paradigm.crops_boxes and "detections" in data:
         raise ValueError(f"--detections are boxes to crop: {options.model} sees whole images and needs none")

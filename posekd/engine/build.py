@@ -68,7 +68,7 @@ def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Me
     if loop.teacher_cache is not None and method_type.taught:
         if not recipe.paradigm.crops_boxes:
             raise ValueError(
-                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.name} student has no use for it"
+                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.title} student has no use for it"
             )
         teacher = CachedTeacher()
     elif recipe.teacher is not None and method_type.taught:
@@ -100,7 +100,7 @@ def _check_student(method: type[Method], model: PoseModel) -> None:
             if kind.paradigm == model.paradigm and model.output in kind.outputs
         )
         raise ValueError(
-            f"{model.name} is a {_kind(model.paradigm, model.output)}, and the method trains "
+            f"{model.name} is a {_kind(model.paradigm, model.output)}, and the method trains a "
             f"{_kind(method.paradigm, *method.outputs)}: choose method.name among {', '.join(fitting) or 'none yet'}"
         )
 
@@ -111,13 +111,15 @@ def _check_teacher(method: type[Method], model: PoseModel) -> None:
     """
     if model.paradigm != method.teacher_paradigm or model.output not in method.teacher_outputs:
         raise ValueError(
-            f"the teacher {model.name} is a {_kind(model.paradigm, model.output)}, and the method learns from "
+            f"the teacher {model.name} is a {_kind(model.paradigm, model.output)}, and the method learns from a "
             f"{_kind(method.teacher_paradigm, *method.teacher_outputs)}: choose another teacher"
         )
 
 
 def _kind(paradigm: str, *outputs: str) -> str:
-    return f"{paradigm} network that gives {' or '.join(outputs)}"
+    """In words, after `a` or `such as`: `top-down network that gives heatmaps`."""
+    said = " or ".join(output.replace("_", " ") for output in outputs)
+    return f"{paradigm.replace('_', '-')} network that gives {said}"
 
 
 def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -> FrozenTeacher:

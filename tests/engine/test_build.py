@@ -50,7 +50,7 @@ class TestWhatFits:
     def test_a_bottom_up_student_needs_a_method_for_it(self, tmp_path):
         student = {"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP}
         plan = recipe(tmp_path, student=student, inference={})
-        with pytest.raises(ValueError, match="bottom_up network that gives tagged_heatmaps, and the method trains top_down") as e:
+        with pytest.raises(ValueError, match="bottom-up network that gives tagged heatmaps, and the method trains a top-down") as e:
             build_method(plan, 17, CPU)
         assert "choose method.name among associative_embedding, smallerhrnet" in str(e.value)
 
@@ -59,7 +59,7 @@ class TestWhatFits:
         save_weights(teacher, tmp_path / "teacher.safetensors")
         given = {"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP, "weights": str(tmp_path / "teacher.safetensors")}
         plan = recipe(tmp_path, method={"name": "mapd"}, teacher=given)
-        with pytest.raises(ValueError, match="the teacher higherhrnet_w32 is a bottom_up network that gives tagged_heatmaps"):
+        with pytest.raises(ValueError, match="the teacher higherhrnet_w32 is a bottom-up network that gives tagged heatmaps"):
             build_method(plan, 17, CPU)
 
 
