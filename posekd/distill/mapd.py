@@ -123,18 +123,6 @@ class MAPD(Method):
         )
         return name_terms(loss, self._weigh({"labels": mse, "teacher_mse": mpd, "teacher_kl": kpd}))
 
-    @classmethod
-    def why_not_unlabelled(cls, settings: Any) -> str | None:
-        """See `Method.why_not_unlabelled`: the teacher's term teaches, unless its weight is 0."""
-        if settings.unlabelled_weight == 0:
-            return super().why_not_unlabelled(settings)
-        if settings.alpha == 0:
-            return (
-                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
-                "labels: give alpha another value"
-            )
-        return None
-
     def weights(self) -> dict[str, float]:
         """Eq. 4: labels 1 - alpha - beta, teacher_mse alpha, teacher_kl beta."""
         alpha, beta = self.settings.alpha, self.settings.beta

@@ -25,7 +25,9 @@ def recipe(folder, **changes):
 
 
 class TestValidation:
-    @pytest.mark.parametrize(("training", "asked", "used"), [(True, None, True), (True, False, False), (False, True, True)])
+    @pytest.mark.parametrize(
+        ("training", "asked", "used"), [(True, None, True), (True, False, False), (False, True, True)]
+    )
     def test_channels_last_follows_the_training_unless_inference_says_otherwise(self, tmp_path, training, asked, used):
         plan = recipe(tmp_path, train__channels_last=training, inference={"channels_last": asked})
         assert validation_settings(plan).channels_last is used
@@ -50,21 +52,33 @@ class TestWhatFits:
     def test_a_bottom_up_student_needs_a_method_for_it(self, tmp_path):
         student = {"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP}
         plan = recipe(tmp_path, student=student, inference={})
-        with pytest.raises(ValueError, match="bottom-up network that gives tagged heatmaps, and the method trains a top-down") as e:
+        with pytest.raises(
+            ValueError, match="bottom-up network that gives tagged heatmaps, and the method trains a top-down"
+        ) as e:
             build_method(plan, 17, CPU)
         assert "choose method.name among associative_embedding, smallerhrnet" in str(e.value)
 
     def test_a_teacher_that_says_something_else_is_refused(self, tmp_path):
         teacher = create_model("higherhrnet_w32", **TINY_BOTTOM_UP)
         save_weights(teacher, tmp_path / "teacher.safetensors")
-        given = {"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP, "weights": str(tmp_path / "teacher.safetensors")}
+        given = {
+            "name": "higherhrnet_w32",
+            "overrides": TINY_BOTTOM_UP,
+            "weights": str(tmp_path / "teacher.safetensors"),
+        }
         plan = recipe(tmp_path, method={"name": "mapd"}, teacher=given)
-        with pytest.raises(ValueError, match="the teacher higherhrnet_w32 is a bottom-up network that gives tagged heatmaps"):
+        with pytest.raises(
+            ValueError, match="the teacher higherhrnet_w32 is a bottom-up network that gives tagged heatmaps"
+        ):
             build_method(plan, 17, CPU)
 
 
 class TestOldNames:
-    OLD = {"eval": {"flip": True, "nms_threshold": 0.5}, "schedule": {"factor": 0.3}, "method": {"name": "fpd", "unlabelled": 0.7}}
+    OLD = {
+        "eval": {"flip": True, "nms_threshold": 0.5},
+        "schedule": {"factor": 0.3},
+        "method": {"name": "fpd", "unlabelled": 0.7},
+    }
 
     def test_recipe_keys_are_read_under_their_old_names_and_told(self, tmp_path):
         values = recipe_to_dict(recipe(tmp_path))
@@ -75,7 +89,9 @@ class TestOldNames:
         assert (plan.inference.flip_test, plan.inference.oks_threshold) == (True, 0.5)
         assert (plan.schedule.gamma, plan.method.unlabelled_weight) == (0.3, 0.7)
         lines = {str(line.message) for line in told}
-        assert "the recipe key eval.nms_threshold is called inference.oks_threshold now; it is read all the same" in lines
+        assert (
+            "the recipe key eval.nms_threshold is called inference.oks_threshold now; it is read all the same" in lines
+        )
         assert "the recipe key schedule.factor is called schedule.gamma now; it is read all the same" in lines
 
     def test_new_names_are_told_nothing(self, tmp_path):

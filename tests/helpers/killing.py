@@ -7,6 +7,7 @@ checkpoint is half written. Prints what happened as JSON.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -50,6 +51,7 @@ def in_child(work: Callable[[], None]) -> int:
     """Exit code of `work` in a forked process; negative for a signal."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.dump_traceback_later(120, exit=True)  # a child that hangs says where
         code = 1
         try:
             work()
