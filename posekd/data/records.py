@@ -85,6 +85,8 @@ class PoseRecords:
     first_pixel: int = 0
 
     def __post_init__(self) -> None:
+        if len(self.exact_boxes) not in (0, len(self.boxes)):
+            raise ValueError(f"{len(self.exact_boxes)} values of exact_boxes for {len(self.boxes)} boxes")
         if len(self.exact_boxes) != len(self.boxes):
             object.__setattr__(self, "exact_boxes", np.zeros(len(self.boxes), bool))
 

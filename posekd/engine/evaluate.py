@@ -61,13 +61,14 @@ def evaluate(
     found = find_in_batches(model, shown, records.skeleton, settings, spec=spec)
     found, skipped = _gather(found, records), _skipped(batches, paradigm.unit)
     people = paradigm.suppress(found, records.skeleton, settings)
+    given = bool(records.metrics) and METRICS[records.metrics[0]].given
+    told = found if given else people
     if results_file is not None and distributed.is_main():
-        metric = METRICS[records.metrics[0]]
-        metric.write(source, found if metric.given else people, Path(results_file))
+        METRICS[records.metrics[0]].write(source, told, Path(results_file))
     scores, notes = score(source, found, people, written=results_file is not None)
     note = "; ".join(note for note in (skipped, *notes) if note)
     seconds = time.perf_counter() - start
-    return Report(scores, people, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
+    return Report(scores, told, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
 
 
 def score(

@@ -51,7 +51,7 @@ def batch(people: int = 4, seed: int = 0, side: int = SIDE) -> ImageBatch:
     masks = [torch.rand(B, side // s, side // s, generator=generator) > 0.2 for s in (4, 2)]
     scaled = [points * torch.tensor([1 / s, 1 / s, 1]) for s in (4, 2)]
     images = torch.randn(B, 3, side, side, generator=generator)
-    return ImageBatch(images, scaled, masks, torch.eye(2, 3).repeat(B, 1, 1), torch.arange(B), torch.arange(B))
+    return ImageBatch(images, scaled, masks, torch.eye(2, 3).repeat(B, 1, 1), torch.arange(B))
 
 
 def gaussians(points: Tensor, size: int, sigma: float) -> Tensor:
@@ -257,5 +257,5 @@ def test_what_is_refused():
         SmallerHRNet(TinyBottomUp(1), FrozenTeacher(TinyBottomUp(2, keypoints=4)))(batch())
     wrong = nn.Conv2d(3, 3, 1)
     wrong.spec = SPEC
-    with pytest.raises(ValueError, match="a network with two outputs"):
+    with pytest.raises(ValueError, match="a bottom-up network gives two outputs"):
         AssociativeEmbedding(wrong)(batch())

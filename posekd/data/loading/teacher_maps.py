@@ -62,7 +62,8 @@ class MapsCard:
 
 def fingerprint(records: PoseRecords) -> str:
     """Of the persons of a dataset, in their order: annotation ids and boxes."""
-    return hashlib.sha256(records.sample_ids.tobytes() + records.boxes.tobytes()).hexdigest()[:16]
+    exact = records.exact_boxes.tobytes() if records.exact_boxes.any() else b""
+    return hashlib.sha256(records.sample_ids.tobytes() + records.boxes.tobytes() + exact).hexdigest()[:16]
 
 
 def larger_crops(records: PoseRecords, rows: np.ndarray, card: MapsCard) -> tuple[Tensor, Tensor]:
