@@ -62,7 +62,7 @@ class MapsCard:
 
 def fingerprint(records: PoseRecords) -> str:
     """Of the persons of a dataset, in their order: annotation ids and boxes."""
-    exact = records.exact_boxes.tobytes() if records.exact_boxes.any() else b""
+    exact = records.are_exact().tobytes() if records.are_exact().any() else b""
     return hashlib.sha256(records.sample_ids.tobytes() + records.boxes.tobytes() + exact).hexdigest()[:16]
 
 
