@@ -129,6 +129,14 @@ def center_pool(x_vertical: Tensor, x_horizontal: Tensor | None = None) -> Tenso
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import center_pool
+        >>> x = torch.tensor([[1.0, 5.0], [2.0, 3.0]])[None, None]  # [1, 1, 2, 2]
+        >>> center_pool(x)  # each pixel: its column's maximum + its row's maximum
+        tensor([[[[ 7., 10.],
+                  [ 5.,  8.]]]])
     """
     checks.check_tensor("x_vertical", x_vertical, "N C H W")
     requires_grad = x_vertical.requires_grad

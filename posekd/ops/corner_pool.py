@@ -204,6 +204,15 @@ def corner_pool(x: Tensor, direction: str, *, ties: str = "first") -> Tensor:
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import corner_pool
+        >>> x = torch.tensor([1.0, 3.0, 0.0, 2.0]).reshape(1, 1, 1, 4)
+        >>> corner_pool(x, "left").flatten().tolist()
+        [3.0, 3.0, 2.0, 2.0]
+        >>> corner_pool(x, "right").flatten().tolist()
+        [1.0, 3.0, 3.0, 3.0]
     """
     _check(x, direction, ties)
     return _pool(x, None, direction, ties)
@@ -227,6 +236,13 @@ def corner_pool_add(x: Tensor, other: Tensor, direction: str, *, ties: str = "fi
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, value or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import corner_pool, corner_pool_add
+        >>> x, other = torch.rand(2, 8, 32, 24), torch.rand(2, 8, 32, 24)
+        >>> torch.equal(corner_pool_add(x, other, "top"), other + corner_pool(x, "top"))
+        True
     """
     _check(x, direction, ties)
     checks.check_tensor("other", other, "N C H W")
@@ -256,6 +272,13 @@ def corner_pool_sum(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, value or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import corner_pool_sum
+        >>> vertical, horizontal = torch.rand(2, 8, 32, 24), torch.rand(2, 8, 32, 24)
+        >>> corner_pool_sum(vertical, horizontal, ("top", "left")).shape
+        torch.Size([2, 8, 32, 24])
     """
     if not isinstance(directions, (tuple, list)) or len(directions) != 2:
         raise ValueError(f'directions must be a pair such as ("top", "left"), got {directions!r}')

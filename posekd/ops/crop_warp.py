@@ -25,6 +25,16 @@ class PackedImages:
         offsets: int64 `[N]`, the first byte of each picture.
         shapes: int64 `[N, 3]`, height, width and channels of each; its pixels are HWC without gaps.
         channels: of every picture, 1 or 3 (stated, so that no device must be asked).
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import PackedImages
+        >>> images = [torch.zeros(4, 6, 3, dtype=torch.uint8), torch.zeros(2, 5, 3, dtype=torch.uint8)]
+        >>> packed = PackedImages.from_list(images)
+        >>> packed.pixels.shape
+        torch.Size([102])
+        >>> packed.offsets.tolist(), packed.shapes.tolist()
+        ([0, 72], [[4, 6, 3], [2, 5, 3]])
     """
 
     pixels: Tensor
@@ -181,6 +191,17 @@ def crop_warp(
     Raises:
         TypeError: a wrong type of tensor.
         ValueError: a wrong shape or value, mixed devices or channel counts.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import crop_warp
+        >>> images = [torch.full((40, 60, 3), 255, dtype=torch.uint8), torch.zeros(30, 20, 3, dtype=torch.uint8)]
+        >>> half = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, 4.0]])  # from image pixel (10, 4), at half size
+        >>> crops = crop_warp(images, half.expand(2, 2, 3), (16, 12))
+        >>> crops.shape
+        torch.Size([2, 3, 16, 12])
+        >>> crops[:, 0, 0, 0].tolist()
+        [1.0, 0.0]
     """
     if isinstance(images, Tensor):
         count, channels = _check_planes(images)

@@ -78,6 +78,15 @@ def decode_heatmaps(
     Raises:
         TypeError: tensors that are not of a float type.
         ValueError: a wrong shape, method, device or blur.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import decode_heatmaps, render_heatmaps
+        >>> heatmaps, _ = render_heatmaps(torch.tensor([[[20.3, 31.75, 1.0]]]), (64, 48), kind="exact")
+        >>> decode_heatmaps(heatmaps, "quarter")[0, 0, :2].tolist()
+        [20.25, 31.75]
+        >>> [round(x, 1) for x in decode_heatmaps(heatmaps, "dark")[0, 0, :2].tolist()]
+        [20.3, 31.8]
     """
     checks.check_tensor("heatmaps", heatmaps, "B K H W")
     if heatmaps.shape[2] < 1 or heatmaps.shape[3] < 1:

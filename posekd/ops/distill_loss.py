@@ -220,6 +220,21 @@ def distill_loss(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device; the message names it and its value.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import distill_loss
+        >>> student = torch.zeros(2, 17, 64, 48, requires_grad=True)
+        >>> teacher = torch.ones(2, 17, 64, 48)
+        >>> keypoints = torch.tensor([20.0, 30.0, 2.0]).expand(2, 17, 3)  # x, y, visibility in heatmap pixels
+        >>> loss, terms = distill_loss(student, teacher, keypoints=keypoints, return_terms=True)
+        >>> loss.shape, terms.shape
+        (torch.Size([]), torch.Size([3]))
+        >>> round(terms[0].item(), 3)  # the teacher's: half the mean squared difference
+        0.5
+        >>> loss.backward()
+        >>> student.grad.shape
+        torch.Size([2, 17, 64, 48])
     """
     inputs = Inputs(student, teacher, target, keypoints, weight, teacher_weight, mask)
     _check(inputs)

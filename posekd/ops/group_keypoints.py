@@ -56,6 +56,19 @@ def group_keypoints(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import group_keypoints
+        >>> heatmaps, tags = torch.zeros(1, 2, 32, 32), torch.zeros(1, 2, 32, 32)
+        >>> for x, tag in ((6, 1.0), (20, 5.0)):  # two people, two keypoints each
+        ...     heatmaps[0, 0, 8, x], heatmaps[0, 1, 16, x] = 0.9, 0.8
+        ...     tags[0, :, :, x] = tag
+        >>> people = group_keypoints(heatmaps, tags)
+        >>> people.keypoints.shape, people.counts.tolist()  # [B, capacity, K, x y score tag]
+        (torch.Size([1, 60, 2, 4]), [2])
+        >>> people.keypoints[0, :2, :, :2].tolist()
+        [[[6.25, 8.25], [6.25, 16.25]], [[20.25, 8.25], [20.25, 16.25]]]
     """
     peaks = group_stages.top_k_peaks(
         heatmaps, tags, max_people=max_people, detection_threshold=detection_threshold, nms_kernel=nms_kernel
@@ -88,6 +101,14 @@ def group_keypoints_list(heatmaps: Tensor, tags: Tensor, **options: object) -> l
     Raises:
         ValueError: an image has more people than `capacity` (never with the default capacity), and whatever
             `group_keypoints` raises.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import group_keypoints_list
+        >>> heatmaps, tags = torch.zeros(2, 17, 32, 32), torch.zeros(2, 17, 32, 32)
+        >>> heatmaps[0, :, 8, 6] = 0.9  # one person in the first image, nobody in the second
+        >>> [keypoints.shape for keypoints, scores in group_keypoints_list(heatmaps, tags)]
+        [torch.Size([1, 17, 4]), torch.Size([0, 17, 4])]
     """
     keypoints, scores, counts = group_keypoints(heatmaps, tags, **options)  # type: ignore[arg-type]
     capacity = keypoints.shape[1]

@@ -30,6 +30,14 @@ class GroupedKeypoints(NamedTuple):
         keypoints: `[B, capacity, K, 3 + T]` float32: x, y, score, tags; rows of zeros for missing joints and people.
         scores: `[B, capacity]` float32: the mean score over all K joints, before refinement.
         counts: `[B]` int64: the people found. **More than the capacity means that the rest was dropped.**
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import GroupedKeypoints
+        >>> people = GroupedKeypoints(torch.zeros(1, 30, 17, 4), torch.zeros(1, 30), torch.tensor([2]))
+        >>> image = 0
+        >>> people.keypoints[image, : people.counts[image]].shape  # those found, without the padding
+        torch.Size([2, 17, 4])
     """
 
     keypoints: Tensor
@@ -138,6 +146,14 @@ def top_k_peaks(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import top_k_peaks
+        >>> heatmaps, tags = torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 3.0)
+        >>> heatmaps[0, 0, 2, 5], heatmaps[0, 0, 6, 1] = 0.5, 0.75
+        >>> top_k_peaks(heatmaps, tags, max_people=2).tolist()  # x, y, score, tag
+        [[[[1.0, 6.0, 0.75, 3.0], [5.0, 2.0, 0.5, 3.0]]]]
     """
     check_maps(heatmaps, tags)
     check_count("max_people", max_people, 1, MOST_PEOPLE)
@@ -241,6 +257,18 @@ def match_by_tag(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or value; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import match_by_tag
+        >>> peaks = torch.zeros(1, 2, 2, 4)  # 2 keypoints, 2 peaks of each: x, y, score, tag
+        >>> peaks[0, 0] = torch.tensor([[5.0, 2.0, 0.9, 1.0], [9.0, 2.0, 0.8, 7.0]])
+        >>> peaks[0, 1] = torch.tensor([[9.0, 6.0, 0.9, 7.1], [5.0, 6.0, 0.7, 1.1]])
+        >>> people = match_by_tag(peaks)
+        >>> people.counts.tolist()
+        [2]
+        >>> people.keypoints[0, :2, :, :2].tolist()
+        [[[5.0, 2.0], [5.0, 6.0]], [[9.0, 2.0], [9.0, 6.0]]]
     """
     checks.check_tensor("peaks", peaks, "B K max_people 3+T", (torch.float32,))
     if peaks.shape[3] < 4:
@@ -321,6 +349,18 @@ def refine(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import match_by_tag, refine, top_k_peaks
+        >>> heatmaps, tags = torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16)
+        >>> heatmaps[0, 0, 4, 6] = 0.9
+        >>> heatmaps[0, 1, 9, 6] = 0.05  # below the detection threshold of 0.1
+        >>> people = match_by_tag(top_k_peaks(heatmaps, tags))
+        >>> people.keypoints[0, 0, :, :2].tolist()  # the second keypoint is missing
+        [[6.0, 4.0], [0.0, 0.0]]
+        >>> refine(heatmaps, tags, people.keypoints, people.counts)[0, 0, :, :2].tolist()
+        [[6.25, 4.25], [6.25, 9.25]]
     """
     check_maps(heatmaps, tags)
     checks.check_tensor("keypoints", keypoints, "B P K 3+T", (torch.float32,))

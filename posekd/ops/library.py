@@ -187,6 +187,11 @@ def build_info() -> dict[str, Any]:
         `cuda_architectures`, `vector_levels` (compiled), `vector_level` (chosen for this processor), `parallel`
         ("openmp": torch's own threads; "threads": ours). `cuda_usable` and `cuda_problem` say whether CUDA
         tensors reach our kernels, and why not.
+
+    Examples:
+        >>> from posekd.ops import build_info
+        >>> build_info()["core"]  # whether the compiled core loaded
+        True
     """
     info: dict[str, Any] = {"core": _core is not None}
     if _core is None:

@@ -137,6 +137,14 @@ def oks(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device; K is not 17 and sigmas are not given.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import oks
+        >>> a = torch.zeros(1, 17, 2)
+        >>> b = torch.stack([torch.zeros(17, 2), torch.full((17, 2), 5.0)])
+        >>> oks(a, b, torch.tensor([900.0]), torch.tensor([900.0, 900.0])).round(decimals=2).tolist()
+        [[1.0, 0.25]]
     """
     points_a, points_b = _points("a", a), _points("b", b)
     if points_a.shape[1] != points_b.shape[1]:
@@ -175,6 +183,13 @@ def oks_nms(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, range or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import oks_nms
+        >>> poses = torch.tensor([0.0, 0.5, 40.0])[:, None, None].expand(3, 17, 2)  # the second is almost the first
+        >>> oks_nms(poses, torch.tensor([0.8, 0.9, 0.7]), torch.full((3,), 900.0), threshold=0.9).tolist()
+        [1, 2]
     """
     points = _points("keypoints", keypoints)
     rows = _row("scores", scores, points, "keypoints"), _row("areas", areas, points, "keypoints")
@@ -215,6 +230,13 @@ def soft_oks_nms(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, range or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import soft_oks_nms
+        >>> poses = torch.tensor([0.0, 0.5, 40.0])[:, None, None].expand(3, 17, 2)  # the second is almost the first
+        >>> soft_oks_nms(poses, torch.tensor([0.8, 0.9, 0.7]), torch.full((3,), 900.0), threshold=0.5).tolist()
+        [1, 2, 0]
     """
     points = _points("keypoints", keypoints)
     rows = _row("scores", scores, points, "keypoints"), _row("areas", areas, points, "keypoints")

@@ -112,6 +112,16 @@ def render_heatmaps(
     Raises:
         TypeError: keypoints that are not a float tensor, or a `dtype` that is not a float type.
         ValueError: a wrong shape, size, sigma or kind.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import render_heatmaps
+        >>> keypoints = torch.tensor([[[20.0, 30.0, 2.0], [5.0, 5.0, 0.0]]])  # x, y, visibility
+        >>> heatmaps, weights = render_heatmaps(keypoints, (64, 48), sigma=2.0)
+        >>> heatmaps.shape, weights.tolist()
+        (torch.Size([1, 2, 64, 48]), [[1.0, 0.0]])
+        >>> heatmaps[0, 0, 30, 20].item()
+        1.0
     """
     checks.check_tensor("keypoints", keypoints, "B P K 3" if _people_given(keypoints) else "B K 3")
     if keypoints.shape[-1] != 3:

@@ -145,6 +145,18 @@ def tag_loss(tags: Tensor, keypoints: Tensor, *, kind: str = "exp") -> tuple[Ten
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, value or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import tag_loss
+        >>> tags = torch.zeros(1, 2, 8, 8, requires_grad=True)
+        >>> one, other = [[1.0, 1.0, 1.0], [2.0, 3.0, 1.0]], [[6.0, 1.0, 1.0], [7.0, 3.0, 1.0]]  # x, y, visibility
+        >>> pull, push = tag_loss(tags, torch.tensor([[one, other]]))
+        >>> pull.tolist(), push.tolist()  # all tags are equal: nothing to pull together, everything to push apart
+        ([0.0], [0.5])
+        >>> (0.001 * pull + 0.001 * push).sum().backward()
+        >>> tags.grad.shape
+        torch.Size([1, 2, 8, 8])
     """
     checks.check_tensor("tags", tags, "B K H W")
     checks.check_tensor("keypoints", keypoints, "B P K 3")
