@@ -29,9 +29,10 @@ POSEKD_HD GaussianAxis gaussian_axis(GaussianKind kind, float position, float si
   // Beyond this an int would overflow; no window reaches back from there.
   if (!(fabsf(position) < 1.0e6f)) return axis;
   if (kind == GaussianKind::exact) {
-    // DARK's encoding: no window, and the visibility test of msra on the continuous centre.
-    return {position, 0, size,
-            position - 3.0f * sigma < static_cast<float>(size) && position + 3.0f * sigma + 1.0f >= 0.0f};
+    // DARK's encoding: no window. Its visibility test takes the window's ends as Python's int() does, truncated toward
+    // zero: an end above -1 counts as 0, which is on the map.
+    const float low = position - 3.0f * sigma, high = position + 3.0f * sigma + 1.0f;
+    return {position, 0, size, low < static_cast<float>(size) && high > -1.0f};
   }
   float low, high, half;
   int begin, end;

@@ -70,7 +70,8 @@ def decode_heatmaps(
         method: `"argmax"`, `"quarter"` or `"dark"`.
         matrices: float `[B, 2, 3]`, heatmap pixel to image pixel (`posekd.codecs.heatmap_matrices`), or None
             for coordinates in heatmap pixels.
-        blur_kernel: odd size of DARK's blur, 11 for maps drawn with sigma 2, 17 for sigma 3.
+        blur_kernel: odd size of DARK's blur, 3 to 63: 11 for maps drawn with sigma 2, 17 for sigma 3. Up to 9 the taps
+            are OpenCV's table, beyond it a Gaussian of sigma 0.3 ((k - 1) / 2 - 1) + 0.8.
 
     Returns:
         `[B, K, 3]` (x, y, score), float32 (float64 for float64 maps).

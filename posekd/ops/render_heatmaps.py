@@ -91,7 +91,9 @@ def render_heatmaps(
     * `"higherhrnet"`: HigherHRNet (`HeatmapGenerator`). Centre `int(x)`, window of 3 sigma + 1. A joint
       counts (weight 1) if its visibility is above 0 and its centre inside the map. Where 3 sigma is not an
       integer the window's corner is rounded half to even, and the peak lies between pixels.
-    * `"exact"`: DARK's unbiased encoding. Continuous centre, no window, weights as for `"msra"`.
+    * `"exact"`: DARK's unbiased encoding. Continuous centre c, no window. The weight is `min(visibility, 1)`, and 0
+      when `int(c - 3 sigma)` is at least the map's size or `int(c + 3 sigma + 1)` is below 0 on either axis (`int`
+      truncates toward zero); a joint is drawn if its weight is above 0.5.
 
     A joint with a NaN or infinite coordinate, or a NaN visibility, is not drawn and has weight 0. There is no
     derivative. Positions are taken as float32.
