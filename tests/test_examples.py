@@ -1,4 +1,4 @@
-"""The examples in the docstrings of what a user calls: each public op has one, and each gives what it says."""
+"""The examples in the docstrings of what a user calls: each op and module has one, and each gives what it says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from posekd import models, ops
+from posekd import models, nn, ops
 
 PUBLIC = {
     **{f"ops.{name}": getattr(ops, name) for name in ops.__all__},
+    **{f"nn.{name}": getattr(nn, name) for name in nn.__all__},
     "models.create_model": models.create_model,
 }
 

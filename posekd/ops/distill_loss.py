@@ -133,11 +133,12 @@ def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tupl
     # The gradient computed along with the loss is given away once: scaled in place, with no other reference to it,
     # so that autograd need not clone it. A second backward pass (retain_graph) computes it anew.
     gradient, ctx.unit_gradient = ctx.unit_gradient, None
-    if (
-        gradient is None or torch.is_grad_enabled()
-    ):  # enabled: create_graph=True, where the op must say that it has none
+    if gradient is None or torch.is_grad_enabled():
+        # Enabled means create_graph=True, where the op must say that it has no second derivative.
         gradient = _backward(upstream, *ctx.saved_tensors, *ctx.numbers)
-    elif upstream.item() != 1.0:  # on the CPU, where this costs nothing
+    elif library.plain_device((upstream,)) is None:
+        gradient = gradient * upstream  # a tracer has no value to ask for, and may hold this output elsewhere
+    elif upstream.item() != 1.0:  # on the CPU, where asking costs nothing
         gradient.mul_(upstream)
     return gradient, *nothing
 

@@ -1,4 +1,4 @@
-"""DARK's blur by small kernels, whose taps OpenCV takes from a table; and the weight of "exact" targets at the border."""
+"""DARK by small kernels, whose taps OpenCV takes from a table; the weight of "exact" targets at the border."""
 
 from __future__ import annotations
 
