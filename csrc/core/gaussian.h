@@ -1,4 +1,5 @@
-// Target heatmaps: a Gaussian per joint, by the published rules. Separable: value(x, y) = profile_x(x) * profile_y(y).
+// Target heatmaps: a Gaussian per keypoint, by the published rules. Separable: value(x, y) = profile_x(x) *
+// profile_y(y).
 #pragma once
 
 #include <cmath>
@@ -13,12 +14,12 @@ enum class GaussianKind : int { msra = 0, higherhrnet = 1, exact = 2 };
 
 namespace {
 
-// One axis of a joint's Gaussian: exp(-(pixel - centre)^2 / (2 sigma^2)) for begin <= pixel < end, 0 elsewhere.
+// One axis of a keypoint's Gaussian: exp(-(pixel - centre)^2 / (2 sigma^2)) for begin <= pixel < end, 0 elsewhere.
 struct GaussianAxis {
   float centre;
   int begin;
   int end;
-  bool inside;  // whether this axis keeps the joint: outside, the joint's weight is 0
+  bool inside;  // whether this axis keeps the keypoint: outside, the keypoint's weight is 0
 };
 
 POSEKD_HD int round_half_even(float value) { return static_cast<int>(rintf(value)); }
@@ -44,7 +45,7 @@ POSEKD_HD GaussianAxis gaussian_axis(GaussianKind kind, float position, float si
     high = static_cast<float>(pixel) + half + 1.0f;
     begin = static_cast<int>(low);
     end = static_cast<int>(high);
-    // The published test keeps a joint whose window ends exactly at 0: weight 1, map all zero.
+    // The published test keeps a keypoint whose window ends exactly at 0: weight 1, map all zero.
     axis.inside = begin < size && end >= 0;
     axis.centre = static_cast<float>(begin) + floorf((2.0f * half + 1.0f) / 2.0f);
   } else {
@@ -69,7 +70,7 @@ POSEKD_HD float gaussian_value(const GaussianAxis& axis, float sigma, int pixel)
   return expf(-(distance * distance) / (2.0f * sigma * sigma));
 }
 
-// A joint's weight by the published visibility rules, and whether its Gaussian is drawn at all.
+// A keypoint's weight by the published visibility rules, and whether its Gaussian is drawn at all.
 struct GaussianJoint {
   GaussianAxis x, y;
   float weight;

@@ -118,7 +118,7 @@ def center_pool(x_vertical: Tensor, x_horizontal: Tensor | None = None) -> Tenso
     Equal to CenterNet's chain of four corner pools, `bottom(top(x_vertical)) + right(left(x_horizontal))`, with
     one pass over each map. NaN wins. The gradient of a column (row) goes to its maximum, and among equal ones to
     the one of the largest index, as there. It is deterministic, its sums are float32 (float64 for float64), and
-    all that is kept for it is where the maxima are: H + W int32 a plane.
+    all that is kept for it is where the maxima are: H + W int32 per plane.
 
     Args:
         x_vertical: `[N, C, H, W]`, float32, float16, bfloat16 or float64, any strides.

@@ -192,7 +192,7 @@ def corner_pool(x: Tensor, direction: str, *, ties: str = "first") -> Tensor:
     * `ties="last"`: the last met takes it, the one nearest to the pixel, as `torch.cummax` and mmcv do.
 
     The result is exact in every dtype. The gradient is deterministic, its sums are float32 (float64 for float64),
-    and all that is kept for it is one bit an element (rows padded to 32).
+    and all that is kept for it is one bit per element (rows padded to 32).
 
     Args:
         x: `[N, C, H, W]`, float32, float16, bfloat16 or float64, any strides.
@@ -219,7 +219,7 @@ def corner_pool(x: Tensor, direction: str, *, ties: str = "first") -> Tensor:
 
 
 def corner_pool_add(x: Tensor, other: Tensor, direction: str, *, ties: str = "first") -> Tensor:
-    """`other + corner_pool(x, direction)` in one pass: 12 bytes of float32 traffic an element instead of 20.
+    """`other + corner_pool(x, direction)` in one pass: 12 bytes of float32 traffic per element instead of 20.
 
     The sums of the cascade: `look + ...` before its 3x3 convolutions, and the addition of the two pools before the
     last one. Half types are added in float32 and rounded once, as PyTorch does. Tensors of different dtypes are
@@ -258,7 +258,7 @@ def corner_pool_sum(
 ) -> Tensor:
     """`corner_pool(vertical, directions[0]) + corner_pool(horizontal, directions[1])`: the end of every corner pooling.
 
-    On the CPU in one pass, 12 bytes of float32 traffic an element instead of 20; on a GPU in two, the second of which
+    On the CPU in one pass, 12 bytes of float32 traffic per element instead of 20; on a GPU in two, the second of which
     adds. Half types are added in float32 and rounded once. Tensors of different dtypes are promoted.
 
     Args:

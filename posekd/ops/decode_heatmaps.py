@@ -61,7 +61,7 @@ def decode_heatmaps(
       step from the maximum, only if `1 < x < W - 2` and `1 < y < H - 2`. A step that is not finite, or a map
       whose blurred maximum is not positive, leaves the maximum's pixel.
 
-    The score is the maximum. A joint whose maximum is not positive is put at (0, 0), as HRNet does, before
+    The score is the maximum. A keypoint whose maximum is not positive is put at (0, 0), as HRNet does, before
     the matrices are applied. A map that holds a NaN has score NaN, and is put at (0, 0) likewise. There is
     no derivative.
 

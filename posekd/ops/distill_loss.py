@@ -195,8 +195,8 @@ def distill_loss(
     unmasked pixels of a map. A term whose teacher or labels are absent is 0; the other weights stay as they are,
     so plain training is `alpha=0, beta=0`.
 
-    A joint of weight 0, and a masked pixel, is not read: NaN there does no harm. The means still divide by all B*K*H*W
-    (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; the
+    A keypoint of weight 0, and a masked pixel, is not read: NaN there does no harm. The means still divide by all
+    B*K*H*W (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; the
     gradient of half inputs is multiplied by the upstream (loss-scaled) gradient before it is rounded.
 
     Args:

@@ -32,23 +32,23 @@ def group_keypoints(
     stays on the device of the maps, without synchronisation, so that it captures in a CUDA graph; the result is
     deterministic. No derivative.
 
-    As in the official parser a person's score is the mean over all K joints before refinement, and people beyond
+    As in the official parser a person's score is the mean over all K keypoints before refinement, and people beyond
     `max_people` may arise: the default capacity has room for all that can. A smaller one saves memory; `counts` then
     says when people were dropped, by exceeding it. `group_keypoints_list` turns that into an error.
 
     Args:
         heatmaps: `[B, K, H, W]`, float32, float16 or bfloat16.
-        tags: `[B, K, H, W]`, `[B, K, H, W, T]`, or one map for all joints, `[B, 1, H, W]` or `[B, 1, H, W, T]`.
-        max_people: peaks kept a map, and people whom further joints may join.
+        tags: `[B, K, H, W]`, `[B, K, H, W, T]`, or one map for all keypoints, `[B, 1, H, W]` or `[B, 1, H, W, T]`.
+        max_people: peaks kept per map, and people whom further keypoints may join.
         capacity: people that fit in the result of an image; default K * max_people.
         detection_threshold: peaks are above it; at least 0.
         tag_threshold: a peak joins a person whose mean tag is closer than this.
         nms_kernel: side of the window in which a peak is highest, odd.
-        joint_order: a permutation of the joints; default HigherHRNet's order at K = 17, otherwise 0 to K - 1.
-        ignore_too_many: skip a joint's peaks altogether once there are `max_people` people.
+        joint_order: a permutation of the keypoints; default HigherHRNet's order at K = 17, otherwise 0 to K - 1.
+        ignore_too_many: skip a keypoint's peaks altogether once there are `max_people` people.
         use_detection_score: whether the assignment weighs rounded distances and scores, or the distances alone.
         adjust: a quarter of a pixel toward the higher neighbours, and 0.5 to the pixel's centre.
-        refine: fill the joints that a person misses.
+        refine: fill the keypoints that a person misses.
 
     Returns:
         `GroupedKeypoints`: `keypoints` `[B, capacity, K, 3 + T]` (x, y, score, tags, in pixels of the maps), `scores`
@@ -89,7 +89,7 @@ def group_keypoints(
 
 
 def group_keypoints_list(heatmaps: Tensor, tags: Tensor, **options: object) -> list[tuple[Tensor, Tensor]]:
-    """`group_keypoints` as lists: one pair an image, of keypoints `[P, K, 3 + T]` and scores `[P]`.
+    """`group_keypoints` as lists: one pair per image, of keypoints `[P, K, 3 + T]` and scores `[P]`.
 
     Waits for the device once, to learn how many people there are.
 

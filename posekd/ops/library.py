@@ -257,7 +257,7 @@ _counters: dict[tuple[int, int], Tensor] = {}
 
 
 def counter(like: Tensor) -> Tensor | None:
-    """A zero on the device of `like`, which kernels leave zero: one a stream, so that streams do not share it."""
+    """A zero on the device of `like`, which kernels leave zero: one per stream, so that streams do not share it."""
     if like.device.type != "cuda":
         return torch.zeros(1, dtype=torch.int32)
     if torch.cuda.is_current_stream_capturing():  # a graph fills its own: it may be replayed on any stream

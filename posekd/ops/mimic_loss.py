@@ -149,7 +149,7 @@ def mimic_loss(
         boxes: `[R, 5]` (image index, x1, y1, x2, y2) or a list of N tensors `[R_i, 4]`, input-image pixels.
         targets: `[M, R, K, h, w]`, M sets, or `[R, K, h, w]`, one; any float type. Their size is that of the crops.
         weight: `[M, R, K]`, or `[R, K]` for one set; None: 1.
-        spatial_scale: heatmap pixels to a box pixel, for example 1/4.
+        spatial_scale: heatmap pixels per box pixel, for example 1/4.
         sampling_ratio: as for `roi_align`.
         aligned: as for `roi_align`.
         return_terms: also return the loss of each set.

@@ -93,7 +93,7 @@ def _points(name: str, keypoints: Tensor) -> Tensor:
 
 
 def _row(name: str, values: Tensor, poses: Tensor, like: str) -> Tensor:
-    """Checks one number a pose."""
+    """Checks one number per pose."""
     checks.check_tensor(name, values, "N")
     checks.check_shape(name, values, (poses.shape[0],), like)
     checks.check_device(name, values, poses, like)
@@ -108,9 +108,9 @@ def _sigmas(sigmas: Sequence[float] | Tensor | None, K: int) -> list[float]:
     try:
         values = sigmas.tolist() if isinstance(sigmas, Tensor) else [float(s) for s in sigmas]
     except TypeError:
-        raise TypeError(f"sigmas must be {K} numbers, one a keypoint, got {sigmas!r}") from None
+        raise TypeError(f"sigmas must be {K} numbers, one per keypoint, got {sigmas!r}") from None
     if len(values) != K:
-        raise ValueError(f"sigmas must be {K} numbers, one a keypoint, got {len(values)}")
+        raise ValueError(f"sigmas must be {K} numbers, one per keypoint, got {len(values)}")
     if not all(0 < s < float("inf") for s in values):
         raise ValueError(f"sigmas must be positive and finite, got {values}")
     return values
@@ -148,7 +148,7 @@ def oks(
     """
     points_a, points_b = _points("a", a), _points("b", b)
     if points_a.shape[1] != points_b.shape[1]:
-        raise ValueError(f"a has {points_a.shape[1]} keypoints a pose, b has {points_b.shape[1]}")
+        raise ValueError(f"a has {points_a.shape[1]} keypoints per pose, b has {points_b.shape[1]}")
     checks.check_device("b", b, a, "a")
     rows = _row("areas_a", areas_a, points_a, "a"), _row("areas_b", areas_b, points_b, "b")
     return _oks(points_a, points_b, *rows, _sigmas(sigmas, points_a.shape[1]))

@@ -80,22 +80,22 @@ def render_heatmaps(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draws one Gaussian a joint, peak 1, where the batch lives.
+    """Draws one Gaussian per keypoint, peak 1, where the batch lives.
 
     The kinds differ in where the centre is and how far the Gaussian reaches; each is the rule of public code,
     for every sigma:
 
     * `"msra"`: HRNet (`JointsDataset.generate_target`). Centre `int(x + 0.5)`, window of 3 sigma. The weight
-      is `min(visibility, 1)`, and 0 when the window lies outside the map; a joint is drawn if its weight is
+      is `min(visibility, 1)`, and 0 when the window lies outside the map; a keypoint is drawn if its weight is
       above 0.5. Where 3 sigma is not an integer HRNet's window is lopsided, its peak up to one pixel off.
-    * `"higherhrnet"`: HigherHRNet (`HeatmapGenerator`). Centre `int(x)`, window of 3 sigma + 1. A joint
+    * `"higherhrnet"`: HigherHRNet (`HeatmapGenerator`). Centre `int(x)`, window of 3 sigma + 1. A keypoint
       counts (weight 1) if its visibility is above 0 and its centre inside the map. Where 3 sigma is not an
       integer the window's corner is rounded half to even, and the peak lies between pixels.
     * `"exact"`: DARK's unbiased encoding. Continuous centre c, no window. The weight is `min(visibility, 1)`, and 0
       when `int(c - 3 sigma)` is at least the map's size or `int(c + 3 sigma + 1)` is below 0 on either axis (`int`
-      truncates toward zero); a joint is drawn if its weight is above 0.5.
+      truncates toward zero); a keypoint is drawn if its weight is above 0.5.
 
-    A joint with a NaN or infinite coordinate, or a NaN visibility, is not drawn and has weight 0. There is no
+    A keypoint with a NaN or infinite coordinate, or a NaN visibility, is not drawn and has weight 0. There is no
     derivative. Positions are taken as float32.
 
     Args:

@@ -184,15 +184,15 @@ def roi_align(
     with a coordinate that is not finite gives zeros.
 
     The gradient goes to `input` alone. It is deterministic, on CUDA too: no atomics. Coordinates and sums are float32
-    for half inputs (float64 for float64). A bin takes at most 2^20 samples an axis.
+    for half inputs (float64 for float64). A bin takes at most 2^20 samples per axis.
 
     Args:
         input: `[N, C, H, W]`, float32, float16, bfloat16 or float64.
         boxes: `[R, 5]` (image index, x1, y1, x2, y2), or a list of N tensors `[R_i, 4]`; input-image pixels, that is
-            `1 / spatial_scale` to a map pixel. On CUDA a box on an image that is not there gives zeros.
+            `1 / spatial_scale` per map pixel. On CUDA a box on an image that is not there gives zeros.
         output_size: height and width of a crop, or one number for both.
-        spatial_scale: map pixels to a box pixel.
-        sampling_ratio: samples a bin along each axis; 0: as many as the bin has pixels, rounded up.
+        spatial_scale: map pixels per box pixel.
+        sampling_ratio: samples per bin along each axis; 0: as many as the bin has pixels, rounded up.
         aligned: pixel centres at half-integers, so that a box of whole pixels copies them.
 
     Returns:
