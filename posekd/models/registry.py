@@ -35,6 +35,14 @@ def create_model(
         ValueError: unknown name or setting (the nearest valid one is named), a value that cannot be, or a
             checkpoint that does not fit.
         FileNotFoundError: no checkpoint at `weights`.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.models import create_model
+        >>> model = create_model("elpn_v1", num_keypoints=17, size=(128, 96)).eval()
+        >>> heatmaps = model(torch.rand(1, 3, 128, 96))
+        >>> heatmaps.shape
+        torch.Size([1, 17, 32, 24])
     """
     model = build(name, override(_config(name), overrides, name), num_keypoints)
     if weights is not None:
