@@ -87,62 +87,6 @@ class PoseRecords:
     def __len__(self) -> int:
         return len(self.image_rows)
 
-    def take(self, images: np.ndarray) -> Regions:
-        """The regions of some images, given by their rows in rising order; these rows are counted anew."""
-        keep = np.flatnonzero(np.isin(self.image_rows, images))
-        runs = np.split(self.runs, self.ends[:-1])
-        kept = [runs[i] for i in keep]
-        ends = np.cumsum([len(run) for run in kept], dtype=np.int64)
-        return Regions(np.searchsorted(images, self.image_rows[keep]), ends, np.concatenate([self.runs[:0], *kept]))
-
-
-@dataclass(frozen=True)
-class PoseRecords:
-    """Undecoded facts about N persons in M images; plain arrays, so that worker processes share them.
-
-    Persons of one image stand next to each other. Coordinates are pixels of the stored image.
-
-    Attributes:
-        skeleton: the K keypoints.
-        image_ids: int64 `[M]`.
-        image_sizes: int64 `[M, 2]`, stated height and width.
-        image_rows: int64 `[N]`, row of each person's image in the two arrays above.
-        keypoints: float32 `[N, K, 3]` (x, y, visibility 0 unlabelled, 1 occluded, 2 visible).
-        boxes: float32 `[N, 4]` (x, y, width, height).
-        box_scores: float32 `[N]`, detector confidence (1 for labelled boxes).
-        sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
-        exact_boxes: bool `[N]`, boxes that are crops already (LSP's whole images): no padding enlarges them. None
-            for none.
-        ignored: regions that bottom-up training must not look at.
-        metrics: what the dataset is scored by (`engine.scoring.METRICS`); the first decides which network is the best.
-        reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
-            metric asks for it.
-        first_pixel: the coordinate that the dataset's own files give the first pixel. (Records count from 0.)
-    """
-
-    skeleton: Skeleton
-    image_ids: np.ndarray
-    image_sizes: np.ndarray
-    image_rows: np.ndarray
-    keypoints: np.ndarray
-    boxes: np.ndarray
-    box_scores: np.ndarray
-    sample_ids: np.ndarray
-    exact_boxes: np.ndarray | None = None
-    ignored: Regions = field(default_factory=Regions)
-    metrics: tuple[str, ...] = ("coco_keypoints",)
-    reference_lengths: np.ndarray | None = None
-    first_pixel: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.exact_boxes) not in (0, len(self.boxes)):
-            raise ValueError(f"{len(self.exact_boxes)} values of exact_boxes for {len(self.boxes)} boxes")
-        if len(self.exact_boxes) != len(self.boxes):
-            object.__setattr__(self, "exact_boxes", np.zeros(len(self.boxes), bool))
-
-    def __len__(self) -> int:
-        return len(self.image_rows)
-
     def take(self, persons: np.ndarray) -> PoseRecords:
         """The records of some persons, with their images and no others.
 

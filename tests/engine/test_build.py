@@ -73,19 +73,20 @@ class TestWhatFits:
             build_method(plan, 17, CPU)
 
 
-class TestOldNames:
-    OLD = {
-        "eval": {"flip": True, "nms_threshold": 0.5},
-        "schedule": {"factor": 0.3},
-        "method": {"name": "fpd", "unlabelled": 0.7},
-    }
+OLD = {
+    "eval": {"flip": True, "nms_threshold": 0.5},
+    "schedule": {"factor": 0.3},
+    "method": {"name": "fpd", "unlabelled": 0.7},
+}
 
+
+class TestOldNames:
     def test_recipe_keys_are_read_under_their_old_names_and_told(self, tmp_path):
         values = recipe_to_dict(recipe(tmp_path))
         for group in ("inference", "schedule", "method"):
             del values[group]
-        with pytest.warns(UserWarning) as told:
-            plan = recipe_from_dict({**values, **self.OLD})
+        with pytest.warns(UserWarning, match="is called") as told:
+            plan = recipe_from_dict({**values, **OLD})
         assert (plan.inference.flip_test, plan.inference.oks_threshold) == (True, 0.5)
         assert (plan.schedule.gamma, plan.method.unlabelled_weight) == (0.3, 0.7)
         lines = {str(line.message) for line in told}
@@ -105,7 +106,7 @@ class TestOldNames:
         with pytest.raises(ValueError, match="eval is called inference now, and both are given: keep inference"):
             recipe_from_dict({**values, "eval": {}})
         values["inference"] = {"flip": True, "flip_test": False}
-        with pytest.raises(ValueError, match="inference.flip is called inference.flip_test now, and both are given"):
+        with pytest.raises(ValueError, match=r"inference\.flip is called inference\.flip_test now, and both are given"):
             recipe_from_dict(values)
 
 

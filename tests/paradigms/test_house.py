@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "lengths": {"skeleton"},
     "structures": {"geometry"},
     "ops": GROUND | {"_C"},
+    "nn": GROUND | {"ops"},
     "codecs": GROUND | {"ops"},
     "models": CODECS,
     "data": CODECS,
