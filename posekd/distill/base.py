@@ -139,6 +139,15 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def asks_norms_of_the_batch(cls, settings: Any) -> bool:
+        """Whether the teacher's norms follow the batch, so that they must not be folded.
+
+        Args:
+            settings: of this method.
+        """
+        return False
+
+    @classmethod
     def why_not_unlabelled(cls, settings: Any) -> str | None:
         """Why nothing would be learnt from persons without labels, and what to set; None if something would.
 

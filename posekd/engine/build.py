@@ -25,6 +25,7 @@ from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.training.step import Learner
 from posekd.models import PoseModel, create_model, init_backbone, save_weights
+from posekd.models.fold import fold_norms
 from posekd.paradigms import paradigm_of
 from posekd.precision import DTYPES
 from posekd.structures import Batch, Packed, map_tensors
@@ -123,7 +124,7 @@ def _kind(paradigm: str, *outputs: str) -> str:
 
 
 def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -> FrozenTeacher:
-    """The teacher's network, in its own dtype if `train.teacher_dtype` gives one.
+    """The teacher's network, its norms folded, in its own dtype if `train.teacher_dtype` gives one.
 
     Raises:
         ValueError: it has no weights.
@@ -131,7 +132,10 @@ def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
     dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
-    return FrozenTeacher(build_model(settings, num_keypoints), dtype)
+    network = build_model(settings, num_keypoints).eval()
+    if recipe.train.fold_teacher and not recipe.method_type.asks_norms_of_the_batch(recipe.method):
+        fold_norms(network, torch.randn(1, 3, *network.spec.size, generator=torch.Generator().manual_seed(0)))
+    return FrozenTeacher(network, dtype)
 
 
 def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:

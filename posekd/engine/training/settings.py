@@ -20,6 +20,8 @@ class LoopSettings:
         channels_last: memory format of networks and images.
         compile: which networks `torch.compile` gets: `none`, `student`, `teacher` or `both`.
         teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
+        fold_teacher: fold the teacher's batch norms into its convolutions: the same answers to rounding, sooner. (Not
+            where a method wants its norms to follow the batch.)
         shard_teacher: spread the teacher's parameters over the processes (FSDP2), if it does not fit on one GPU.
         teacher_cache: folder that `posekd cache-teacher` wrote: its heatmaps are used, and the teacher is not run.
         max_skips: fp16: more steps than this skipped in a row by the gradient scaler are an error.
@@ -38,6 +40,7 @@ class LoopSettings:
     channels_last: bool = False
     compile: Literal["none", "student", "teacher", "both"] = "none"
     teacher_dtype: Precision | None = None
+    fold_teacher: bool = True
     shard_teacher: bool = False
     teacher_cache: str | None = None
     max_skips: int = 20
