@@ -21,7 +21,8 @@ def with_history(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for norm in norms(model):
         for tensor, low, high in (
-            (norm.running_mean, -0.2, 0.2), (norm.running_var, 0.5, 2.0), (norm.weight, 0.5, 1.5), (norm.bias, -0.2, 0.2),
+            (norm.running_mean, -0.2, 0.2), (norm.running_var, 0.5, 2.0),
+            (norm.weight, 0.5, 1.5), (norm.bias, -0.2, 0.2),
         ):  # fmt: skip
             tensor.data = low + (high - low) * torch.rand(tensor.shape, generator=generator)
     return model.eval().requires_grad_(False)
