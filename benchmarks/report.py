@@ -93,7 +93,7 @@ def ratios(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """A line an op and baseline, logarithmic: a dot a case, and a stroke from the least ratio to the largest."""
+    """A line per op and baseline, logarithmic: a dot per case, and a stroke from the least ratio to the largest."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,7 +110,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     axes.grid(axis="x", color="#eeeeee", zorder=0)
     axes.set(xscale="log", ylim=(-0.6, len(rows) - 0.4))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("times as fast as the other, a dot a case (grey: a yardstick that does other work)")
+    axes.set_xlabel("times as fast as the other, a dot per case (grey: a yardstick that does other work)")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

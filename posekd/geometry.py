@@ -150,13 +150,13 @@ def translate_matrices(matrices: Tensor, offsets: Tensor) -> Tensor:
 
 
 def reduce_matrices(matrices: Tensor, reductions: Tensor) -> Tensor:
-    """Matrices into pictures decoded at a fraction of their size, given those into the whole pictures.
+    """Matrices into images decoded at a fraction of their size, given those into the whole images.
 
-    A pixel of a picture decoded at 1 / r covers r x r pixels, the first from the corner on, and its centre is theirs:
+    A pixel of an image decoded at 1 / r covers r x r pixels, the first from the corner on, and its centre is theirs:
     x becomes (x + 1/2) / r - 1/2, also where the size is no multiple of r.
 
     Args:
-        matrices: `[..., 2, 3]`, output pixel to pixel of the whole picture.
+        matrices: `[..., 2, 3]`, output pixel to pixel of the whole image.
         reductions: `[...]`, r; where it is 1, the matrix stays what it is.
     """
     _check_matrices(matrices)
@@ -198,7 +198,7 @@ def from_heatmap(keypoints: Tensor, stride: float = 4.0) -> Tensor:
 
 
 def swap_flipped(keypoints: Tensor, flips: Tensor, permutation: Sequence[int] | Tensor) -> Tensor:
-    """Exchanges left and right joints of mirrored persons: a mirrored left wrist is a right wrist.
+    """Exchanges left and right keypoints of mirrored persons: a mirrored left wrist is a right wrist.
 
     Args:
         keypoints: `[B, ..., K, 3]`, already at their mirrored place.
@@ -209,7 +209,7 @@ def swap_flipped(keypoints: Tensor, flips: Tensor, permutation: Sequence[int] | 
         `[B, ..., K, 3]`.
     """
     if len(permutation) != keypoints.shape[-2]:
-        raise ValueError(f"flip permutation of {len(permutation)} joints for {keypoints.shape[-2]} keypoints")
+        raise ValueError(f"flip permutation of {len(permutation)} keypoints for {keypoints.shape[-2]} keypoints")
     order = torch.as_tensor(permutation, device=keypoints.device)
     mirrored = flips.view(-1, *(1,) * (keypoints.ndim - 1))
     return torch.where(mirrored, keypoints.index_select(-2, order), keypoints)

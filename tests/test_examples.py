@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from posekd import models, nn, ops
+from posekd.paradigms import inference
 
 PUBLIC = {
     **{f"ops.{name}": getattr(ops, name) for name in ops.__all__},
     **{f"nn.{name}": getattr(nn, name) for name in nn.__all__},
     "models.create_model": models.create_model,
+    "paradigms.inference.find_people": inference.find_people,
 }
 
 

@@ -4,7 +4,7 @@
 
 For each seed the teacher of `supervised/quickstart` is trained, its heatmaps are cached (`posekd cache-teacher`, bytes,
 margin 1.1), and the student of `mapd/quickstart` is trained twice: with the teacher running, and from the cache. Same
-weights at the start, same pictures, same augmentation. Scored is the network of the last step by COCO's keypoint AP.
+weights at the start, same images, same augmentation. Scored is the network of the last step by COCO's keypoint AP.
 Then the two loops take steps in turn, and the time of a step is the median of these rounds.
 
 `results.json` in the folder holds every seed's numbers, and for each arm mean and standard deviation over the seeds. A
@@ -93,7 +93,7 @@ def report(results: dict[str, Any]) -> None:
         pace = ", ".join(f"{arm} {row['ms_per_step'][arm]:.0f}" for arm in ARMS)
         print(f"seed {row['seed']}: AP {points}; ms a step {pace}")
     card, total = results["seeds"][0]["cache"], results["summary"]
-    print(f"cache: {card['bytes_per_person']:,} bytes a person, largest error {card['error']:.2g}")
+    print(f"cache: {card['bytes_per_person']:,} bytes per person, largest error {card['error']:.2g}")
     for name, row in total["AP"].items():
         spread = f" (sd {row['sd']:.3f} over {len(results['seeds'])} seeds)" if row["sd"] is not None else ""
         print(f"AP {name.replace('_', ' ')}: {row['mean']:+.3f}{spread}" if "minus" in name else

@@ -56,7 +56,7 @@ class RunLog:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Flushes both, as far as the disk still takes it: who closes may be leaving because it is full."""
+        """Flushes both as far as the disk takes it: a full disk may be the reason for closing."""
         if not self._quiet:
             with suppress(OSError):
                 self._file.close()

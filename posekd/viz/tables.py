@@ -14,7 +14,7 @@ from posekd.metrics.pck import PckResult
 
 
 def print_result(result: CocoResult, console: Console | None = None, title: str = "COCO keypoints") -> None:
-    """Prints the ten numbers in the official order, then one line a keypoint.
+    """Prints the ten numbers in the official order, then one line per keypoint.
 
     Args:
         result: what to print.

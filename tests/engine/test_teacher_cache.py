@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """Weights whose heatmaps differ from joint to joint and place to place, by about 1."""
+    """Weights whose heatmaps differ from keypoint to keypoint and place to place, by about 1."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     torch.manual_seed(7)
     model = create_model("hrnet_w32", **TINY_NET)
@@ -105,7 +105,7 @@ def test_maps_warped_by_the_identity_equal_the_live_teacher_within_the_stated_er
 
 
 def oracle_cache(folder, source, size=(64, 64), margin=1.1, sigma=1.5):
-    """A cache by a teacher that knows the labels: Gaussians at the joints, drawn in the cached crop."""
+    """A cache by a teacher that knows the labels: Gaussians at the keypoints, drawn in the cached crop."""
     records = source.records
     shape = (records.skeleton.num_keypoints, size[0] // 4, size[1] // 4)
     card = MapsCard(len(records), shape, 8, size, margin, geometry.PADDING, fingerprint(records), {})
@@ -117,7 +117,7 @@ def oracle_cache(folder, source, size=(64, 64), margin=1.1, sigma=1.5):
 
 
 def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
-    """Rotation, zoom and mirror at once: a peak stands where its joint has gone, in mirrors left for right."""
+    """Rotation, zoom and mirror at once: a peak stands where its keypoint has gone, in mirrors left for right."""
     source = open_training_data(tiny(tmp_path, teacher))
     maps = oracle_cache(tmp_path / "cache", source)
     augmentation = CropAugmentation(flip=0.5, rotation=45.0, scale=0.3, rotation_probability=1.0)
@@ -144,7 +144,7 @@ def test_warped_maps_peak_at_the_augmented_joints(tmp_path, teacher):
 
 @pytest.mark.parametrize("zoom", [0.75, 1.0, 1.3])
 def test_a_zoomed_peak_is_as_wide_as_a_live_teachers(zoom):
-    """A teacher draws a joint equally wide however large the person is in the crop; a warped peak is zoomed with it."""
+    """A teacher draws a keypoint equally wide however large the person is; a warped peak is zoomed with it."""
 
     def gaussian(x, y):
         rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")

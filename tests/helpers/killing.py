@@ -30,7 +30,7 @@ from posekd.engine.training import checkpoint, loop
 
 
 def recipe(folder: Path, workers: int) -> Recipe:
-    """Eight persons on eight pictures, beside the run's folder; two epochs of four steps."""
+    """Eight persons on eight images, beside the run's folder; two epochs of four steps."""
     data = folder.parent / "data"
     if not data.is_dir():
         data.mkdir()

@@ -51,7 +51,7 @@ class MicroBatches:
 
 
 def nobody(batch, number):
-    """Odd micro-batches, which are all of rank 1's, show no labelled joint."""
+    """Odd micro-batches, which are all of rank 1's, show no labelled keypoint."""
     if number % 2:
         batch.keypoints.zero_()
 
@@ -76,7 +76,7 @@ def job_for(folder, kind, rank=0, world=1, **settings):
 
 
 def people(count=7):
-    """A source of random pictures, one person each."""
+    """A source of random images, one person each."""
     five = Skeleton("three", ("nose", "left_a", "right_a"), (), (0, 2, 1), (0.05,) * 3)
     rng = np.random.default_rng(0)
 
@@ -97,7 +97,7 @@ def people(count=7):
             return self.images[row]
 
         def image_name(self, row):
-            return f"picture {row}"
+            return f"image {row}"
 
         def coco_ground_truth(self):
             r = self.records

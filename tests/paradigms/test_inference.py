@@ -27,7 +27,7 @@ GROUPED = BottomUpInference(detection_threshold=0.3, refine=False)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> CocoKeypoints:
-    """Pictures and labels on the disk: five pictures of two or three people."""
+    """Images and labels on the disk: five images of two or three people."""
     path = tmp_path_factory.mktemp("coco")
     return CocoKeypoints(write_coco(path, 5, settings=SyntheticSettings(size=(96, 128), people=(2, 3))))
 

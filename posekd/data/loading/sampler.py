@@ -19,7 +19,7 @@ class BatchPlan(Sampler[list[Key]]):
 
     Args:
         count: number of persons.
-        batch_size: persons a batch, on each rank.
+        batch_size: persons per batch, on each rank.
         shuffle: a new permutation each epoch, or file order.
         drop_last: leave out the persons that do not fill a last batch on every rank (training). Otherwise
             everyone comes exactly once, and the last batches of some ranks are short or absent.

@@ -1,7 +1,7 @@
 """COCO-format keypoints with any K: the file as it is, read into plain arrays.
 
 Which persons count follows deep-high-resolution-net, lib/dataset/coco.py: crowds and persons without a
-labelled joint are left out, boxes are clipped to the image, a box without area is left out. Detector boxes
+labelled keypoint are left out, boxes are clipped to the image, a box without area is left out. Detector boxes
 are taken as they are.
 """
 
@@ -48,7 +48,7 @@ class CocoSettings:
         image_ids: take only these images.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
         keep_images: which images count: those with a "labelled" person, those that are "annotated" at all (crowds and
-            people without joints among them), or "all". None is what the network needs: top-down the labelled
+            people without keypoints among them), or "all". None is what the network needs: top-down the labelled
             ones, bottom-up the annotated ones for training and all for evaluation.
     """
 
@@ -215,7 +215,7 @@ def _detected_persons(
     detections = load_json(file, "detections")
     if not isinstance(detections, list):
         raise ValueError(f"{file}: a detection file is a list of detections, this is a {type(detections).__name__}")
-    persons, strangers = [], 0
+    persons, unlisted = [], 0
     for row, detection in enumerate(detections):
         who = f"{file}: detection {row}"
         if not isinstance(detection, dict) or not {"image_id", "category_id", "bbox", "score"} <= detection.keys():
@@ -225,12 +225,12 @@ def _detected_persons(
         (score,) = finite_numbers([detection["score"]], 1, f"{who}: score")
         x, y, w, h = finite_numbers(detection["bbox"], 4, f"{who}: bbox")
         if detection["image_id"] not in images:
-            strangers += settings.image_ids is None
+            unlisted += settings.image_ids is None
         elif score >= settings.detection_threshold and w >= 0 and h >= 0 and w + h > 0:
             persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
-    if strangers:
+    if unlisted:
         warnings.warn(
-            f"{file}: {strangers} detections lie on images that {settings.annotations} does not list: left out.",
+            f"{file}: {unlisted} detections lie on images that {settings.annotations} does not list: left out.",
             stacklevel=3,
         )
     return persons

@@ -1,4 +1,4 @@
-"""Reading COCO JSON with manners: every broken entry is named, with its value and what to do."""
+"""Reading COCO JSON: every broken entry is named, with its value and what to do."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _check_category(category: Mapping[str, Any], who: str) -> None:
     names = category.get("keypoints") or []
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{who}: keypoints must be different names, got {names!r:.200}")
-    if tuple(names) == CROWDPOSE.keypoints:  # whose official files have COCO's edges, of 17 joints; nobody reads them
+    if tuple(names) == CROWDPOSE.keypoints:  # whose official files have COCO's edges, of 17 points; nobody reads them
         return
     for edge in category.get("skeleton") or []:
         known = isinstance(edge, list) and len(edge) == 2 and all(type(joint) is int for joint in edge)
@@ -161,7 +161,7 @@ def check_keypoints(annotation: Mapping[str, Any], skeleton: Skeleton, who: str)
     """An annotation's keypoints, float32 `[K, 3]`, unlabelled ones zeroed; None if none is labelled.
 
     Raises:
-        ValueError: not 3 K numbers, a visibility other than 0, 1, 2, or a labelled joint that is not finite.
+        ValueError: not 3 K numbers, a visibility other than 0, 1, 2, or a labelled keypoint that is not finite.
     """
     K = skeleton.num_keypoints
     values = annotation.get("keypoints")

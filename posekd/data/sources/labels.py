@@ -1,6 +1,6 @@
 """Training with fewer labels than persons: some images lose theirs, or come from a dataset whose labels are not used.
 
-A person without a single labelled joint is unlabelled; a method with a teacher may still learn from it
+A person without a single labelled keypoint is unlabelled; a method with a teacher may still learn from it
 (`method.unlabelled_weight` of fpd and mapd). These are sources around sources, so any dataset can be trained on so.
 """
 
@@ -71,7 +71,7 @@ class FewLabels:
 class WithUnlabelled:
     """A dataset, and behind it the persons of another without their labels. A `PoseSource`.
 
-    The other dataset may have other keypoints: only its pictures and boxes are used. Ids of both are kept, so they may
+    The other dataset may have other keypoints: only its images and boxes are used. Ids of both are kept, so they may
     occur twice.
 
     Args:

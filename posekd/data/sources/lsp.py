@@ -2,8 +2,8 @@
 
 The two `joints.mat` differ in their axes and in what the third value means:
 
-- LSP, `[3, 14, 2000]`: every joint has coordinates, and 1 marks an **occluded** one.
-- LSP Extended, `[14, 3, 10000]`: 1 marks a **visible** joint, and the others have no usable coordinates.
+- LSP, `[3, 14, 2000]`: every keypoint has coordinates, and 1 marks an **occluded** one.
+- LSP Extended, `[14, 3, 10000]`: 1 marks a **visible** keypoint, and the others have no usable coordinates.
 
 Both are person-centric (the right ankle is that person's right ankle), with coordinates in fractions of a pixel, which
 are taken as they are.
@@ -27,8 +27,8 @@ from posekd.lengths import torso_lengths
 from posekd.skeleton import LSP
 
 K = LSP.num_keypoints
-TRAIN = 1000  # pictures 1 to 1000 are the training set, 1001 to 2000 the test set
-EXTENDED_IDS = 10_000  # picture n of the extended set has the id 10000 + n
+TRAIN = 1000  # images 1 to 1000 are the training set, 1001 to 2000 the test set
+EXTENDED_IDS = 10_000  # image n of the extended set has the id 10000 + n
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class LspSettings:
     """Where LSP lies and what to take from it.
 
     Attributes:
-        images: folder of the pictures, `im0001.jpg` (extended: `im00001.jpg`).
+        images: folder of the images, `im0001.jpg` (extended: `im00001.jpg`).
         annotations: `joints.mat` of LSP or of LSP Extended; its shape says which.
-        split: LSP's first 1000 pictures are `train`, the other 1000 `test`; LSP Extended is all `train`.
-        extended_images: folder of LSP Extended's pictures, to be mixed into `train`.
+        split: LSP's first 1000 images are `train`, the other 1000 `test`; LSP Extended is all `train`.
+        extended_images: folder of LSP Extended's images, to be mixed into `train`.
         extended_annotations: its `joints.mat`.
         box: what is cropped: the whole `image`, which needs no label and is LSP's custom, or the rectangle of the
-            labelled `joints`. If None, the image for LSP and the joints for LSP Extended, whose pictures are larger.
-        image_ids: take only these pictures: LSP's numbers 1 to 2000, and 10000 + n for LSP Extended's.
+            labelled `joints`. If None, the image for LSP and the keypoints for LSP Extended, whose images are larger.
+        image_ids: take only these images: LSP's numbers 1 to 2000, and 10000 + n for LSP Extended's.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
     """
 
@@ -67,12 +67,12 @@ class LspSettings:
 
 @dataclass(frozen=True)
 class LspLabels:
-    """N people, a picture each.
+    """N people, an image each.
 
     Attributes:
         keypoints: float64 `[N, 14, 3]` (x, y, visibility 0 unlabelled, 1 occluded, 2 visible).
         ids: int64 `[N]`, see `LspSettings.image_ids`.
-        files: path of each picture.
+        files: path of each image.
         extended: bool `[N]`, whether a person is of LSP Extended.
     """
 
@@ -132,14 +132,14 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
     missing = missing_files(labels.files, settings.annotations, settings.on_missing_image)
     labels = _rows(labels, np.array([file not in missing for file in labels.files]))
     if not len(labels):
-        raise ValueError(f"{settings.annotations}: none of the pictures of split {settings.split!r} is there")
+        raise ValueError(f"{settings.annotations}: none of the images of split {settings.split!r} is there")
     sizes = image_sizes(labels.files)
     by_image = ~labels.extended if settings.box is None else np.full(len(labels), settings.box == "image")
     return PeopleInFiles(lsp_records(labels, sizes, by_image), labels.files, partial(lsp_predictions, everyone))
 
 
 def lsp_labels(settings: LspSettings) -> PoseRecords:
-    """The labels without the pictures, to score predictions against.
+    """The labels without the images, to score predictions against.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: files that are missing or not what they should be.
@@ -152,8 +152,8 @@ def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np
 
     Args:
         labels: N people.
-        sizes: int64 `[N, 2]`, height and width of the pictures; 0 if None.
-        by_image: bool `[N]`, whether the whole picture is the crop; else the labelled joints. All joints if None.
+        sizes: int64 `[N, 2]`, height and width of the images; 0 if None.
+        by_image: bool `[N]`, whether the whole image is the crop; else the labelled keypoints. All keypoints if None.
     """
     N = len(labels)
     sizes = np.zeros((N, 2), np.int64) if sizes is None else sizes
@@ -185,7 +185,7 @@ def lsp_predictions(ids: np.ndarray, sample_ids: np.ndarray, keypoints: np.ndarr
 
 
 def _joint_boxes(keypoints: np.ndarray) -> np.ndarray:
-    """Rectangles of the labelled joints `[N, 4]` (x, y, width, height); at least a pixel wide."""
+    """Rectangles of the labelled keypoints `[N, 4]` (x, y, width, height); at least a pixel wide."""
     labelled = keypoints[..., 2:] > 0
     low = np.where(labelled, keypoints[..., :2], np.inf).min(axis=1)
     high = np.where(labelled, keypoints[..., :2], -np.inf).max(axis=1)
@@ -208,20 +208,20 @@ def _read_part(file: Path, folder: str, split: str) -> LspLabels:
     flag = points[..., 2]
     if not np.isin(flag, (0, 1)).all():
         raise ValueError(
-            f"{file}: the third value of a joint is a flag, 0 or 1; found {flag[~np.isin(flag, (0, 1))][0]:g}"
+            f"{file}: the third value of a keypoint is a flag, 0 or 1; found {flag[~np.isin(flag, (0, 1))][0]:g}"
         )
     # in LSP 1 is occluded, in LSP Extended 1 is visible and the rest has no usable coordinates
     visibility = np.where(flag > 0, 2, 0) if extended else np.where(flag > 0, 1, 2)
     if (visibility == 2).mean() < 0.5:
         warnings.warn(
-            f"{file}: fewer than half of the joints are visible. In LSP the flag 1 marks an occluded joint, in LSP "
-            "Extended a visible one: was this file converted?",
+            f"{file}: fewer than half of the keypoints are visible. In LSP the flag 1 marks an occluded keypoint, in "
+            "LSP Extended a visible one: was this file converted?",
             stacklevel=4,
         )
     labelled = visibility > 0
     if not np.isfinite(points[..., :2][labelled]).all():
         row = int(np.flatnonzero((labelled & ~np.isfinite(points[..., :2]).all(-1)).any(1))[0])
-        raise ValueError(f"{file}: picture {row + 1} has a labelled joint that is NaN or infinite")
+        raise ValueError(f"{file}: image {row + 1} has a labelled keypoint that is NaN or infinite")
     keypoints = np.concatenate((np.where(labelled[..., None], points[..., :2], 0.0), visibility[..., None]), axis=-1)
     numbers = np.arange(1, len(points) + 1)
     labels = LspLabels(

@@ -1,4 +1,4 @@
-"""Reading MATLAB files with manners: scipy where it is installed, and a sentence for whatever is missing."""
+"""Reading and writing MATLAB files: scipy where it is installed, and a sentence for whatever is missing."""
 
 from __future__ import annotations
 

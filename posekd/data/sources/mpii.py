@@ -30,12 +30,12 @@ class MpiiSettings:
     """Where MPII lies and what to take from it.
 
     Attributes:
-        images: folder of the pictures.
+        images: folder of the images.
         annotations: HRNet's `train.json`, `valid.json` or `test.json`, or the official `.mat` with the RELEASE struct.
         split: of the official `.mat`: `train`, `valid` (with `validation_list`), or `test` (the single people of the
             test images, without labels). HRNet's files are one split each.
         head_boxes: `.mat` with the head boxes of the same people in the same order (HRNet's `gt_valid.mat`); PCKh
-            needs them, and HRNet's JSON has none. The joints in it, if any, are what is scored.
+            needs them, and HRNet's JSON has none. The keypoints in it, if any, are what is scored.
         validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
             (Tompson's `detections.mat`).
         first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that were
@@ -197,7 +197,7 @@ def _suspect_one_based(records: PoseRecords, file: str) -> None:
     beyond, first = ((points == ends) & labelled[..., None]).sum(), ((points == 0) & labelled[..., None]).sum()
     if beyond and not first:
         warnings.warn(
-            f"{file}: {beyond} coordinates equal the width or height of their picture and none is 0: these joints seem "
-            "to count pixels from 1; set first_pixel: 1 if they do",
+            f"{file}: {beyond} coordinates equal the width or height of their image and none is 0: these keypoints "
+            "seem to count pixels from 1; set first_pixel: 1 if they do",
             stacklevel=3,
         )

@@ -30,7 +30,7 @@ class MpiiLabels:
         images: N file names; empty where the file names none.
         centers: float64 `[N, 2]` (x, y), rough position; NaN where there is none.
         scales: float64 `[N]`, height in units of 200 pixels; NaN where there is none.
-        joints: float64 `[N, 16, 2]`.
+        keypoints: float64 `[N, 16, 2]`.
         visibility: int64 `[N, 16]`: 0 unlabelled, 1 occluded, 2 visible.
         head_sizes: float64 `[N]`, 0.6 times the head box's diagonal; NaN for people without one.
         release: int64 `[N, 2]`, 1-based image and person in the RELEASE struct; 0 where the file does not say.
@@ -91,8 +91,8 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
 def add_head_sizes(labels: MpiiLabels, file: Path, shift: float) -> MpiiLabels:
     """Labels with the head sizes of a second file, HRNet's `gt_valid.mat`, that lists the same people.
 
-    Where that file has joints as well, they replace the labels', because the published numbers are scored against
-    them. (In the file of the 2958 validation people 13 joints have lost a coordinate, which is 0.)
+    Where that file has keypoints as well, they replace the labels', because the published numbers are scored against
+    them. (In the file of the 2958 validation people 13 keypoints have lost a coordinate, which is 0.)
 
     Args:
         labels: of a file without head boxes.
@@ -100,7 +100,7 @@ def add_head_sizes(labels: MpiiLabels, file: Path, shift: float) -> MpiiLabels:
         shift: what makes the coordinates of `labels` count from 1.
 
     Raises:
-        ValueError: other people, or the joints of the two files differ by one pixel: one counts from 0.
+        ValueError: other people, or the keypoints of the two files differ by one pixel: one counts from 0.
     """
     content = load_mat(file, "head_boxes")
     boxes = _array(content, "headboxes_src", (2, 2, len(labels)), file, "its people must be those of `annotations`")
@@ -120,11 +120,11 @@ def _compare(offset: np.ndarray, error: float, shift: float, file: Path) -> None
     if np.abs(offset + (1 - shift)).max() < 0.1:  # as if the other base had been set
         found, wrong = ("0", "1") if shift == 0 else ("1", "0")
         raise ValueError(
-            f"the joints count pixels from {found}, by comparison with {file}, but `first_pixel` says {wrong}: "
+            f"the keypoints count pixels from {found}, by comparison with {file}, but `first_pixel` says {wrong}: "
             f"set first_pixel: {found}"
         )
     raise ValueError(
-        f"{file} does not list the people of `annotations` in their order: the joints differ by {error:.1f} pixels "
+        f"{file} does not list the people of `annotations` in their order: the keypoints differ by {error:.1f} pixels "
         "(median)"
     )
 
@@ -177,7 +177,7 @@ class _Person:
         self.visibility = np.where(np.asarray(visible, np.float64) > 0, 2, 0)
         self.joints = np.where(self.visibility[:, None] > 0, np.asarray(joints, np.float64), 0.0)
         if not np.isfinite(self.joints).all():
-            raise ValueError(f"{who}: a labelled joint is NaN or infinite")
+            raise ValueError(f"{who}: a labelled keypoint is NaN or infinite")
 
 
 def _from_release(release: Any, file: Path, split: Split | None, validation_list: Path | None) -> MpiiLabels:
@@ -294,7 +294,7 @@ def _from_native(content: Mapping[str, Any], file: Path) -> MpiiLabels:
 
 
 def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Person:
-    """A body annotation. Position, scale, head box and joints may each be absent; half of one may not."""
+    """A body annotation. Position, scale, head box and keypoints may each be absent; half of one may not."""
     position = getattr(rect, "objpos", None)
     center = (np.nan, np.nan)
     if fields_of(position):
@@ -310,9 +310,9 @@ def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Pers
     for point in elements(getattr(getattr(rect, "annopoints", None), "point", None)):
         x, y, joint = (number(field(point, name, f"{who}.annopoints.point")) for name in ("x", "y", "id"))
         if joint not in range(K):
-            raise ValueError(f"{who}: joint id {joint:g} is outside 0..{K - 1}")
+            raise ValueError(f"{who}: keypoint id {joint:g} is outside 0..{K - 1}")
         if not np.isfinite((x, y)).all():
-            raise ValueError(f"{who}: joint {MPII.keypoints[int(joint)]} has no finite coordinates")
+            raise ValueError(f"{who}: keypoint {MPII.keypoints[int(joint)]} has no finite coordinates")
         person.joints[int(joint)] = x, y
         # neck and head top carry no flag: they come from the head box
         person.visibility[int(joint)] = 1 if number(getattr(point, "is_visible", None)) == 0 else 2
@@ -320,7 +320,7 @@ def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Pers
 
 
 def _from_arrays(content: Mapping[str, Any], file: Path) -> MpiiLabels:
-    """HRNet's `gt_valid.mat`: joints and head boxes, but neither images nor positions."""
+    """HRNet's `gt_valid.mat`: keypoints and head boxes, but neither images nor positions."""
     joints = np.asarray(content["pos_gt_src"], np.float64)
     if joints.ndim == 2:  # of one person
         joints = joints[..., None]
@@ -340,7 +340,7 @@ def _from_arrays(content: Mapping[str, Any], file: Path) -> MpiiLabels:
 
 
 def _array(
-    content: Mapping[str, Any], name: str, shape: tuple[int, ...], file: Path, why: str = "16 joints"
+    content: Mapping[str, Any], name: str, shape: tuple[int, ...], file: Path, why: str = "16 keypoints"
 ) -> np.ndarray:
     if name not in content:
         raise ValueError(f"{file} has no variable {name!r}; it has {sorted(content)}")

@@ -41,7 +41,7 @@ def folder(tmp_path):
 
 
 class Noise:
-    """A source of random pictures in memory, with people wherever the test wants them."""
+    """A source of random images in memory, with people wherever the test wants them."""
 
     def __init__(self, boxes, rows, size=(70, 90)):
         boxes = np.array(boxes, np.float32).reshape(-1, 4)

@@ -1,0 +1,73 @@
+"""Documents and recipes: what they point to is there, and the recipe keys that they name exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from posekd.engine.recipes.recipe import CHOICES, ModelSettings, Recipe
+from posekd.engine.recipes.renames import RENAMED
+from posekd.engine.recipes.schema import group_of, hints_of
+from posekd.paradigms import PARADIGMS
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+PATH = re.compile(
+    r"(?<![\w/.])((?:docs|posekd|tests|benchmarks|configs|csrc)/[\w./-]*\.(?:md|py|yaml|h|cpp|cuh?|png|jpg))"
+)
+KEY = re.compile(r"`([a-z_]+)\.([a-z_]+)(?:[:= ][^`]*)?`")
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    return enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+
+
+def recipe_keys() -> dict[str, set[str]]:
+    """Group of a recipe -> its keys, of whatever dataclass its name or the paradigm chooses."""
+    groups = {name: group_of(hint) for name, hint in hints_of(Recipe).items()}
+    kinds = {name: [kind] for name, kind in groups.items() if kind is not None}
+    kinds |= {group: list(choices.values()) for group, choices in CHOICES.items()}
+    kinds |= {g: [getattr(p, g) for p in PARADIGMS.values()] for g in ("augmentation", "inference")}
+    kinds["student"] = kinds["teacher"] = [ModelSettings]
+    return {group: {"name"} | {f.name for kind in found for f in fields(kind)} for group, found in kinds.items()}
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="not in a checkout")
+@pytest.mark.parametrize("file", DOCS + RECIPES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_what_a_document_points_to_is_there(file):
+    missing = []
+    for number, line in lines_of(file):
+        targets = [file.parent / target for target in LINK.findall(line)] if file.suffix == ".md" else []
+        targets += [ROOT / path for path in PATH.findall(line)]
+        missing += [f"line {number}: {target}" for target in targets if not target.exists()]
+    assert not missing
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="not in a checkout")
+@pytest.mark.parametrize("file", DOCS + RECIPES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_recipe_keys_in_backticks_exist(file):
+    if file.name == "CHANGELOG.md":
+        pytest.skip("it lists the old names")
+    keys, old = recipe_keys(), {key for key in RENAMED if "." in key}
+    wrong = [
+        f"line {number}: {group}.{key}"
+        for number, line in lines_of(file)
+        for group, key in KEY.findall(line)
+        if key not in ("json", "yaml", "mat", "py")  # a file
+        and (group == "eval" or f"{group}.{key}" in old or key not in keys.get(group, (key,)))
+    ]
+    assert not wrong
+
+
+def test_the_checks_see_what_is_wrong():
+    assert LINK.findall("[a](b.md) [c](https://d.e) [f](#g)") == ["b.md"]
+    assert PATH.findall("see docs/no.md and `posekd/x/y.py`, not /docs/z.md") == ["docs/no.md", "posekd/x/y.py"]
+    assert KEY.findall("`method.unlabelled: 1` and `train.epochs`") == [("method", "unlabelled"), ("train", "epochs")]
+    assert "unlabelled" not in recipe_keys()["method"]
+    assert {"flip_test", "search_border"} <= recipe_keys()["inference"]
