@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from posekd.codecs.reordered import in_order_of
 from posekd.data import LoaderSettings, PackedLoader, PoseRecords, PoseSource
 from posekd.engine import distributed
 from posekd.engine.progress import counted
@@ -54,6 +55,8 @@ def evaluate(
     start = time.perf_counter()
     paradigm, records = paradigm_of(model), source.records
     settings = settings_for(paradigm, settings)
+    who = f"the network {getattr(model, 'name', '')}".rstrip()
+    model = in_order_of(model, getattr(model, "keypoint_names", None), records.skeleton.keypoints, who)
     _refuse_unfit(source, paradigm.crops_boxes, results_file)
     rank, world = distributed.rank(), distributed.world()
     batches = open_batches(model, source, settings, loader=loader, spec=spec, rank=rank, world=world)

@@ -59,7 +59,7 @@ def cache_teacher(
         raise ValueError(f"a teacher cache holds crops of persons: a {recipe.paradigm.title} student has no use for it")
     device = pick_device(recipe.train.device)
     source = open_training_data(recipe)
-    teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton.num_keypoints)
+    teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton)
     teacher.model.to(device)
     card = MapsCard(
         persons=len(source.records),

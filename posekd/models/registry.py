@@ -9,7 +9,7 @@ from typing import Any
 
 from posekd.files import nearest
 from posekd.models.base import ModelConfig, PoseModel
-from posekd.models.weights import load_weights, read_card
+from posekd.models.weights import card_keypoints, load_weights, read_card
 from posekd.models.zoo import MODELS, build, family_config
 from posekd.structures import InputSpec
 
@@ -110,6 +110,7 @@ def create_model_from_card(card: Mapping[str, Any], weights: str | os.PathLike[s
     Raises:
         ValueError: the card lacks an entry, or holds one that is unknown here.
     """
+    names = card_keypoints(card)
     card = card.get("model", card)
     missing = [key for key in ("name", "family", "num_keypoints", "config") if key not in card]
     if missing:
@@ -118,6 +119,7 @@ def create_model_from_card(card: Mapping[str, Any], weights: str | os.PathLike[s
     model = build(card["name"], config, card["num_keypoints"])
     if weights is not None:
         load_weights(model, weights)
+    model.keypoint_names = names
     return model
 
 

@@ -15,6 +15,7 @@ from posekd.engine.recipes.datasets import DATASETS, open_dataset
 from posekd.engine.recipes.recipe import recipe_from_dict, recipe_to_dict
 from posekd.engine.scoring import METRICS
 from posekd.models import create_model, save_weights
+from posekd.skeleton import COCO
 
 PEOPLE = {"name": "synthetic", "images": 4, "size": [96, 96]}
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ class TestWhatFits:
         with pytest.raises(
             ValueError, match="bottom-up network that gives tagged heatmaps, and the method trains a top-down"
         ) as e:
-            build_method(plan, 17, CPU)
+            build_method(plan, COCO, CPU)
         assert "choose method.name among associative_embedding, smallerhrnet" in str(e.value)
 
     def test_a_teacher_that_says_something_else_is_refused(self, tmp_path):
@@ -70,7 +71,7 @@ class TestWhatFits:
         with pytest.raises(
             ValueError, match="the teacher higherhrnet_w32 is a bottom-up network that gives tagged heatmaps"
         ):
-            build_method(plan, 17, CPU)
+            build_method(plan, COCO, CPU)
 
 
 OLD = {

@@ -61,9 +61,9 @@ class MapsCard:
 
 
 def fingerprint(records: PoseRecords) -> str:
-    """Of the persons of a dataset, in their order: annotation ids and boxes."""
-    exact = records.are_exact().tobytes() if records.are_exact().any() else b""
-    return hashlib.sha256(records.sample_ids.tobytes() + records.boxes.tobytes() + exact).hexdigest()[:16]
+    """Of the persons of a dataset, in their order: annotation ids and boxes, and the keypoints' names."""
+    parts = [array.tobytes() for array in (records.sample_ids, records.boxes, records.are_exact())]
+    return hashlib.sha256(b"".join((*parts, *map(str.encode, records.skeleton.keypoints)))).hexdigest()[:16]
 
 
 def larger_crops(records: PoseRecords, rows: np.ndarray, card: MapsCard) -> tuple[Tensor, Tensor]:

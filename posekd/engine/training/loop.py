@@ -309,6 +309,7 @@ def load_state_dict(job: Job, state: dict[str, Any]) -> None:
         ValueError: the checkpoint is of another network, or of a run with or without an average.
     """
     learner = job.learner
+    _refuse_other_keypoints(state["facts"], job.facts)
     if (state["ema"] is None) != (learner.ema is None):
         raise ValueError("the checkpoint and the recipe disagree on train.ema_decay: one keeps an average")
     try:
@@ -324,3 +325,12 @@ def load_state_dict(job: Job, state: dict[str, Any]) -> None:
     job.validated, job.scores = state["validated"], state["scores"]
     if state["best"] is not None:
         job.best = state["best"]
+
+
+def _refuse_other_keypoints(old: dict[str, Any], new: dict[str, Any]) -> None:
+    before, now = (facts.get("skeleton", {}).get("keypoints") for facts in (old, new))
+    if before is not None and now is not None and list(before) != list(now):
+        raise ValueError(
+            f"the checkpoint learns the keypoints {list(before)}, the training data have {list(now)}, in this order: "
+            "go on with the data that it began with"
+        )
