@@ -20,17 +20,18 @@ def _list(text: str) -> list[str]:
 
 _LEFT = _list(
     """left l lt lft links linke linker linkes gauche izquierda izquierdo izq esquerda esquerdo sinistra sinistro
-    lewy lewa"""
+    lewy lewa sx vänster venstre левый левая левое 왼쪽"""
 )
 _RIGHT = _list(
     """right r rt rgt rechts rechte rechter rechtes droite droit derecha derecho der direita direito destra destro
-    prawy prawa"""
+    prawy prawa dx höger højre høyre правый правая правое 오른쪽"""
 )
 _SIDES: dict[str, Side] = {**dict.fromkeys(_LEFT, "left"), **dict.fromkeys(_RIGHT, "right")}
 _GLUED: tuple[tuple[str, Side], ...] = (("left", "left"), ("right", "right"), ("左", "left"), ("右", "right"))
 _UPPER = _list(
     """head neck nose eye ear face mouth lip chin forehead brow shoulder elbow wrist hand arm finger thumb thorax chest
-    clavicle kopf hals nase auge ohr schulter ellbogen handgelenk tete cou nez oeil oreille epaule coude poignet"""
+    clavicle forearm eyebrow kopf hals nase auge ohr schulter ellbogen handgelenk tete cou nez oeil oreille epaule coude
+    poignet"""
 )
 _LOWER = _list(
     """hip knee ankle foot toe heel leg thigh shin pelvis calf paw hoof hüfte hufte knie knöchel knochel fuss fuß hanche
@@ -119,7 +120,11 @@ def infer_upper_body(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def _has(name: str, parts: Sequence[str]) -> bool:
-    return any(word.startswith(part) or word.endswith(part) for word in _words(_split(name)[1]) for part in parts)
+    """Whether a word of the name is one of some parts of a body, their plural, or, for long ones, a compound of it."""
+    words = _words(_split(name)[1])
+    return any(
+        word.rstrip("s") == part.rstrip("s") or (len(part) > 4 and part in word) for word in words for part in parts
+    )
 
 
 def match(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...]:

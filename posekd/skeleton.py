@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posekd.names import infer_flip, infer_upper_body, side, unpaired
+from posekd.names import infer_flip, infer_upper_body, match, side, unpaired
 
 DEFAULT_SIGMA = 0.05
 
@@ -155,7 +155,7 @@ def skeleton_from_category(
         flip_pairs: pairs of names, or of indices from 0, that a mirror exchanges; inferred from the names when not
             given, with a warning that lists names which look like such pairs and have no partner.
         sigmas: K OKS constants. When not given: the official ones where the keypoints are COCO's 17 or CrowdPose's
-            14, else `DEFAULT_SIGMA` for each, with a warning, because AP depends on them.
+            14, in whatever order, else `DEFAULT_SIGMA` for each, with a warning, because AP depends on them.
         upper_body: names of the keypoints that half-body augmentation treats as the upper half; inferred from the names
             when not given.
 
@@ -166,8 +166,8 @@ def skeleton_from_category(
     label = str(category.get("name", "?"))
     if not names:
         raise ValueError(f"category {label!r} has no 'keypoints' list: this is not a keypoint annotation file")
-    known = next((skeleton for skeleton in (COCO, CROWDPOSE) if skeleton.keypoints == names), None)
-    if known is not None and flip_pairs is None and sigmas is None and upper_body is None:
+    known = next((s for s in (COCO, CROWDPOSE) if sorted(s.keypoints) == sorted(names)), None)
+    if known is not None and known.keypoints == names and flip_pairs is None and sigmas is None and upper_body is None:
         return known
     flip = _inferred_flip(names, label) if flip_pairs is None else _flip_of(flip_pairs, names)
     upper = (
@@ -177,7 +177,7 @@ def skeleton_from_category(
     )
     if sigmas is None:
         if known is not None:
-            sigmas = known.sigmas
+            sigmas = [known.sigmas[k] for k in match(known.keypoints, names)]
         else:
             warnings.warn(
                 f"category {label!r} has {len(names)} keypoints and no OKS sigmas were given: using "

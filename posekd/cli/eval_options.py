@@ -160,9 +160,6 @@ def data_settings(options: EvalOptions, recipe: Recipe | None) -> tuple[Any, lis
     _refuse_unknown(given, kind, name)
     if name == "lsp" and "split" not in given:
         raise ValueError("--dataset lsp needs --split test (or train)")
-    sigmas = getattr(own, "sigmas", None)
-    if type(own) is kind and sigmas is not None and "sigmas" not in given:
-        given["sigmas"] = sigmas
     return kind(**{"images": "", **given}), []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -114,11 +114,19 @@ def _check_student(method: type[Method], model: PoseModel) -> None:
 def _check_names(student: PoseModel, skeleton: Skeleton) -> None:
     """Refuses initial weights that have learnt the keypoints in another order."""
     names = student.keypoint_names
-    if names is not None and match(names, skeleton.keypoints) != tuple(range(len(names))):
+    known = names is not None and len(names) == skeleton.num_keypoints
+    if names is not None and not (known and _same_order(names, skeleton.keypoints)):
         raise ValueError(
             f"student.weights has learnt the keypoints {list(names)}, in this order, and the training data have "
             f"{list(skeleton.keypoints)}: start from other weights, or from a `backbone`"
         )
+
+
+def _same_order(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    try:
+        return match(theirs, ours) == tuple(range(len(ours)))
+    except ValueError:  # other keypoints
+        return False
 
 
 def names_in_card(settings: ModelSettings) -> tuple[str, ...] | None:
