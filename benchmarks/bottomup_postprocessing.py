@@ -4,7 +4,7 @@
 
 One image of 512x683 pixels, seen by HigherHRNet-W32 at 512x704 with flip test: two passes of the network, or what comes
 after them. The network's own maps would hold no people (its weights are random here), so painted ones stand in their
-place, of the sizes it gives: 30 people at random places, an eighth of their joints hidden, noise everywhere. "After"
+place, of the sizes it gives: 30 people at random places, an eighth of their keypoints hidden, noise everywhere. "After"
 is everything from the network's outputs to people in image pixels: enlarging, averaging and mirroring the maps,
 projecting them to the input's size, peaks, matching, adjusting, refining, back-projection.
 """
@@ -26,11 +26,11 @@ from posekd.structures import Instances
 from .harness import Case, options_from, run
 
 HEIGHT, WIDTH, PEOPLE, JOINTS = 512, 683, 30, 17
-REACH = 6.0  # of a joint's tag, in pixels of the tag map
+REACH = 6.0  # of a keypoint's tag, in pixels of the tag map
 
 
 class Painted(nn.Module):
-    """Gives the painted maps of a picture, and of its mirror image, in turn; costs nothing."""
+    """Gives the painted maps of an image, and of its mirror image, in turn; costs nothing."""
 
     def __init__(self, outputs: Sequence[list[Tensor]]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Painted(nn.Module):
 
 
 def scene(size: tuple[int, int], seed: int = 0) -> list[list[Tensor]]:
-    """Outputs for a picture of `size` and for its mirror image: `[1, 34, h/4, w/4]`, `[1, 17, h/2, w/2]`."""
+    """Outputs for an image of `size` and for its mirror image: `[1, 34, h/4, w/4]`, `[1, 17, h/2, w/2]`."""
     rng = torch.Generator().manual_seed(seed)
     height, width = size
     cells = torch.randperm(36, generator=rng)[:PEOPLE]

@@ -20,7 +20,7 @@ class Skeleton:
         keypoints: K keypoint names.
         edges: pairs of 0-based keypoint indices to draw.
         flip: permutation of 0..K-1 that a mirror image applies.
-        sigmas: K per-keypoint OKS constants.
+        sigmas: K OKS constants, one per keypoint.
         upper_body: indices that half-body augmentation treats as the upper half.
     """
 
@@ -131,7 +131,7 @@ _SIDES = (("left", "right"), ("l", "r"))
 
 
 def side(name: str) -> Literal["left", "right"] | None:
-    """The side that a keypoint's name tells: left for `left_ear`, `leftEar` and `L-ear`; None for `nose`."""
+    """The side in a keypoint's name: left for `left_ear`, `leftEar` and `L-ear`; None for `nose`."""
     words = {part.lower() for part in _parts(name)}
     left, right = ({long, short} & words for long, short in zip(*_SIDES, strict=True))
     if bool(left) == bool(right):
@@ -140,7 +140,7 @@ def side(name: str) -> Literal["left", "right"] | None:
 
 
 def _parts(name: str) -> list[str]:
-    """A name cut where its words end, the separators included: `L-paw` to L, -, paw; `pawLeft` to paw, '', Left."""
+    """A name split into its words, the separators included: `L-paw` to L, -, paw; `pawLeft` to paw, '', Left."""
     return re.split(r"([^A-Za-z]+|(?<=[a-z])(?=[A-Z]))", name)
 
 
@@ -201,7 +201,7 @@ def skeleton_from_category(
         else:
             warnings.warn(
                 f"category {label!r} has {len(names)} keypoints and no OKS sigmas were given: using "
-                f"{DEFAULT_SIGMA} for each. AP depends on them; pass `sigmas` for numbers that mean something.",
+                f"{DEFAULT_SIGMA} for each. AP depends on them; pass `sigmas` for meaningful numbers.",
                 stacklevel=2,
             )
             sigmas = (DEFAULT_SIGMA,) * len(names)

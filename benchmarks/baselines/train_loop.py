@@ -2,8 +2,8 @@
 
 As in deep-high-resolution-net.pytorch (`lib/dataset/JointsDataset.py`, `lib/core/loss.py`) and the distillation code
 built on it: each sample is decoded by OpenCV, flipped, warped and normalised in NumPy by a worker, which also draws its
-heatmaps; batches of float32 pictures and maps cross to the device; networks run eagerly in float32; the losses are sums
-of separate operations, the labels' one joint after another; Adam is torch's default.
+heatmaps; batches of float32 images and maps cross to the device; networks run eagerly in float32; the losses are sums
+of separate operations, the labels' one keypoint after another; Adam is torch's default.
 
 Only the draws of the augmentation are taken from posekd, so that both see the same batches.
 """
@@ -45,7 +45,7 @@ def affine(draw: Draw, size: tuple[int, int]) -> np.ndarray:
 
 
 def draw_heatmaps(joints: np.ndarray, size: tuple[int, int], sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussians of peak 1 at rounded joints `[K, 3]` (crop pixels), cut at three sigma; maps and weights `[K]`."""
+    """Gaussians of peak 1 at rounded keypoints `[K, 3]` (crop pixels), cut at three sigma; maps and weights `[K]`."""
     height, width = size[0] // STRIDE, size[1] // STRIDE
     maps = np.zeros((len(joints), height, width), np.float32)
     weights = (joints[:, 2] > 0).astype(np.float32)
@@ -65,7 +65,7 @@ def draw_heatmaps(joints: np.ndarray, size: tuple[int, int], sigma: float) -> tu
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """One sample at a time, finished in the worker: picture, heatmaps, weights."""
+    """One sample at a time, finished in the worker: image, heatmaps, weights."""
 
     def __init__(self, persons: CropDataset, spec: InputSpec, sigma: float) -> None:
         self.persons, self.spec, self.sigma = persons, spec, sigma
@@ -105,7 +105,7 @@ def loader(samples: Samples, plan: BatchPlan, workers: int, pin_memory: bool) ->
 
 
 class JointsLoss(nn.Module):
-    """Half the mean squared error, joint by joint, weighted."""
+    """Half the mean squared error, keypoint by keypoint, weighted."""
 
     def forward(self, output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         """Of maps `[B, K, H, W]`, weights `[B, K]`."""

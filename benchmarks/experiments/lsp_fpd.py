@@ -1,4 +1,4 @@
-"""Real training on real pictures: what FPD brings a small Hourglass on Leeds Sports Pose, on two CPU threads.
+"""Real training on real images: what FPD brings a small Hourglass on Leeds Sports Pose, on two CPU threads.
 
     python benchmarks/experiments/lsp_fpd.py --data FOLDER [--out runs/lsp_fpd] [--seeds 0 1 2] [--threads 2]
 
@@ -8,16 +8,16 @@ FOLDER holds `images/` and `joints.mat` of LSP. Five trainings a seed, by the sh
     teacher          2 stages of 64 channels, all 1000 training labels
     student          1 stage of 32 channels, all labels, no teacher
     fpd              the same student and the teacher
-    student_200      the student, 200 of the labels, no teacher, the other pictures left out
-    fpd_200_800      the student, the same 200 labels, and the teacher alone on the other 800 pictures
+    student_200      the student, 200 of the labels, no teacher, the other images left out
+    fpd_200_800      the student, the same 200 labels, and the teacher alone on the other 800 images
 
 Students of a seed start from the same weights. Scored is the network of the last step, none is picked by its test
-score: PCK@0.2 by the torso over all 1000 test pictures, with flip test. Beside it stands a predictor that has seen no
-picture: the mean training pose. The teacher has learnt from all labels, so the last arm shows what unlabelled pictures
+score: PCK@0.2 by the torso over all 1000 test images, with flip test. Beside it stands a predictor that has seen no
+image: the mean training pose. The teacher has learnt from all labels, so the last arm shows what unlabelled images
 bring where a good teacher exists, not what 200 labels can do by themselves.
 
-The task and the schedule were fixed before any test picture was scored, from plainly trained networks alone: short runs
-on training pictures 1 to 800, scored on 801 to 1000. A killed run goes on where it stopped when it is started again.
+The task and the schedule were fixed before any test image was scored, from plainly trained networks alone: short runs
+on training images 1 to 800, scored on 801 to 1000. A killed run goes on where it stopped when it is started again.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 }
 """Name -> recipe, and the words that change it."""
 
-COMPARISONS = {"the teacher's term": ("fpd", "student"), "unlabelled pictures": ("fpd_200_800", "student_200")}
+COMPARISONS = {"the teacher's term": ("fpd", "student"), "unlabelled images": ("fpd_200_800", "student_200")}
 
 
 def recipe_of(arm: str, seed: int, data: Path, out: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of an arm. An epoch of fewer pictures is shorter, so there are more: equal steps for all."""
+    """The recipe of an arm. An epoch of fewer images is shorter, so there are more: equal steps for all."""
     name, words = ARMS[arm]
     folder = out / f"seed{seed}"
     places = [f"--seed={seed}", f"--out={folder / arm}"]
@@ -114,7 +114,7 @@ def summary(result: PckResult) -> dict[str, Any]:
 
 
 def mean_pose(training: PoseSource, test: PoseSource, size: tuple[int, int], padding: float) -> PckResult:
-    """PCK of the mean pose of the training pictures, in crop coordinates, put into every test crop."""
+    """PCK of the mean pose of the training images, in crop coordinates, put into every test crop."""
 
     def crops(source: PoseSource) -> torch.Tensor:
         boxes = torch.from_numpy(source.records.boxes)
@@ -154,9 +154,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def report(results: dict[str, Any]) -> None:
-    """Prints every arm of every seed, and what the teacher and the unlabelled pictures changed, gain or loss."""
+    """Prints every arm of every seed, and what the teacher and the unlabelled images changed, gain or loss."""
     console = Console()
-    table = Table(title=f"LSP, PCK@0.2 over {results['mean_pose']['people']} test pictures")
+    table = Table(title=f"LSP, PCK@0.2 over {results['mean_pose']['people']} test images")
     table.add_column("")
     for seed in results["seeds"]:
         table.add_column(f"seed {seed}", justify="right")

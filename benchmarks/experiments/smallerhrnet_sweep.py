@@ -74,7 +74,7 @@ COMPARISONS = {
 
 
 def recipe_of(arm: str, seed: int, out: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of an arm; the pictures are the same for all seeds."""
+    """The recipe of an arm; the images are the same for all seeds."""
     name, words = ARMS[arm]
     folder = out / f"seed{seed}"
     places = [f"--seed={seed}", f"--out={folder / arm}"]

@@ -4,7 +4,7 @@
 
 For each seed the teacher of `supervised/quickstart` is trained, its heatmaps are cached (`posekd cache-teacher`, bytes,
 margin 1.1), and the student of `mapd/quickstart` is trained twice: with the teacher running, and from the cache. Same
-weights at the start, same pictures, same augmentation. Scored is the network of the last step by COCO's keypoint AP.
+weights at the start, same images, same augmentation. Scored is the network of the last step by COCO's keypoint AP.
 Then the two loops take steps in turn, and the time of a step is the median of these rounds.
 
 `results.json` in the folder holds every seed's numbers, and for each arm mean and standard deviation over the seeds. A

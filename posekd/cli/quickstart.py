@@ -1,8 +1,8 @@
 """`posekd quickstart`: on synthetic people a teacher, a student without it and the same student with it, side by side.
 
-The case that distillation is for: you have pictures of your own, labels for a tenth of them, and a teacher that was
-trained on other pictures. The three runs are ordinary ones. The teacher follows `configs/supervised/quickstart.yaml` on
-labelled pictures of its own; the distilled student `configs/mapd/quickstart.yaml` on all of yours; the undistilled one
+The case that distillation is for: you have images of your own, labels for a tenth of them, and a teacher that was
+trained on other images. The three runs are ordinary ones. The teacher follows `configs/supervised/quickstart.yaml` on
+labelled images of its own; the distilled student `configs/mapd/quickstart.yaml` on all of yours; the undistilled one
 the same with `method.name: supervised`, on the labelled tenth, more epochs and so as many steps. Both start from the
 same weights. The networks of the last step are compared, none is picked by its validation score. The share of labels
 and `method.unlabelled_weight` were fixed before such a student had been trained.
@@ -40,7 +40,7 @@ from posekd.viz.draw import draw_poses, save_sheet
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
 PICTURES = 4  # rows of poses.png
 NETWORKS = ("teacher", "distilled", "undistilled")
-SHARE = 10  # a labelled picture in so many
+SHARE = 10  # a labelled image in so many
 OTHER_PICTURES = 1000  # the teacher's, by their seed
 
 EPILOG = """DIR then holds results.json, curves.png, poses.png, and a folder for each of the three runs with its
@@ -88,7 +88,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
 
     Args:
         out: the folder; runs of an earlier quickstart in it are replaced.
-        seed: of the pictures, the weights, the order and the augmentation.
+        seed: of the images, the weights, the order and the augmentation.
         overrides: `--group.key value` words for both recipes (tests make them tiny).
 
     Returns:
@@ -148,8 +148,8 @@ def students(
     Args:
         student: what both have in common.
         teacher: its method is the undistilled student's.
-        labels: which pictures have labels.
-        everybody: number of persons in all pictures.
+        labels: which images have labels.
+        everybody: number of persons in all images.
         labelled: number of persons in those with labels.
 
     Raises:
@@ -160,7 +160,7 @@ def students(
     batch, loop = student.loader.batch_size, student.train
     if labelled < batch:
         raise ValueError(
-            f"{labelled} persons with labels, on one picture in {SHARE}, do not fill a batch of {batch}: raise "
+            f"{labelled} persons with labels, on one image in {SHARE}, do not fill a batch of {batch}: raise "
             "train_data.images, or lower loader.batch_size"
         )
     longer = (everybody // batch) / (labelled // batch)  # in training an incomplete batch is dropped
@@ -191,7 +191,7 @@ def _train(name: str, recipe: Recipe, training: PoseSource, validation: PoseSour
 
 
 def _draw(runs: dict[str, Run], validation: PoseSource, path: Path) -> None:
-    """The first pictures with several persons, labels and the three networks side by side."""
+    """The first images with several persons, labels and the three networks side by side."""
     records = validation.records
     skeleton = records.skeleton
     people = np.bincount(records.image_rows, minlength=records.num_images)

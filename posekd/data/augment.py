@@ -28,8 +28,8 @@ class CropAugmentation:
         distribution: of rotation and scale: `normal` as in HRNet's code, or `uniform` within the given ranges (FPD's
             paper: scale 0.75 to 1.25, rotation +-30 degrees).
         rotation_probability: share of crops that are rotated at all.
-        half_body: probability of cropping to the upper or lower body, for persons with many joints.
-        half_body_min_joints: only persons with more labelled joints than this are halved.
+        half_body: probability of cropping to the upper or lower body, for persons with many keypoints.
+        half_body_min_joints: only persons with more labelled keypoints than this are halved.
     """
 
     flip: float = 0.5
@@ -80,7 +80,7 @@ def draw(
         scale: `[2]` (width, height) of it.
         keypoints: `[K, 3]` in image pixels.
         size: `(height, width)` of the crop.
-        upper_body: joint indices of the upper half.
+        upper_body: keypoint indices of the upper half.
     """
     a = augmentation
     labelled = keypoints[:, 2] > 0
@@ -100,10 +100,10 @@ def draw(
 def half_body(
     keypoints: np.ndarray, upper_body: Sequence[int], size: tuple[int, int], *, upper: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Crop around the labelled joints of one half of a body.
+    """Crop around the labelled keypoints of one half of a body.
 
     Returns:
-        center `[2]` and scale `[2]`, float32; None if fewer than two joints are there.
+        center `[2]` and scale `[2]`, float32; None if fewer than two keypoints are there.
     """
     labelled = keypoints[:, 2] > 0
     is_upper = np.isin(np.arange(len(keypoints)), upper_body)
@@ -128,7 +128,7 @@ class ImageAugmentation:
         flip: probability of a mirror image.
         rotation: largest angle in degrees, drawn evenly on both sides.
         scale: smallest and largest side of the crop in units of the image's shorter side, drawn evenly: below 1 the
-            picture is enlarged.
+            image is enlarged.
         translation: farthest shift of the crop in x and in y, in pixels of a crop of 200.
     """
 

@@ -20,7 +20,7 @@ IMAGE_FIELDS = ("image_ids", "image_sizes")
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of images that no loss may look at: crowds, and people without labelled joints.
+    """Regions of images that no loss may look at: crowds, and people without labelled keypoints.
 
     Plain arrays, as in `PoseRecords`; regions of one image stand next to each other.
 

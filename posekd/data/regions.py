@@ -1,4 +1,4 @@
-"""Regions that no bottom-up loss may look at, from COCO segmentations: crowds, and people without labelled joints."""
+"""Ignored regions of bottom-up losses, from COCO segmentations: crowds, and people without labelled keypoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posekd.data.records import Regions
 
 
 def is_ignored(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation's region is ignored: a crowd, or somebody without a labelled joint."""
+    """Whether an annotation's region is ignored: a crowd, or a person without a labelled keypoint."""
     if annotation.get("iscrowd", 0):
         return True
     labelled = annotation.get("num_keypoints")
@@ -28,12 +28,12 @@ def ignored_regions(
     """The ignored regions of a label file, by HigherHRNet's rule. Without a segmentation nothing is ignored.
 
     Args:
-        annotations: of the category, of any image.
+        annotations: those of the category, on any image.
         images: image entries by id, in the order of the rows.
         file: its name, for messages.
 
     Raises:
-        ValueError: a segmentation that is none; the message names the annotation.
+        ValueError: a segmentation that cannot be read; the message names the annotation.
     """
     rows = {image_id: row for row, image_id in enumerate(images)}
     found: list[tuple[int, bytes]] = []
@@ -73,8 +73,8 @@ def decode_mask(regions: Regions, row: int, size: tuple[int, int]) -> np.ndarray
     """The ignored pixels of image `row`, uint8 `[H, W]`, 255 inside; None where there are none.
 
     Args:
-        regions: of the dataset.
-        row: of the image.
+        regions: those of the dataset.
+        row: row of the image.
         size: its `(height, width)`.
     """
     first, last = np.searchsorted(regions.image_rows, (row, row + 1))

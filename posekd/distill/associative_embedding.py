@@ -4,7 +4,7 @@ With heatmaps s_i and label heatmaps g_i at two resolutions i, and tags at the f
 
     L = sum_i L_i + 0.001 L_pull + 0.001 L_push,    L_i = mean over B, K, H, W of m_i (s_i - g_i)^2
 
-m_i is 0 in crowds, on people without labelled joints, and outside the image. Pull and push: `posekd.ops.tag_loss`.
+m_i is 0 in crowds, on people without labelled keypoints, and outside the image. Pull and push: `posekd.ops.tag_loss`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AssociativeEmbeddingSettings:
     Attributes:
         sigma: standard deviation of the label Gaussians in pixels of either heatmap; null for a 64th of the heatmap's
             width (so 2 and 4 at 512), which SmallerHRNet's code does to its students.
-        kind: how the labels are drawn: `higherhrnet` truncates a joint to a pixel; `exact` draws it where the parser's
+        kind: how the labels are drawn: `higherhrnet` truncates a keypoint to a pixel; `exact` draws it where the parser's
             half pixel will find it again, continuously. On ideal maps of twelve crowded COCO images at 256 pixels
             that is an AP of 0.95 instead of 0.89.
         pull: weight of the pull term.
@@ -98,7 +98,7 @@ def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: Associat
     targets = []
     for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
         size = (maps.shape[2], maps.shape[3])
-        if settings.kind == "exact":  # the parser takes the middle of a pixel, so a joint lies half a pixel before it
+        if settings.kind == "exact":  # the parser takes the middle of a pixel, so a keypoint lies half a pixel before it
             keypoints = torch.cat((keypoints[..., :2] - 0.5, keypoints[..., 2:]), -1)
         targets.append(render_heatmaps(keypoints, size, settings.sigma or size[1] / 64, settings.kind)[0])
     return targets

@@ -1,8 +1,8 @@
 """FPD: fast pose distillation (Zhang, Zhu, Ye, "Fast Human Pose Estimation", CVPR 2019), section 3.
 
-With student, teacher and label heatmaps s, t, g of K joints:
+With student, teacher and label heatmaps s, t, g of K keypoints:
 
-    g_k(p)  a Gaussian of standard deviation sigma about joint k                                   (Eq. 2)
+    g_k(p)  a Gaussian of standard deviation sigma about keypoint k                                   (Eq. 2)
     L_mse = (1/K) sum_k ||s_k - g_k||^2                                                            (Eq. 3)
     L_pd  = (1/K) sum_k ||s_k - t_k||^2                                                            (Eq. 4)
     L_fpd = alpha L_pd + (1 - alpha) L_mse,  alpha = 0.5                                           (Eq. 5)
@@ -10,13 +10,13 @@ With student, teacher and label heatmaps s, t, g of K joints:
 summed over the stages of the student. Paper and released code differ, here and there without saying so:
 
 * Eq. 2 prints the factor 1 / (2 pi sigma^2); the code draws a peak of 1, and so does this.
-* Eq. 3 and 4 print a sum over pixels; the code takes half the mean over batch, joints and pixels, and so does this. All
+* Eq. 3 and 4 print a sum over pixels; the code takes half the mean over batch, keypoints and pixels, and so does this. All
   terms scale alike.
-* The paper wants the teacher's maps for the joints that annotators missed; the code masks them by the labels'
+* The paper wants the teacher's maps for the keypoints that annotators missed; the code masks them by the labels'
   visibility. `masked` chooses, the code's way by default.
 
-A person without a single labelled joint is unlabelled: the loss has no label term, and the teacher's term counts with
-all joints and the weight `unlabelled_weight` (the recipe's `labels` and `unlabelled_data` make such persons).
+A person without a single labelled keypoint is unlabelled: the loss has no label term, and the teacher's term counts with
+all keypoints and the weight `unlabelled_weight` (the recipe's `labels` and `unlabelled_data` make such persons).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FPDSettings:
         teacher_stage: which heatmaps teach: `last`, the teacher's final ones at every stage of the student; or
             `matched`, stage by stage.
         loss: of the teacher's term: `mse` (Eq. 4), or `cross_entropy` between L1-normalised maps (Table 7).
-        masked: whether joints without a label are left out of the teacher's term too.
+        masked: whether keypoints without a label are left out of the teacher's term too.
         unlabelled_weight: weight of the teacher's term for persons without any label, in place of alpha.
         sigma: standard deviation of the label Gaussians, heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
@@ -151,7 +151,7 @@ class FPD(Method):
         return maps
 
     def _teacher_share(self, keypoints: Tensor, w: Tensor) -> Tensor:
-        """Weight `[B, K]` of each joint in the teacher's term, relative to alpha."""
+        """Weight `[B, K]` of each keypoint in the teacher's term, relative to alpha."""
         settings = self.settings
         labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
         alone = settings.unlabelled_weight / settings.alpha if settings.alpha else 0.0
@@ -168,7 +168,7 @@ def cross_entropy(s: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     Args:
         s: student's maps `[B, K, H, W]`.
         t: teacher's maps, same shape.
-        weight: `[B, K]` of the joints; where it is 0 nothing is read.
+        weight: `[B, K]` of the keypoints; where it is 0 nothing is read.
 
     Returns:
         A scalar, float32 or wider: mean over B, K of `weight * ce / (2 H W)`.

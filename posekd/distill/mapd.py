@@ -1,6 +1,6 @@
 """MAPD: multi-aspect pose distillation, of the ELPN paper (Efficient Lightweight Pose Network).
 
-With student, teacher and label heatmaps s, t, g, and joint weights w_k (0 where a joint is unlabelled):
+With student, teacher and label heatmaps s, t, g, and keypoint weights w_k (0 where a keypoint is unlabelled):
 
     L_mpd = 1/2 mean over B, K, H, W of (w_k (s - t))^2                                         (Eq. 1)
     L_kpd = mean over B, K of w_k sum_p q_t(p) (log q_t(p) - log q_s(p)),  q = softmax over pixels  (Eq. 2)
@@ -9,11 +9,11 @@ With student, teacher and label heatmaps s, t, g, and joint weights w_k (0 where
 
 Heatmaps are not distributions, so Eq. 2 cannot be computed as printed: a softmax over the pixels makes it a
 divergence (`kl="spatial_softmax"`). `kl="clamped"` is the letter of the paper: t log(t / s) on the raw
-heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over joints only; the
+heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over keypoints only; the
 mean over pixels, HRNet's, scales all terms alike and leaves their ratio.
 
 The paper has labels for everybody. With `unlabelled_weight` u above 0, a person without a single label learns from the
-teacher alone: w_k = sqrt(u / alpha) for all joints in Eq. 1 and 2, so that L_mpd weighs u for it.
+teacher alone: w_k = sqrt(u / alpha) for all keypoints in Eq. 1 and 2, so that L_mpd weighs u for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SmallerHRNet: HigherHRNet distilled bottom-up, heatmaps and tags (the paper's Section 3.2).
 
 With heatmaps s_i, t_i, g_i of student, teacher and labels at two resolutions, tags of student and teacher at the
-first, and the mask m_i (0 in crowds, on people without labelled joints, outside the image):
+first, and the mask m_i (0 in crowds, on people without labelled keypoints, outside the image):
 
     L_mse   = sum_i mean over B, K, H, W of m_i (s_i - g_i)^2                     heatmaps against the labels
     L_group = 0.001 L_pull + 0.001 L_push                                         associative embedding

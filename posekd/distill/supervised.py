@@ -28,7 +28,7 @@ class SupervisedSettings:
 
 
 class Supervised(Method):
-    """HRNet's joint MSE: half the mean over B, K, H, W of `(w_k (s - g))^2`, `w_k` 0 for unlabelled joints.
+    """HRNet's keypoint MSE: half the mean over B, K, H, W of `(w_k (s - g))^2`, `w_k` 0 for unlabelled keypoints.
 
     A network of several stages is supervised at each (Newell et al. 2016): the loss is the sum over its stages.
 

@@ -38,7 +38,7 @@ def cache_teacher(
     Args:
         recipe: teacher, training data, precision and device; its method and student do not matter.
         folder: where the cache is written.
-        margin: how much more of the picture the teacher is shown than in an ordinary crop, in as many pixels, so that
+        margin: how much more of the image the teacher is shown than in an ordinary crop, in as many pixels, so that
             rotated and zoomed crops are covered. (Shown more pixels, a network answers otherwise: it has learnt where
             the edge is.)
         bits: 8 (error at most (max - min) / 510 of each map) or 16 (float16) a value.

@@ -32,13 +32,13 @@ def prepare_crops(
     Args:
         packed: B persons; the matrices follow from its centres, scales and draws.
         spec: size, normalisation and colour order of the network.
-        flip_permutation: K joint indices that a mirror exchanges.
+        flip_permutation: K keypoint indices that a mirror exchanges.
         dtype: of the images.
         memory_format: of the images.
 
     Returns:
-        B normalised crops with joints in crop pixels. Joints of mirrored persons are exchanged; visibility is
-        kept, and an unlabelled joint is (0, 0, 0).
+        B normalised crops with keypoints in crop pixels. Keypoints of mirrored persons are exchanged; visibility is
+        kept, and an unlabelled keypoint is (0, 0, 0).
     """
     matrices = packed.matrices(spec.size)
     images = warp(packed.pixels, matrices, spec, spec.size, dtype=dtype, memory_format=memory_format)
@@ -75,7 +75,7 @@ def warp_maps(
         flips: bool `[B]`, whether augmentation mirrors the person.
         matrices: `[B, 2, 3]`, crop pixel to image pixel.
         size: `(height, width)` of the crops.
-        flip_permutation: K joint indices that a mirror exchanges.
+        flip_permutation: K keypoint indices that a mirror exchanges.
 
     Returns:
         float32 `[B, K, height / 4, width / 4]`; what lies outside the cached crop is 0.

@@ -67,14 +67,14 @@ def prepare_images(
     Args:
         packed: B images with their draws.
         spec: size, normalisation and colour order of the network.
-        flip_permutation: K joint indices that a mirror exchanges.
+        flip_permutation: K keypoint indices that a mirror exchanges.
         strides: input pixels per pixel of each output resolution.
         dtype: of the images.
         memory_format: of the images.
 
     Returns:
-        B normalised images; joints and masks for each output resolution. Joints of mirrored images are exchanged,
-        an unlabelled joint is (0, 0, 0).
+        B normalised images; keypoints and masks for each output resolution. Keypoints of mirrored images are exchanged,
+        an unlabelled keypoint is (0, 0, 0).
     """
     matrices = packed.matrices(spec.size)
     images = warp(packed.pixels, matrices, spec, spec.size, dtype=dtype, memory_format=memory_format)

@@ -28,7 +28,7 @@ class PersonScore:
         image_id: its image.
         annotation_id: its id in the label file.
         area: its labelled area in square pixels (medium is 32^2 to 96^2, large above).
-        labelled: number of labelled joints.
+        labelled: number of labelled keypoints.
         oks: the best OKS of any prediction in its image, whoever that was matched to; 0 without a prediction.
         found: whether the official greedy assignment matched it at OKS 0.5.
     """
@@ -53,7 +53,7 @@ class CocoResult:
         APL: for people of large area, above that. (Small people count in AP, but have no number.)
         AR: recall, likewise; and so AR50, AR75, ARM, ARL.
         predictions: number of predictions that were scored.
-        people: one entry per labelled person (crowds and people without labelled joints are not scored).
+        people: one entry per labelled person (crowds and people without labelled keypoints are not scored).
         keypoints: one entry per keypoint.
         note: a sentence where the numbers need one, else empty.
     """

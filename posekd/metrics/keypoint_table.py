@@ -16,7 +16,7 @@ from posekd.metrics.oks import keypoint_similarity
 class KeypointScore:
     """One keypoint over all labelled people.
 
-    The similarity of a joint is `exp(-d^2 / (2 area (2 sigma)^2))`, its share of the OKS: 0.5 at a distance
+    The similarity of a keypoint is `exp(-d^2 / (2 area (2 sigma)^2))`, its share of the OKS: 0.5 at a distance
     of 1.18, and 0.75 at one of 0.76, times `2 sigma sqrt(area)`. A person is matched by the official rule:
     the greedy assignment by score at OKS 0.5 or more, without crowds.
 

@@ -95,12 +95,12 @@ def oks_nms(
 
 
 def rescore(box_scores: ArrayLike, joint_scores: ArrayLike, threshold: float = 0.2) -> Floats:
-    """Score of a top-down pose: box score times the mean of its joint scores above `threshold`.
+    """Score of a top-down pose: box score times the mean of its keypoint scores above `threshold`.
 
     Args:
         box_scores: `[N]`.
         joint_scores: `[N, K]`, heatmap maxima.
-        threshold: joints at or below it do not count; a pose without any joint above it scores 0.
+        threshold: keypoints at or below it do not count; a pose without any keypoint above it scores 0.
 
     Returns:
         float64 `[N]`.

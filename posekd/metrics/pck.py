@@ -1,9 +1,9 @@
-"""PCK and PCKh: the share of joints found within a fraction of a reference length of each person.
+"""PCK and PCKh: the share of keypoints found within a fraction of a reference length of each person.
 
 PCKh (MPII) divides by the head size, PCK (LSP) by the torso. The rules are those of deep-high-resolution-net,
 `lib/dataset/mpii.py`, whose validation numbers the MPII tables of HRNet, SimpleBaseline and FPD quote, and of the
 official evaluation scripts for LSP and MPII (evalMPII, `evaluatePCK`): distances up to and including the threshold
-count, the mean pools all counted joints, the area is that under the trapezoids of the curve.
+count, the mean pools all counted keypoints, the area is that under the trapezoids of the curve.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from posekd.skeleton import MPII, Skeleton
 
 Floats = NDArray[np.float64]
 _People = tuple[Floats, Floats, NDArray[np.bool_], Floats]
-"""Predictions and labels `[N, K, 2]`, which joints are labelled `[N, K]`, reference lengths `[N]`."""
+"""Predictions and labels `[N, K, 2]`, which keypoints are labelled `[N, K]`, reference lengths `[N]`."""
 
 PCKH_THRESHOLD, PCK_THRESHOLD = 0.5, 0.2
 STEP = 0.01  # of the curves
@@ -32,19 +32,19 @@ _NOT_IN_PCKH = ("pelvis", "thorax")
 
 @dataclass(frozen=True)
 class PckResult:
-    """Shares of joints found, in percent.
+    """Shares of keypoints found, in percent.
 
     Attributes:
         name: `PCKh@0.5` or `PCK@0.2`, by kind and threshold.
-        per_joint: float64 `[K]`, percent found of each joint at the threshold; NaN where nobody has it labelled.
-        counts: int64 `[K]`, how many people have each joint labelled.
+        per_joint: float64 `[K]`, percent found of each keypoint at the threshold; NaN where nobody has it labelled.
+        counts: int64 `[K]`, how many people have each keypoint labelled.
         groups: column of the papers' tables (Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle) -> mean of its
-            left and right joint; empty without a skeleton that has these keypoints by name.
-        mean: percent found of all counted joints together, that is the mean weighted by `counts`.
+            left and right keypoint; empty without a skeleton that has these keypoints by name.
+        mean: percent found of all counted keypoints together, that is the mean weighted by `counts`.
         thresholds: float64 `[T]`, 0 to 0.5 (PCKh) or 0.2 (PCK) in steps of 0.01.
         curve: float64 `[T]`, the mean at each threshold.
         auc: area under the curve in percent of the full area, by trapezoids.
-        people: persons with a labelled joint.
+        people: persons with a labelled keypoint.
     """
 
     name: str
@@ -79,19 +79,19 @@ class PckResult:
 
 
 def pckh(pred: Any, gt: Any, visible: Any, head_size: Any, *, skeleton: Skeleton = MPII) -> PckResult:
-    """PCKh at 0.5: joints within half a head size of their labels.
+    """PCKh at 0.5: keypoints within half a head size of their labels.
 
     A pelvis and a thorax, which MPII has, are left out of the mean, the curve and the area.
 
     Args:
         pred: `[N, K, 2]` (x, y), array or tensor.
         gt: `[N, K, 2]` in the same pixels. (MPII's files count from 1: predictions that count from 0 need 1 added.)
-        visible: `[N, K]`, which joints are labelled (anything above 0). Coordinates of others do not matter.
+        visible: `[N, K]`, which keypoints are labelled (anything above 0). Coordinates of others do not matter.
         head_size: `[N]`, 0.6 times the head box's diagonal (see `head_sizes`), in pixels.
         skeleton: the K keypoints.
 
     Raises:
-        ValueError: shapes that do not fit each other or the skeleton, a NaN at a labelled joint, a head size that is
+        ValueError: shapes that do not fit each other or the skeleton, a NaN at a labelled keypoint, a head size that is
             not positive, or nothing labelled at all.
     """
     people = _checked(pred, gt, visible, "head_size", head_size, skeleton)
@@ -108,18 +108,18 @@ def pck(
     *,
     skeleton: Skeleton | None = None,
 ) -> PckResult:
-    """PCK: joints within a fraction of a reference length of their labels. All K joints are counted.
+    """PCK: keypoints within a fraction of a reference length of their labels. All K keypoints are counted.
 
     Args:
         pred: `[N, K, 2]` (x, y), array or tensor.
         gt: `[N, K, 2]` in the same pixels.
-        visible: `[N, K]`, which joints are labelled (anything above 0). LSP's occluded joints are labelled.
+        visible: `[N, K]`, which keypoints are labelled (anything above 0). LSP's occluded keypoints are labelled.
         reference_length: `[N]` in pixels; for LSP the torso (see `torso_lengths`).
         threshold: fraction of it; 0.2 for LSP, 0.5 in ELPN's Equation 5. (The curve always spans 0 to 0.2.)
         skeleton: the K keypoints; without it the papers' columns (`groups`) are not computed.
 
     Raises:
-        ValueError: shapes that do not fit each other or the skeleton, a NaN at a labelled joint, a length or threshold
+        ValueError: shapes that do not fit each other or the skeleton, a NaN at a labelled keypoint, a length or threshold
             that is not positive, or nothing labelled at all.
     """
     if not 0 < threshold < np.inf:
@@ -130,7 +130,7 @@ def pck(
 
 
 def _columns(skeleton: Skeleton | None) -> dict[str, list[int]]:
-    """The papers' columns, by name: the head, then left and right of each limb joint; none if a keypoint is missing."""
+    """The papers' columns, by name: the head, then left and right of each limb keypoint; none if a keypoint is missing."""
     known = {name: k for k, name in enumerate(skeleton.keypoints)} if skeleton is not None else {}
     limbs = {joint.title(): (f"left_{joint}", f"right_{joint}") for joint in _LIMBS}
     head = next((names for names in _HEADS if known.keys() >= set(names)), None)
@@ -148,7 +148,7 @@ def _score(
     skeleton: Skeleton | None,
 ) -> PckResult:
     found, truth, seen, length = people
-    # people without a labelled joint may lack a length as well
+    # people without a labelled keypoint may lack a length as well
     scale = np.where(seen.any(axis=1), length, 1.0)
     error = np.where(seen, np.linalg.norm(found - truth, axis=-1) / scale[:, None], np.inf)
     counts = seen.sum(axis=0)
@@ -156,7 +156,7 @@ def _score(
     thresholds: Floats = np.arange(round(curve_end / STEP) + 1, dtype=np.float64) * STEP
     ordered = np.sort(error[:, counted][seen[:, counted]])
     if not len(ordered):
-        raise ValueError("no joint that counts is labelled: there is nothing to score")
+        raise ValueError("no keypoint that counts is labelled: there is nothing to score")
     curve = 100.0 * np.searchsorted(ordered, thresholds, side="right") / len(ordered)
     return PckResult(
         name=f"{kind}@{threshold:g}",
@@ -191,7 +191,7 @@ def _array(values: Any, name: str) -> Floats:
 
 
 def _checked(pred: Any, gt: Any, visible: Any, length_name: str, lengths: Any, skeleton: Skeleton | None) -> _People:
-    """The four inputs as arrays that fit each other; coordinates of unlabelled joints are 0."""
+    """The four inputs as arrays that fit each other; coordinates of unlabelled keypoints are 0."""
     found, truth = _array(pred, "pred"), _array(gt, "gt")
     flags, length = _array(visible, "visible"), _array(lengths, length_name)
     if truth.ndim != 3 or truth.shape[2] != 2:
@@ -217,7 +217,7 @@ def _checked(pred: Any, gt: Any, visible: Any, length_name: str, lengths: Any, s
         bad = (seen & ~np.isfinite(points).all(axis=-1)).any(axis=1)
         if bad.any():
             raise ValueError(
-                f"{name} holds a NaN or infinite number at a labelled joint, first for person {_first(bad)}"
+                f"{name} holds a NaN or infinite number at a labelled keypoint, first for person {_first(bad)}"
             )
     unusable = seen.any(axis=1) & ~((length > 0) & np.isfinite(length))
     if unusable.any():

@@ -36,7 +36,7 @@ class MapsCard:
         shape: `(K, h, w)` of a person's maps.
         bits: 8, or 16 for float16.
         crop: `(height, width)` in pixels of the teacher's input, whose aspect a person's box is given.
-        margin: how much more of the picture that input showed than an ordinary crop does, in each direction.
+        margin: how much more of the image that input showed than an ordinary crop does, in each direction.
         padding: factor by which ordinary crops are larger than boxes.
         dataset: fingerprint of the persons, see `fingerprint`.
         teacher: what made the maps.
@@ -134,13 +134,13 @@ class TeacherMaps:
         """Refuses a dataset that the cache was not made of.
 
         Raises:
-            ValueError: other persons, boxes or joints.
+            ValueError: other persons, boxes or keypoints.
         """
         K, persons = records.skeleton.num_keypoints, len(records)
         if (persons, K) != (self.card.persons, self.card.shape[0]) or fingerprint(records) != self.card.dataset:
             raise ValueError(
                 f"the teacher cache {self.folder} is of another dataset ({self.card.persons} persons of "
-                f"{self.card.shape[0]} joints; this one has {persons} of {K}): make it again"
+                f"{self.card.shape[0]} keypoints; this one has {persons} of {K}): make it again"
             )
 
     def read(self, rows: np.ndarray, records: PoseRecords) -> CachedMaps:

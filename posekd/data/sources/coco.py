@@ -1,7 +1,7 @@
-"""COCO-format keypoints with any K: the file as it is, read into plain arrays.
+"""COCO-format keypoints with any number of keypoints, read into plain arrays.
 
 Which persons count follows deep-high-resolution-net, lib/dataset/coco.py: crowds and persons without a
-labelled joint are left out, boxes are clipped to the image, a box without area is left out. Detector boxes
+labelled keypoint are left out, boxes are clipped to the image, a box without area is left out. Detector boxes
 are taken as they are.
 """
 
@@ -41,15 +41,15 @@ class CocoSettings:
         annotations: the JSON file.
         detections: a detector's result file (HRNet format: a list of `image_id`, `category_id`, `bbox`,
             `score`) to take boxes from, instead of the labels.
-        detection_threshold: detections scored lower are left out.
+        detection_threshold: detections with a lower score are left out; in the detector's units, usually 0..1.
         category: name of the category; needed only if several have keypoints.
         flip_pairs: pairs of keypoint names that a mirror exchanges; inferred from left and right if None.
-        sigmas: K OKS constants; COCO's for its 17 points, else a default that warns, if None.
+        sigmas: K OKS constants. If None: the official ones for COCO's or CrowdPose's keypoints, else a default that warns.
         image_ids: take only these images.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
-        keep_images: which images count: those with a "labelled" person, those that are "annotated" at all (crowds and
-            people without joints among them), or "all". None is what the network needs: top-down the labelled
-            ones, bottom-up the annotated ones for training and all for evaluation.
+        keep_images: which images to keep: those with a "labelled" person, those that are "annotated" at all (also with
+            only crowds or people without keypoints), or "all". None chooses what the network needs: the labelled ones
+            for top-down networks; for bottom-up networks the annotated ones in training and all in evaluation.
     """
 
     images: str
@@ -72,7 +72,7 @@ class CocoKeypoints:
 
         Raises:
             FileNotFoundError: the annotation file, the image folder or an image is missing.
-            ValueError: the file is not what it should be; the message names file, annotation and value.
+            ValueError: the file is malformed; the message names file, annotation and value.
         """
         self.settings = settings
         self._folder = Path(settings.images)
@@ -115,7 +115,7 @@ class CocoKeypoints:
     def coco_ground_truth(self) -> dict[str, Any]:
         """The annotation file's images (each once), annotations (crowds too) and the one category.
 
-        Read anew at each call: training must not carry a gigabyte of polygons into every worker.
+        The file is read again at each call, so that training does not carry a gigabyte of polygons into every worker.
         """
         file = Path(self.settings.annotations)
         labels = load_labels(file)
@@ -154,7 +154,7 @@ def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, floa
     x1, y1 = max(0.0, x), max(0.0, y)
     x2 = min(width - 1.0, x1 + max(0.0, w - 1))
     y2 = min(height - 1.0, y1 + max(0.0, h - 1))
-    # One side may be 0, the aspect ratio restores it; a point has no scale at all.
+    # One side may be 0, because the aspect ratio restores it; a box of two zero sides has no scale.
     if x2 < x1 or y2 < y1 or (x2 == x1 and y2 == y1):
         return None
     return x1, y1, x2 - x1, y2 - y1
@@ -200,7 +200,7 @@ def _labelled_persons(
         clean = clip_box(box, images[image_id]["width"], images[image_id]["height"])
         if keypoints is None:
             continue
-        if keep != "labelled":  # nobody is cropped, so nobody needs a good box
+        if keep != "labelled":  # nothing is cropped, so a bad box does no harm
             clean = clean or (box[0], box[1], box[2], box[3])
         elif clean is None or not area > 0:
             continue
@@ -215,7 +215,7 @@ def _detected_persons(
     detections = load_json(file, "detections")
     if not isinstance(detections, list):
         raise ValueError(f"{file}: a detection file is a list of detections, this is a {type(detections).__name__}")
-    persons, strangers = [], 0
+    persons, unlisted = [], 0
     for row, detection in enumerate(detections):
         who = f"{file}: detection {row}"
         if not isinstance(detection, dict) or not {"image_id", "category_id", "bbox", "score"} <= detection.keys():
@@ -225,12 +225,12 @@ def _detected_persons(
         (score,) = finite_numbers([detection["score"]], 1, f"{who}: score")
         x, y, w, h = finite_numbers(detection["bbox"], 4, f"{who}: bbox")
         if detection["image_id"] not in images:
-            strangers += settings.image_ids is None
+            unlisted += settings.image_ids is None
         elif score >= settings.detection_threshold and w >= 0 and h >= 0 and w + h > 0:
             persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
-    if strangers:
+    if unlisted:
         warnings.warn(
-            f"{file}: {strangers} detections lie on images that {settings.annotations} does not list: left out.",
+            f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",
             stacklevel=3,
         )
     return persons

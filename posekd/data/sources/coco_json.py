@@ -1,4 +1,4 @@
-"""Reading COCO JSON with manners: every broken entry is named, with its value and what to do."""
+"""Reading COCO JSON. The message about a broken entry names it, with its value and what to do."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "area": (int, float),
     },
 }
-"""Types of what is read, where it is given; what must be given is checked where it is needed."""
+"""Types of the values that are read, if given. Whether a value must be given is checked where it is used."""
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
 
@@ -82,7 +82,8 @@ def _check_category(category: Mapping[str, Any], who: str) -> None:
     names = category.get("keypoints") or []
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{who}: keypoints must be different names, got {names!r:.200}")
-    if tuple(names) == CROWDPOSE.keypoints:  # whose official files have COCO's edges, of 17 joints; nobody reads them
+    # CrowdPose's official files have COCO's edges, for 17 keypoints; they are not used
+    if tuple(names) == CROWDPOSE.keypoints:
         return
     for edge in category.get("skeleton") or []:
         known = isinstance(edge, list) and len(edge) == 2 and all(type(joint) is int for joint in edge)
@@ -109,18 +110,18 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
         for key in ("file_name", "height", "width"):
             if first[key] != entry[key]:
                 raise ValueError(
-                    f"{file}: image id {entry['id']} stands there twice, with {key} {first[key]!r} and {entry[key]!r}"
+                    f"{file}: image id {entry['id']} is listed twice, with {key} {first[key]!r} and {entry[key]!r}"
                 )
     return images
 
 
 def pick_category(labels: Mapping[str, Any], name: str | None, file: Path) -> dict[str, Any]:
-    """The category whose persons are meant: the one named, or the only one with keypoints.
+    """The category whose persons are read: the one named, or the only one with keypoints.
 
-    COCO's test splits list `person` without its keypoints; it then gets COCO's 17.
+    COCO's test splits list `person` without keypoints; it then gets COCO's 17.
 
     Raises:
-        ValueError: none, or several and no name to choose by.
+        ValueError: no such category, or several and no name to choose by.
     """
     categories = labels["categories"]
     names = [category.get("name") for category in categories]
@@ -144,7 +145,7 @@ def pick_category(labels: Mapping[str, Any], name: str | None, file: Path) -> di
 
 
 def finite_numbers(values: Any, count: int, who: str) -> list[float]:
-    """`count` finite floats, or a sentence that begins with `who`.
+    """Reads `count` finite floats; an error message begins with `who`.
 
     Raises:
         ValueError: a wrong count, something that is not a number, NaN or infinity.
@@ -161,7 +162,7 @@ def check_keypoints(annotation: Mapping[str, Any], skeleton: Skeleton, who: str)
     """An annotation's keypoints, float32 `[K, 3]`, unlabelled ones zeroed; None if none is labelled.
 
     Raises:
-        ValueError: not 3 K numbers, a visibility other than 0, 1, 2, or a labelled joint that is not finite.
+        ValueError: not 3 K numbers, a visibility other than 0, 1, 2, or a labelled keypoint that is not finite.
     """
     K = skeleton.num_keypoints
     values = annotation.get("keypoints")

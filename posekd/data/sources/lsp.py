@@ -1,9 +1,9 @@
-"""Leeds Sports Pose and its extended training set, as they really are; scored by PCK of the torso.
+"""Leeds Sports Pose and its extended training set, scored by PCK of the torso.
 
 The two `joints.mat` differ in their axes and in what the third value means:
 
-- LSP, `[3, 14, 2000]`: every joint has coordinates, and 1 marks an **occluded** one.
-- LSP Extended, `[14, 3, 10000]`: 1 marks a **visible** joint, and the others have no usable coordinates.
+- LSP, `[3, 14, 2000]`: every keypoint has coordinates, and 1 marks an **occluded** one.
+- LSP Extended, `[14, 3, 10000]`: 1 marks a **visible** keypoint, and the others have no usable coordinates.
 
 Both are person-centric (the right ankle is that person's right ankle), with coordinates in fractions of a pixel, which
 are taken as they are.
@@ -27,23 +27,23 @@ from posekd.lengths import torso_lengths
 from posekd.skeleton import LSP
 
 K = LSP.num_keypoints
-TRAIN = 1000  # pictures 1 to 1000 are the training set, 1001 to 2000 the test set
-EXTENDED_IDS = 10_000  # picture n of the extended set has the id 10000 + n
+TRAIN = 1000  # images 1 to 1000 are the training set, 1001 to 2000 the test set
+EXTENDED_IDS = 10_000  # image n of the extended set has the id 10000 + n
 
 
 @dataclass(frozen=True)
 class LspSettings:
-    """Where LSP lies and what to take from it.
+    """Where LSP's files are, and which people to read.
 
     Attributes:
-        images: folder of the pictures, `im0001.jpg` (extended: `im00001.jpg`).
+        images: folder of the images, `im0001.jpg` (extended: `im00001.jpg`).
         annotations: `joints.mat` of LSP or of LSP Extended; its shape says which.
-        split: LSP's first 1000 pictures are `train`, the other 1000 `test`; LSP Extended is all `train`.
-        extended_images: folder of LSP Extended's pictures, to be mixed into `train`.
+        split: LSP's first 1000 images are `train`, the other 1000 `test`; LSP Extended is all `train`.
+        extended_images: folder of LSP Extended's images, to be mixed into `train`.
         extended_annotations: its `joints.mat`.
-        box: what is cropped: the whole `image`, which needs no label and is LSP's custom, or the rectangle of the
-            labelled `joints`. If None, the image for LSP and the joints for LSP Extended, whose pictures are larger.
-        image_ids: take only these pictures: LSP's numbers 1 to 2000, and 10000 + n for LSP Extended's.
+        box: what is cropped: the whole `image`, which needs no label and is usual for LSP, or the rectangle around the
+            labelled `joints`. If None, `image` for LSP and `joints` for LSP Extended, whose images are larger.
+        image_ids: take only these images: LSP's numbers 1 to 2000, and 10000 + n for LSP Extended's.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
     """
 
@@ -67,13 +67,13 @@ class LspSettings:
 
 @dataclass(frozen=True)
 class LspLabels:
-    """N people, a picture each.
+    """N people, each in an image of their own.
 
     Attributes:
         keypoints: float64 `[N, 14, 3]` (x, y, visibility 0 unlabelled, 1 occluded, 2 visible).
         ids: int64 `[N]`, see `LspSettings.image_ids`.
-        files: path of each picture.
-        extended: bool `[N]`, whether a person is of LSP Extended.
+        files: path of each image.
+        extended: bool `[N]`, whether a person belongs to LSP Extended.
     """
 
     keypoints: np.ndarray
@@ -86,17 +86,17 @@ class LspLabels:
 
 
 def read_lsp(settings: LspSettings) -> LspLabels:
-    """The people of the label files, before any image is looked for.
+    """Reads the people of the label files; looks for no image.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: files that are missing or not what they should be.
+        FileNotFoundError, ImportError, ValueError: a file is missing or malformed.
     """
     parts = [_read_part(Path(settings.annotations), settings.images, settings.split)]
     if settings.extended_annotations is not None and settings.extended_images is not None:
         if parts[0].extended.all():
             raise ValueError(
-                f"{settings.annotations} is LSP Extended's joints.mat already: with `extended_annotations` beside it, "
-                "`annotations` is LSP's"
+                f"{settings.annotations} is LSP Extended's joints.mat: where `extended_annotations` is given, "
+                "`annotations` must be LSP's own joints.mat"
             )
         parts.append(_read_part(Path(settings.extended_annotations), settings.extended_images, "train"))
         if not parts[1].extended.all():
@@ -121,7 +121,7 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
     Raises:
         FileNotFoundError: a label file, an image folder or an image is missing.
         ImportError: scipy is not installed.
-        ValueError: a file is not what it should be; the message names it.
+        ValueError: a malformed file; the message names it.
     """
     labels = read_lsp(settings)
     everyone = labels.ids
@@ -132,17 +132,17 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
     missing = missing_files(labels.files, settings.annotations, settings.on_missing_image)
     labels = _rows(labels, np.array([file not in missing for file in labels.files]))
     if not len(labels):
-        raise ValueError(f"{settings.annotations}: none of the pictures of split {settings.split!r} is there")
+        raise ValueError(f"{settings.annotations}: none of the images of split {settings.split!r} is there")
     sizes = image_sizes(labels.files)
     by_image = ~labels.extended if settings.box is None else np.full(len(labels), settings.box == "image")
     return PeopleInFiles(lsp_records(labels, sizes, by_image), labels.files, partial(lsp_predictions, everyone))
 
 
 def lsp_labels(settings: LspSettings) -> PoseRecords:
-    """The labels without the pictures, to score predictions against.
+    """The labels without the images, to score predictions against.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: files that are missing or not what they should be.
+        FileNotFoundError, ImportError, ValueError: a file is missing or malformed.
     """
     return lsp_records(read_lsp(settings))
 
@@ -152,8 +152,8 @@ def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np
 
     Args:
         labels: N people.
-        sizes: int64 `[N, 2]`, height and width of the pictures; 0 if None.
-        by_image: bool `[N]`, whether the whole picture is the crop; else the labelled joints. All joints if None.
+        sizes: int64 `[N, 2]`, height and width of the images; 0 if None.
+        by_image: bool `[N]`, whether the crop is the whole image; else the labelled keypoints. If None, all keypoints.
     """
     N = len(labels)
     sizes = np.zeros((N, 2), np.int64) if sizes is None else sizes
@@ -178,14 +178,14 @@ def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np
 
 
 def lsp_predictions(ids: np.ndarray, sample_ids: np.ndarray, keypoints: np.ndarray) -> dict[str, Any]:
-    """Variables of a prediction file: `preds` `[N, 14, 2]`, everybody in order of `ids`, NaN where there is none."""
+    """Variables of a prediction file: `preds` `[N, 14, 2]`, all people in the order of `ids`, NaN without a pose."""
     everyone = np.full((len(ids), K, 2), np.nan)
     everyone[np.searchsorted(ids, sample_ids)] = keypoints
     return {"preds": everyone, "image_ids": ids}
 
 
 def _joint_boxes(keypoints: np.ndarray) -> np.ndarray:
-    """Rectangles of the labelled joints `[N, 4]` (x, y, width, height); at least a pixel wide."""
+    """Rectangles around the labelled keypoints `[N, 4]` (x, y, width, height), at least 1 pixel wide."""
     labelled = keypoints[..., 2:] > 0
     low = np.where(labelled, keypoints[..., :2], np.inf).min(axis=1)
     high = np.where(labelled, keypoints[..., :2], -np.inf).max(axis=1)
@@ -208,20 +208,20 @@ def _read_part(file: Path, folder: str, split: str) -> LspLabels:
     flag = points[..., 2]
     if not np.isin(flag, (0, 1)).all():
         raise ValueError(
-            f"{file}: the third value of a joint is a flag, 0 or 1; found {flag[~np.isin(flag, (0, 1))][0]:g}"
+            f"{file}: the third value of a keypoint is a flag, 0 or 1; found {flag[~np.isin(flag, (0, 1))][0]:g}"
         )
     # in LSP 1 is occluded, in LSP Extended 1 is visible and the rest has no usable coordinates
     visibility = np.where(flag > 0, 2, 0) if extended else np.where(flag > 0, 1, 2)
     if (visibility == 2).mean() < 0.5:
         warnings.warn(
-            f"{file}: fewer than half of the joints are visible. In LSP the flag 1 marks an occluded joint, in LSP "
-            "Extended a visible one: was this file converted?",
+            f"{file}: fewer than half of the keypoints are visible. In LSP the flag 1 marks an occluded keypoint, "
+            "in LSP Extended a visible one: was this file converted?",
             stacklevel=4,
         )
     labelled = visibility > 0
     if not np.isfinite(points[..., :2][labelled]).all():
         row = int(np.flatnonzero((labelled & ~np.isfinite(points[..., :2]).all(-1)).any(1))[0])
-        raise ValueError(f"{file}: picture {row + 1} has a labelled joint that is NaN or infinite")
+        raise ValueError(f"{file}: image {row + 1} has a labelled keypoint that is NaN or infinite")
     keypoints = np.concatenate((np.where(labelled[..., None], points[..., :2], 0.0), visibility[..., None]), axis=-1)
     numbers = np.arange(1, len(points) + 1)
     labels = LspLabels(

@@ -1,7 +1,7 @@
-"""MPII's label files, each as it is: HRNet's JSON, the official RELEASE struct, and those of Tompson's split.
+"""Readers of MPII's label files: HRNet's JSON, the official RELEASE struct, and the files of Tompson's split.
 
-All count pixels from 1, as MATLAB does; nothing is shifted here. Fields by the official description (README of the
-annotations, v1.0) and deep-high-resolution-net, `lib/dataset/mpii.py`.
+All count pixels from 1, as MATLAB does; nothing is shifted here. Field names follow the official
+description (README of the annotations, v1.0) and deep-high-resolution-net, `lib/dataset/mpii.py`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class MpiiLabels:
 
     Attributes:
         images: N file names; empty where the file names none.
-        centers: float64 `[N, 2]` (x, y), rough position; NaN where there is none.
+        centers: float64 `[N, 2]` (x, y), rough position of each person; NaN where there is none.
         scales: float64 `[N]`, height in units of 200 pixels; NaN where there is none.
-        joints: float64 `[N, 16, 2]`.
+        joints: float64 `[N, 16, 2]` (x, y).
         visibility: int64 `[N, 16]`: 0 unlabelled, 1 occluded, 2 visible.
         head_sizes: float64 `[N]`, 0.6 times the head box's diagonal; NaN for people without one.
         release: int64 `[N, 2]`, 1-based image and person in the RELEASE struct; 0 where the file does not say.
@@ -59,9 +59,9 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
 
     Args:
         file: `.json` in HRNet's format, or `.mat`.
-        split: which people of a RELEASE struct; None for files that are one split.
-        validation_list: a `.mat` with `RELEASE_img_index` and `RELEASE_person_index`: the people of the split
-            `valid`, which are not in `train`.
+        split: which people of a RELEASE struct to read; None for files that hold a single split.
+        validation_list: a `.mat` with `RELEASE_img_index` and `RELEASE_person_index`. It lists the people of the split
+            `valid`, who are then not in `train`.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: with a sentence that names file, person and field.
@@ -89,18 +89,18 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
 
 
 def add_head_sizes(labels: MpiiLabels, file: Path, shift: float) -> MpiiLabels:
-    """Labels with the head sizes of a second file, HRNet's `gt_valid.mat`, that lists the same people.
+    """Adds the head sizes of a second file that lists the same people (HRNet's `gt_valid.mat`).
 
-    Where that file has joints as well, they replace the labels', because the published numbers are scored against
-    them. (In the file of the 2958 validation people 13 joints have lost a coordinate, which is 0.)
+    If that file has keypoints as well, they replace those of `labels`, because the published numbers are scored
+    against them. (In the file of the 2958 validation people one coordinate of 13 keypoints is lost: it is 0.)
 
     Args:
-        labels: of a file without head boxes.
+        labels: read from a file without head boxes.
         file: has `headboxes_src` `[2, 2, N]` and, to compare, `pos_gt_src` and `jnt_missing`, counting from 1.
         shift: what makes the coordinates of `labels` count from 1.
 
     Raises:
-        ValueError: other people, or the joints of the two files differ by one pixel: one counts from 0.
+        ValueError: other people, or the keypoints of the two files differ by one pixel (one file counts from 0).
     """
     content = load_mat(file, "head_boxes")
     boxes = _array(content, "headboxes_src", (2, 2, len(labels)), file, "its people must be those of `annotations`")
@@ -120,11 +120,11 @@ def _compare(offset: np.ndarray, error: float, shift: float, file: Path) -> None
     if np.abs(offset + (1 - shift)).max() < 0.1:  # as if the other base had been set
         found, wrong = ("0", "1") if shift == 0 else ("1", "0")
         raise ValueError(
-            f"the joints count pixels from {found}, by comparison with {file}, but `first_pixel` says {wrong}: "
+            f"the keypoints count pixels from {found}, by comparison with {file}, but `first_pixel` says {wrong}: "
             f"set first_pixel: {found}"
         )
     raise ValueError(
-        f"{file} does not list the people of `annotations` in their order: the joints differ by {error:.1f} pixels "
+        f"{file} does not list the people of `annotations` in their order: the keypoints differ by {error:.1f} pixels "
         "(median)"
     )
 
@@ -156,7 +156,7 @@ class _Person:
     def __init__(
         self, image: str, center: tuple[float, float], scale: float, release: tuple[int, int] = (0, 0)
     ) -> None:
-        # (-1, -1) and scales of 0 or less are how HRNet's files say that there is none
+        # HRNet's files write (-1, -1), or a scale of 0 or less, where there is none
         placed = scale > 0 and tuple(center) != (-1.0, -1.0)
         self.image, self.release = image, release
         self.center = center if placed else (np.nan, np.nan)
@@ -177,7 +177,7 @@ class _Person:
         self.visibility = np.where(np.asarray(visible, np.float64) > 0, 2, 0)
         self.joints = np.where(self.visibility[:, None] > 0, np.asarray(joints, np.float64), 0.0)
         if not np.isfinite(self.joints).all():
-            raise ValueError(f"{who}: a labelled joint is NaN or infinite")
+            raise ValueError(f"{who}: a labelled keypoint is NaN or infinite")
 
 
 def _from_release(release: Any, file: Path, split: Split | None, validation_list: Path | None) -> MpiiLabels:
@@ -194,12 +194,12 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
     alone: Sequence[Any] = annolist
     if split == "test":
         alone = field(release, "single_person", f"{file}: RELEASE")
-        alone = [alone] if len(annolist) == 1 else elements(alone)  # a cell array of one has lost its shape
+        alone = [alone] if len(annolist) == 1 else elements(alone)  # a cell array of one element has lost its shape
     for name, values in (("img_train", is_train), ("single_person", alone)):
         if len(values) != len(annolist):
             raise ValueError(f"{file}: RELEASE has {len(annolist)} images in annolist but {len(values)} in {name}")
     people: list[_Person] = []
-    strangers = set() if split == "test" else set(held_out)
+    unlisted = set() if split == "test" else set(held_out)
     for index, image in enumerate(annolist):
         if bool(is_train[index]) == (split == "test"):
             continue
@@ -207,7 +207,7 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
         chosen = set(np.atleast_1d(alone[index]).tolist()) if split == "test" else None
         for number_, rect in enumerate(elements(getattr(image, "annorect", None)), start=1):
             where = (index + 1, number_)
-            strangers.discard(where)
+            unlisted.discard(where)
             if chosen is not None and number_ not in chosen:
                 continue
             if chosen is None and (where in held_out) != (split == "valid"):
@@ -215,10 +215,10 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
             person = _from_rect(rect, _image_name(image, who), f"{who}.annorect({number_})", where)
             if split == "test" or person.visibility.any():
                 people.append(person)
-    if strangers:
-        first = min(strangers)
+    if unlisted:
+        first = min(unlisted)
         raise ValueError(
-            f"{validation_list} does not belong to {file}: {len(strangers)} of its {len(held_out)} people are not "
+            f"{validation_list} does not belong to {file}: {len(unlisted)} of its {len(held_out)} people are not "
             f"among the training images, the first is annolist({first[0]}).annorect({first[1]})"
         )
     if not people:
@@ -278,7 +278,7 @@ def _image_name(image: Any, who: str) -> str:
 
 
 def _from_native(content: Mapping[str, Any], file: Path) -> MpiiLabels:
-    """Structs of one person each, without file names, as stored beside Tompson's predictions."""
+    """Structs of one person each, without file names, as distributed with Tompson's predictions."""
     annolist = elements(content["annolist"])
     index = _release_index(content, file)
     if len(index) != len(annolist):
@@ -294,7 +294,7 @@ def _from_native(content: Mapping[str, Any], file: Path) -> MpiiLabels:
 
 
 def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Person:
-    """A body annotation. Position, scale, head box and joints may each be absent; half of one may not."""
+    """A body annotation. Position, scale, head box and keypoints may be absent, but not incomplete."""
     position = getattr(rect, "objpos", None)
     center = (np.nan, np.nan)
     if fields_of(position):
@@ -312,7 +312,7 @@ def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Pers
         if joint not in range(K):
             raise ValueError(f"{who}: joint id {joint:g} is outside 0..{K - 1}")
         if not np.isfinite((x, y)).all():
-            raise ValueError(f"{who}: joint {MPII.keypoints[int(joint)]} has no finite coordinates")
+            raise ValueError(f"{who}: keypoint {MPII.keypoints[int(joint)]} has no finite coordinates")
         person.joints[int(joint)] = x, y
         # neck and head top carry no flag: they come from the head box
         person.visibility[int(joint)] = 1 if number(getattr(point, "is_visible", None)) == 0 else 2
@@ -320,7 +320,7 @@ def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Pers
 
 
 def _from_arrays(content: Mapping[str, Any], file: Path) -> MpiiLabels:
-    """HRNet's `gt_valid.mat`: joints and head boxes, but neither images nor positions."""
+    """HRNet's `gt_valid.mat`: keypoints and head boxes, but neither images nor positions."""
     joints = np.asarray(content["pos_gt_src"], np.float64)
     if joints.ndim == 2:  # of one person
         joints = joints[..., None]
@@ -340,7 +340,7 @@ def _from_arrays(content: Mapping[str, Any], file: Path) -> MpiiLabels:
 
 
 def _array(
-    content: Mapping[str, Any], name: str, shape: tuple[int, ...], file: Path, why: str = "16 joints"
+    content: Mapping[str, Any], name: str, shape: tuple[int, ...], file: Path, why: str = "16 keypoints"
 ) -> np.ndarray:
     if name not in content:
         raise ValueError(f"{file} has no variable {name!r}; it has {sorted(content)}")

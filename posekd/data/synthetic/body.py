@@ -3,7 +3,7 @@
 A body stands in its own frame: x to the person's left, y up, z the way it faces; lengths are fractions of
 body height (proportions after Winter, Biomechanics and Motor Control of Human Movement, fig. 4.1, rounded).
 The camera sees x to the right, y down and keeps z as nearness, so that a person who faces the camera has
-the left hand on the right of the picture, and one seen from behind on the left: sides follow from anatomy.
+the left hand on the right of the image, and one seen from behind on the left: sides follow from anatomy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# COCO's 17 joints, then points that only the painter needs.
+# COCO's 17 keypoints, then points that only the painter needs.
 NOSE, L_EYE, R_EYE, L_EAR, R_EAR, L_SHOULDER, R_SHOULDER, L_ELBOW, R_ELBOW, L_WRIST, R_WRIST = range(11)
 L_HIP, R_HIP, L_KNEE, R_KNEE, L_ANKLE, R_ANKLE = range(11, 17)
 HEAD, NECK, CHEST, BELLY, L_HAND, R_HAND, L_TOE, R_TOE, MOUTH, CROWN = range(17, 27)
@@ -39,7 +39,7 @@ class Figures:
     """P projected people, the farthest first.
 
     Attributes:
-        points: float64 `[P, 27, 3]`: x, y in pixels, z nearness in pixels; the first 17 are COCO's joints.
+        points: float64 `[P, 27, 3]`: x, y in pixels, z nearness in pixels; the first 17 are COCO's keypoints.
         heights: `[P]`, standing body height in pixels, the unit of every radius.
         face: `[P, 3]`, the way the head faces, in camera axes (x right, y down, z towards the camera).
         widths: `[P]`, factor on limb radii.
@@ -72,7 +72,7 @@ def _apply(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Pose:
-    """Joint angles of P people in radians; limb arrays are `[P, 2]`, left and right."""
+    """Keypoint angles of P people in radians; limb arrays are `[P, 2]`, left and right."""
 
     lean: np.ndarray
     thigh: np.ndarray
@@ -183,7 +183,7 @@ def _assemble(rng: np.random.Generator, pose: _Pose) -> tuple[np.ndarray, np.nda
 
 
 def _views(rng: np.random.Generator, count: int, difficulty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Camera rotation `[P, 3, 3]` and roll in the picture `[P]`, radians.
+    """Camera rotation `[P, 3, 3]` and roll in the image `[P]`, radians.
 
     Most people face the camera more or less; the harder, the more turn their back or their side to it, and
     the more lie down.
@@ -205,7 +205,7 @@ def draw_figures(rng: np.random.Generator, count: int, size: tuple[int, int], di
     Args:
         rng: consumed in a fixed order.
         count: P.
-        size: `(height, width)` of the picture in pixels.
+        size: `(height, width)` of the image in pixels.
         difficulty: 0..1, share of unusual poses and views.
     """
     body, head = _assemble(rng, _draw_pose(rng, count, difficulty))
@@ -237,7 +237,7 @@ def _heights(rng: np.random.Generator, count: int, size: tuple[int, int]) -> np.
 
 
 def _places(rng: np.random.Generator, points: np.ndarray, size: tuple[int, int], difficulty: float) -> np.ndarray:
-    """Offsets `[P, 2]`: side by side in random order with jitter; some stick out of the picture."""
+    """Offsets `[P, 2]`: side by side in random order with jitter; some stick out of the image."""
     count = len(points)
     low, high = points[..., :2].min(1), points[..., :2].max(1)
     extent = high - low

@@ -11,7 +11,7 @@ import numpy as np
 from posekd.data.synthetic import body, paint
 from posekd.data.synthetic.body import Figures
 
-# A joint is visible (v = 2) where one of these parts of its own person is on top. Eyes, nose and ears belong
+# A keypoint is visible (v = 2) where one of these parts of its own person is on top. Eyes, nose and ears belong
 # to the skull; a hip seen through the trousers' top counts, as COCO's annotators count it.
 _OWN_PARTS = (
     *((paint.SKULL,) for _ in range(5)),
@@ -27,14 +27,14 @@ for _joint, _parts in enumerate(_OWN_PARTS):
     _IS_OWN[_joint, list(_parts)] = True
 
 MIN_AREA = 64  # pixels; of whom less is seen has no annotation
-MIN_SEEN = 3  # joints; of whom fewer are seen is annotated without keypoints, as COCO does
+MIN_SEEN = 3  # keypoints; of whom fewer are seen is annotated without keypoints, as COCO does
 
 
 def visibility(figures: Figures, labels: np.ndarray) -> np.ndarray:
-    """COCO's visibility of every joint.
+    """COCO's visibility of every keypoint.
 
-    Unlabelled (0): outside the picture, or a feature of the face on the far side of the head. Occluded (1):
-    something else is on top there, or the trunk lies between the joint and the camera. Visible (2) otherwise.
+    Unlabelled (0): outside the image, or a feature of the face on the far side of the head. Occluded (1):
+    something else is on top there, or the trunk lies between the keypoint and the camera. Visible (2) otherwise.
 
     Args:
         figures: P people.
@@ -69,7 +69,7 @@ def annotate(figures: Figures, labels: np.ndarray, image_id: int, first_id: int)
     Args:
         figures: P people.
         labels: uint8 `[H, W]`, the painter's label plane.
-        image_id: of the picture.
+        image_id: of the image.
         first_id: annotation id of the first person; person p gets `first_id + p`, seen or not.
     """
     seen = visibility(figures, labels)

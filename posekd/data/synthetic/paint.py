@@ -128,7 +128,7 @@ def paint_figures(
         figures: P people.
         wardrobe: their clothes.
         rng: for stripes.
-        light: `[2]`, unit vector in the picture towards the light.
+        light: `[2]`, unit vector in the image towards the light.
     """
     outlines = _capsules(figures, 1.0, np.zeros(2))
     lit = _capsules(figures, 0.6, 0.32 * light)

@@ -28,11 +28,11 @@ class SyntheticSettings:
     """What to draw.
 
     Attributes:
-        images: number of pictures.
-        split: "train" or "val"; the two never share a picture, whatever the seeds.
-        seed: picture i of (split, seed) is always the same.
-        size: `(height, width)` of the pictures in pixels.
-        people: fewest and most people a picture.
+        images: number of images.
+        split: "train" or "val"; the two never share an image, whatever the seeds.
+        seed: image i of (split, seed) is always the same.
+        size: `(height, width)` of the images in pixels.
+        people: fewest and most people an image.
         difficulty: 0..1; more clutter, occlusion, grain, unusual poses and mismatched clothes.
         keep_images: keep rendered images in memory; otherwise they are drawn anew each time.
     """
@@ -61,11 +61,11 @@ class SyntheticSettings:
 
 
 def render(settings: SyntheticSettings, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draws one picture.
+    """Draws one image.
 
     Args:
         settings: everything but `images` and `keep_images` matters.
-        index: of the picture.
+        index: of the image.
 
     Returns:
         uint8 RGB `[H, W, 3]`, and its COCO annotations (image id `index + 1`).
@@ -83,11 +83,11 @@ def render(settings: SyntheticSettings, index: int) -> tuple[np.ndarray, list[di
 
 
 class SyntheticPeople:
-    """The pictures of some settings as a dataset. A `PoseSource`.
+    """The images of some settings as a dataset. A `PoseSource`.
 
     Args:
         settings: what to draw.
-        progress: wraps the iteration over picture numbers, for a progress bar.
+        progress: wraps the iteration over image numbers, for a progress bar.
     """
 
     def __init__(
@@ -104,18 +104,18 @@ class SyntheticPeople:
                 self._kept.append(image)
         labelled = [a for a in self._annotations if a["num_keypoints"]]
         if not labelled:
-            raise ValueError(f"none of the {settings.images} pictures shows a person; draw more images")
+            raise ValueError(f"none of the {settings.images} images shows a person; draw more images")
         entries = {index + 1: _image_entry(settings, index, "jpg") for index in range(settings.images)}
         ignored = ignored_regions(self._annotations, entries, f"synthetic {settings.split}")
         self.records = replace(_to_records(labelled, settings), ignored=ignored)
 
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
-        """Picture `row`, always whole: uint8 RGB `[H, W, 3]`; do not write to it."""
+        """Image `row`, always whole: uint8 RGB `[H, W, 3]`; do not write to it."""
         return self._kept[row] if self._kept else render(self.settings, row)[0]
 
     def image_name(self, row: int) -> str:
-        """Name of picture `row`, for messages."""
-        return f"synthetic {self.settings.split} picture {row} (seed {self.settings.seed})"
+        """Name of image `row`, for messages."""
+        return f"synthetic {self.settings.split} image {row} (seed {self.settings.seed})"
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """The labels as a COCO dictionary."""
@@ -135,8 +135,8 @@ def write_coco(
 
     Args:
         folder: made if it is not there.
-        images: number of pictures.
-        seed: of the pictures.
+        images: number of images.
+        seed: of the images.
         settings: split, size, people, difficulty; the defaults if None.
         image_format: "jpg" (quality 92) or "png" (exact).
 
