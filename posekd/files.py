@@ -25,8 +25,8 @@ _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")  # folders whose entries are this pr
 def replacing(path: PathLike, *, sync: bool = False) -> Iterator[Path]:
     """Gives a temporary file to write to, and moves it to `path` when the block ends without an error.
 
-    If `path` is a symbolic link, the file that it points to is replaced and the link stays. The result has the permissions of
-    the file that it replaces, or those of a newly created one. A pipe, a device or an open file of this process
+    If `path` is a symbolic link, the file that it points to is replaced and the link stays. The result has the permissions
+    of the file that it replaces, or those of a newly created one. A pipe, a device or an open file of this process
     (`/dev/stdout`) gets the bytes instead, at the end of the block.
 
     Args:
@@ -34,7 +34,7 @@ def replacing(path: PathLike, *, sync: bool = False) -> Iterator[Path]:
         sync: wait until the disk has the bytes before the old file goes.
 
     Yields:
-        The temporary file, which exists and is empty. It is in the folder of `path` unless `path` is not a regular file.
+        The temporary file, which exists and is empty; in the folder of `path`, or elsewhere for a pipe or device.
 
     Raises:
         OSError: the file cannot be written; the temporary file is removed and an older file stays.
@@ -110,7 +110,7 @@ def _flush(path: Path) -> None:
 
 
 def _stream(path: PathLike) -> BinaryIO:
-    """`path` opened for writing: a pipe, a device, or an open file of this process, which is continued at its position."""
+    """`path` opened for writing: a pipe, a device, or an open file of this process, continued at its position."""
     descriptor = _descriptor(path)
     if descriptor is None:
         return open(path, "wb")

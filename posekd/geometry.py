@@ -209,7 +209,7 @@ def swap_flipped(keypoints: Tensor, flips: Tensor, permutation: Sequence[int] | 
         `[B, ..., K, 3]`.
     """
     if len(permutation) != keypoints.shape[-2]:
-        raise ValueError(f"the flip permutation is for {len(permutation)} keypoints, but there are {keypoints.shape[-2]}")
+        raise ValueError(f"the flip permutation has {len(permutation)} entries for {keypoints.shape[-2]} keypoints")
     order = torch.as_tensor(permutation, device=keypoints.device)
     mirrored = flips.view(-1, *(1,) * (keypoints.ndim - 1))
     return torch.where(mirrored, keypoints.index_select(-2, order), keypoints)

@@ -52,7 +52,7 @@ class Pixels:
         shapes: int64 `[N, 3]`, height, width, channels (3 red, green, blue; 1 for masks) of each region.
         origins: float32 `[N, 2]`, (x, y) of each region's corner in its decoded image.
         index: int64 `[B]`, region of each row.
-        reductions: float32 `[N]`, the factor 1, 2, 4 or 8 by which each image was decoded smaller; empty if all are whole.
+        reductions: float32 `[N]`, factor 1, 2, 4 or 8 by which each image was decoded smaller; empty if all are whole.
     """
 
     data: Tensor

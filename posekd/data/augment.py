@@ -29,7 +29,7 @@ class CropAugmentation:
             paper: scale 0.75 to 1.25, rotation +-30 degrees).
         rotation_probability: share of crops that are rotated at all.
         half_body: probability of cropping to the upper or lower body, for persons with many keypoints.
-        half_body_min_joints: only persons with more labelled keypoints than this are halved.
+        half_body_min_joints: only persons with more labelled keypoints than this are cropped to half a body.
     """
 
     flip: float = 0.5
@@ -85,7 +85,7 @@ def draw(
     a = augmentation
     labelled = keypoints[:, 2] > 0
     if a.half_body > 0 and labelled.sum() > a.half_body_min_joints and rng.random() < a.half_body:
-        # The official code compares a normal draw with 0.5: the upper half wins in 69 % of cases.
+        # The official code compares a normal draw with 0.5: the upper half is chosen in 69 % of cases.
         half = half_body(keypoints, upper_body, size, upper=rng.standard_normal() < 0.5)
         center, scale = half or (center, scale)
     if a.distribution == "uniform":

@@ -1,4 +1,4 @@
-"""What every dataset is to the loader: plain facts about persons, and a way to their pixels."""
+"""The interface between datasets and the loader: plain facts about persons, and a way to read images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE_FIELDS = ("image_ids", "image_sizes")
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of images that no loss may look at: crowds, and people without labelled keypoints.
+    """Regions of images that losses ignore: crowds, and people without labelled keypoints.
 
     Plain arrays, as in `PoseRecords`; regions of one image stand next to each other.
 
@@ -38,7 +38,7 @@ class Regions:
         return len(self.image_rows)
 
     def take(self, images: np.ndarray) -> Regions:
-        """The regions of some images, given by their rows in rising order; these rows are counted anew."""
+        """The regions of some images, given by their rows in rising order; they are renumbered from 0."""
         keep = np.flatnonzero(np.isin(self.image_rows, images))
         runs = np.split(self.runs, self.ends[:-1])
         kept = [runs[i] for i in keep]
@@ -63,8 +63,8 @@ class PoseRecords:
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
         exact_boxes: bool `[N]`, boxes that are crops already (LSP's whole images): no padding enlarges them. All
             false by default.
-        ignored: regions that bottom-up training must not look at.
-        metrics: what the dataset is scored by (`engine.scoring.METRICS`); the first decides which network is the best.
+        ignored: regions that bottom-up training ignores.
+        metrics: names of the dataset's metrics (`engine.scoring.METRICS`); the first decides which network is the best.
         reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
             metric asks for it.
         first_pixel: the coordinate that the dataset's own files give the first pixel. (Records count from 0.)
@@ -105,7 +105,7 @@ class PoseRecords:
         return replace(self, **changes)
 
     def join(self, other: PoseRecords) -> PoseRecords:
-        """These records and behind them `other`'s, of as many keypoints; what `other` does not know is dropped."""
+        """These records followed by `other`'s, with as many keypoints; facts that `other` lacks are dropped."""
         theirs = {**other._arrays(), "image_rows": other.image_rows + self.num_images}
         changes: dict[str, Any] = {
             name: np.concatenate((array, theirs[name])) if name in theirs else None
@@ -126,7 +126,7 @@ class PoseRecords:
 class PoseSource(Protocol):
     """The one interface of all datasets.
 
-    `CocoKeypoints` reads files, `SyntheticPeople` draws; the loader cannot tell them apart.
+    `CocoKeypoints` reads files, `SyntheticPeople` draws; the loader treats both alike.
     """
 
     records: PoseRecords
@@ -139,7 +139,7 @@ class PoseSource(Protocol):
         """
 
     def image_name(self, row: int) -> str:
-        """What to call image `row` in a message."""
+        """Name of image `row` for messages."""
 
 
 class CocoSource(PoseSource, Protocol):

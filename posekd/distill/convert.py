@@ -1,4 +1,4 @@
-"""What lies between two networks that see the same person differently: colours, normalisation, size."""
+"""Conversion between the inputs of two networks: colours, normalisation, size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def resample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def convert_images(images: Tensor, source: InputSpec, target: InputSpec) -> Tensor:
-    """Turns a batch that is right for one network into the batch that is right for another.
+    """Converts a batch that was made for one network to the input of another.
 
     Args:
         images: `[B, 3, H, W]`, normalised as `source` says.
@@ -68,5 +68,5 @@ def convert_images(images: Tensor, source: InputSpec, target: InputSpec) -> Tens
 
 
 def _channels(values: list[float], images: Tensor) -> Tensor:
-    """One number a channel, `[C, 1, 1]`; filled in on the device, for a copy from the host would wait for it."""
+    """One number per channel, `[C, 1, 1]`; filled in on the device, because a copy from the host would wait for it."""
     return torch.stack([images.new_full((1, 1), value) for value in values])

@@ -8,7 +8,7 @@ With student, teacher and label heatmaps s, t, g, and keypoint weights w_k (0 wh
     L     = alpha L_mpd + beta L_kpd + (1 - alpha - beta) L_mse,  alpha = 0.15, beta = 0.075      (Eq. 4)
 
 Heatmaps are not distributions, so Eq. 2 cannot be computed as printed: a softmax over the pixels makes it a
-divergence (`kl="spatial_softmax"`). `kl="clamped"` is the letter of the paper: t log(t / s) on the raw
+divergence (`kl="spatial_softmax"`). `kl="clamped"` follows the paper literally: t log(t / s) on the raw
 heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over keypoints only; the
 mean over pixels, HRNet's, scales all terms alike and leaves their ratio.
 
@@ -48,9 +48,9 @@ class MAPDSettings:
     Attributes:
         alpha: weight of the teacher's MSE. The labels weigh 1 - alpha - beta.
         beta: weight of the teacher's KL divergence.
-        temperature: of the softmax in the divergence, which is multiplied by its square.
-        kl: `spatial_softmax`, or `clamped` for Eq. 2 by the letter.
-        sigma: standard deviation of the label Gaussians, heatmap pixels.
+        temperature: temperature of the softmax in the divergence; the divergence is multiplied by its square.
+        kl: `spatial_softmax`, or `clamped` for Eq. 2 as printed.
+        sigma: standard deviation of the label Gaussians in heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
         unlabelled_weight: weight of the teacher's MSE, in place of alpha, for persons without any label (the recipe's
             `labels` and `unlabelled_data` make such persons); 0, the paper's case, learns nothing from them.
@@ -77,7 +77,7 @@ class MAPDSettings:
             raise ValueError(f"mapd: temperature must be positive, got {self.temperature}")
         if self.unlabelled_weight < 0 or (self.unlabelled_weight > 0 and self.alpha == 0):
             raise ValueError(
-                "mapd: unlabelled_weight, 0 or more, stands in place of an alpha above 0; got unlabelled_weight "
+                "mapd: unlabelled_weight must be 0 or more, and above 0 only with an alpha above 0; got unlabelled_weight "
                 f"{self.unlabelled_weight} and alpha {self.alpha}"
             )
 
@@ -125,12 +125,12 @@ class MAPD(Method):
 
     @classmethod
     def why_not_unlabelled(cls, settings: Any) -> str | None:
-        """See `Method.why_not_unlabelled`: the teacher's term teaches, unless its weight is 0."""
+        """See `Method.why_not_unlabelled`: the teacher's term is learnt from, unless its weight is 0."""
         if settings.unlabelled_weight == 0:
             return super().why_not_unlabelled(settings)
         if settings.alpha == 0:
             return (
-                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
+                "method.alpha is 0, plain training that runs no teacher, so nothing can be learnt from persons without "
                 "labels: give alpha another value"
             )
         return None
@@ -158,7 +158,7 @@ class MAPD(Method):
         return {name: weights[name] * term for name, term in terms.items() if weights[name] != 0}
 
     def _clamped(self, s: Tensor, t: Tensor, keypoints: Tensor) -> dict[str, Tensor]:
-        """Eq. 2 by the letter: `sum_p t log(t / s)` of the raw heatmaps, both at least `CLAMP`."""
+        """Eq. 2 as printed: `sum_p t log(t / s)` of the raw heatmaps, both at least `CLAMP`."""
         labels = self._labels(keypoints, s)
         # the kernel weighs (a, 0, 1 - a): with a = alpha / (1 - beta), 1 - beta times its loss is the rest of Eq. 4
         share = 1.0 - self.settings.beta

@@ -63,7 +63,7 @@ class ImagesInMemory:
         return self._images[row]
 
     def image_name(self, row: int) -> str:
-        """What to call image `row` in a message."""
+        """Name of image `row` for messages."""
         return f"image {row}"
 
 

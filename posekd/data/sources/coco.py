@@ -44,7 +44,8 @@ class CocoSettings:
         detection_threshold: detections with a lower score are left out; in the detector's units, usually 0..1.
         category: name of the category; needed only if several have keypoints.
         flip_pairs: pairs of keypoint names that a mirror exchanges; inferred from left and right if None.
-        sigmas: K OKS constants. If None: the official ones for COCO's or CrowdPose's keypoints, else a default that warns.
+        sigmas: K OKS constants. If None: the official ones of COCO's or CrowdPose's keypoints, else a default, with a
+            warning.
         image_ids: take only these images.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
         keep_images: which images to keep: those with a "labelled" person, those that are "annotated" at all (also with

@@ -88,7 +88,8 @@ def open_mpii(settings: MpiiSettings) -> PeopleInFiles:
     if not all(labels.images):
         raise ValueError(
             f"{settings.annotations} names no images: predictions can be scored against it "
-            "(`posekd eval --score-only`), but it has nothing to crop; give HRNet's .json or the official .mat as `annotations`"
+            "(`posekd eval --score-only`), but it has nothing to crop; "
+            "give HRNet's .json or the official .mat as `annotations`"
         )
     placed = np.isfinite(labels.scales)
     if not placed.all():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# COCO's 17 keypoints, then points that only the painter needs.
+# COCO's 17 keypoints, then points that only painting needs.
 NOSE, L_EYE, R_EYE, L_EAR, R_EAR, L_SHOULDER, R_SHOULDER, L_ELBOW, R_ELBOW, L_WRIST, R_WRIST = range(11)
 L_HIP, R_HIP, L_KNEE, R_KNEE, L_ANKLE, R_ANKLE = range(11, 17)
 HEAD, NECK, CHEST, BELLY, L_HAND, R_HAND, L_TOE, R_TOE, MOUTH, CROWN = range(17, 27)
@@ -72,7 +72,7 @@ def _apply(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Pose:
-    """Keypoint angles of P people in radians; limb arrays are `[P, 2]`, left and right."""
+    """Joint angles of P people in radians; limb arrays are `[P, 2]`, left and right."""
 
     lean: np.ndarray
     thigh: np.ndarray
@@ -224,14 +224,14 @@ def draw_figures(rng: np.random.Generator, count: int, size: tuple[int, int], di
     )
     heights = np.sort(_heights(rng, count, size))  # the nearest, and so the tallest, is painted last
     points = np.stack((x, y, seen[..., 2]), -1) * heights[:, None, None]
-    # A trace of perspective: what is near is larger.
+    # A little perspective: near parts are larger.
     points[..., :2] *= 1 + 0.25 * points[..., 2:] / heights[:, None, None]
     points[..., :2] += _places(rng, points, size, difficulty)[:, None]
     return Figures(points, heights, face, rng.normal(1.2, 0.12, count).clip(0.95, 1.5))
 
 
 def _heights(rng: np.random.Generator, count: int, size: tuple[int, int]) -> np.ndarray:
-    """Body heights in pixels: log-uniform, smaller in company."""
+    """Body heights in pixels: log-uniform, smaller if there are several people."""
     low, high = 0.42, (1.05, 0.95, 0.9)[min(count, 3) - 1]
     return size[0] * np.exp(rng.uniform(np.log(low), np.log(high), count))
 
