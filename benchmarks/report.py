@@ -1,4 +1,4 @@
-"""A page and a picture from a file of `posekd bench --json`: what was measured, where, and against what.
+"""A page and a plot from a file of `posekd bench --json`: what was measured, where, and against what.
 
 Usage: python -m posekd.benchmarks.report RESULTS.jsonl --page docs/benchmarks.md --plot docs/images/benchmarks.png
 """
@@ -127,11 +127,11 @@ def _ratio(other: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the page and the picture."""
+    """Writes the page and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("results", type=Path, help="a file of `posekd bench --json`")
     parser.add_argument("--page", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--plot", type=Path, required=True, help="picture to write")
+    parser.add_argument("--plot", type=Path, required=True, help="plot to write (PNG)")
     options = parser.parse_args(argv)
     records = read(options.results)
     plot(records, options.plot)

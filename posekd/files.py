@@ -1,7 +1,7 @@
-"""Files written whole or not at all, and the end of a message about a word that nobody knows.
+"""Files written whole or not at all, and suggestions for an unknown word.
 
-Every file of the house is written here: a kill, a full disk or an exception at any moment leaves the old file or
-the new one. What is no file (a pipe, a device, `/dev/stdout`) is written to, never replaced.
+Every file that posekd writes goes through here: a kill, a full disk or an exception at any moment leaves either the old
+file or the new one. What is not a regular file (a pipe, a device, `/dev/stdout`) is written to, never replaced.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")  # folders whose entries are this pr
 
 @contextmanager
 def replacing(path: PathLike, *, sync: bool = False) -> Iterator[Path]:
-    """Gives a temporary file to write to, and puts it in the place of `path` when the block ends without an error.
+    """Gives a temporary file to write to, and moves it to `path` when the block ends without an error.
 
-    Through a symbolic link the file that it points to is replaced; the link stays. The result has the permissions of
-    the file that it replaces, or those of a newly created one. A pipe, a device or an open file of this process
+    If `path` is a symbolic link, the file that it points to is replaced and the link stays. The result has the permissions
+    of the file that it replaces, or those of a newly created one. A pipe, a device or an open file of this process
     (`/dev/stdout`) gets the bytes instead, at the end of the block.
 
     Args:
-        path: the file; its folder is made if need be.
+        path: the file; its folder is created if it does not exist.
         sync: wait until the disk has the bytes before the old file goes.
 
     Yields:
-        The temporary file, which exists and is empty: in the folder of `path`, or elsewhere where that is no file.
+        The temporary file, which exists and is empty; in the folder of `path`, or elsewhere for a pipe or device.
 
     Raises:
-        OSError: it cannot be written; the temporary file is removed, an older file stays.
+        OSError: the file cannot be written; the temporary file is removed and an older file stays.
     """
     if _is_file(path):
         with _beside(Path(os.path.realpath(path)), sync) as temporary:
@@ -59,7 +59,7 @@ def write_atomically(path: PathLike, data: str | bytes, *, sync: bool = False) -
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of an error message about a word: `; did you mean 'x'? Valid: x, y`, or `; valid: x, y`."""
+    """The end of an error message about an unknown word: `; did you mean 'x'? Valid: x, y`, or `; valid: x, y`."""
     known = sorted(words)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}? Valid: {', '.join(known)}" if near else f"; valid: {', '.join(known)}"
@@ -69,7 +69,7 @@ def _is_file(path: PathLike) -> bool:
     """Whether `path` is, or would be, an ordinary file.
 
     Raises:
-        OSError: it is a folder, or a link in a circle.
+        OSError: it is a folder, or a link that leads back to itself.
     """
     if _descriptor(path) is not None:
         return False
@@ -85,21 +85,21 @@ def _is_file(path: PathLike) -> bool:
 @contextmanager
 def _beside(path: Path, sync: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name is at most 255 bytes long, of which a letter takes up to 4
+    # a name has at most 255 bytes, and a letter takes up to 4
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
     try:
         temporary.open("xb").close()
-    except OSError as error:  # the user knows the file by its own name
+    except OSError as error:  # the message names the user's file, not the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from error
     mode = (path if path.exists() else temporary).stat().st_mode
     try:
         yield temporary
-        os.chmod(temporary, stat.S_IMODE(mode))  # libraries write files with permissions of their own
+        os.chmod(temporary, stat.S_IMODE(mode))  # some libraries set their own permissions
         if sync:
             _flush(temporary)
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):  # who is told of a disk that failed needs no second error
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
 
@@ -110,7 +110,7 @@ def _flush(path: Path) -> None:
 
 
 def _stream(path: PathLike) -> BinaryIO:
-    """`path` opened for writing: a pipe, a device, or an open file of this process, which goes on where it is."""
+    """`path` opened for writing: a pipe, a device, or an open file of this process, continued at its position."""
     descriptor = _descriptor(path)
     if descriptor is None:
         return open(path, "wb")
@@ -120,7 +120,7 @@ def _stream(path: PathLike) -> BinaryIO:
 def _descriptor(path: PathLike) -> int | None:
     """The open file of this process that a path such as `/dev/stdout` leads to; None for other paths.
 
-    Output that is redirected to a file is a file by its path, but replacing that would leave the output behind.
+    Output redirected to a file has that file's path, but replacing the file would lose the output written before.
     """
     folders = {os.path.realpath(folder) for folder in _DESCRIPTORS}
     step = Path(path)

@@ -1,4 +1,4 @@
-"""Coordinates: box to crop, crop to image, heatmap to image. HRNet's conventions throughout.
+"""Coordinates: box to crop, crop to image, heatmap to image. All follow HRNet's conventions.
 
 Pixels are integer indices: the pixel in column 3 has x = 3. A heatmap coordinate is the input coordinate
 divided by the stride, with no half-pixel shift. A crop is the three-point similarity of HRNet's
@@ -29,8 +29,8 @@ def box_to_center_scale(boxes: Tensor, size: tuple[int, int], padding: float = P
 
     Args:
         boxes: `[..., 4]` (x, y, width, height) in image pixels.
-        size: `(height, width)` of the crop; only its ratio matters.
-        padding: factor on both sides after the ratio is met.
+        size: `(height, width)` of the crop in pixels; only its aspect ratio matters.
+        padding: factor on both sides, applied after the aspect ratio.
 
     Returns:
         centers `[..., 2]` (x, y) and scales `[..., 2]` (width, height), float32, in image pixels.
@@ -107,7 +107,7 @@ def invert_matrices(matrices: Tensor) -> Tensor:
 
 
 def transform_keypoints(keypoints: Tensor, matrices: Tensor) -> Tensor:
-    """Moves keypoints by affine matrices; the third column (visibility or score) stays.
+    """Applies affine matrices to keypoints; the third column (visibility or score) is kept.
 
     Args:
         keypoints: `[..., K, 3]` or `[..., K, 2]`.
@@ -125,7 +125,7 @@ def transform_keypoints(keypoints: Tensor, matrices: Tensor) -> Tensor:
 
 
 def mirror_matrices(matrices: Tensor, flips: Tensor, width: int) -> Tensor:
-    """Mirrors the output: where flipped, pixel x of the result is what pixel `width - 1 - x` was.
+    """Mirrors the output: where `flips` is true, pixel x of the result shows what pixel `width - 1 - x` showed.
 
     `crop_matrices` mirrors about the crop's centre W/2 (HRNet mirrors the image, and crops then); this mirrors the
     crop's pixels (HigherHRNet mirrors the crops, each resolution by itself).
@@ -133,7 +133,7 @@ def mirror_matrices(matrices: Tensor, flips: Tensor, width: int) -> Tensor:
     Args:
         matrices: `[B, 2, 3]`, output pixel to input pixel.
         flips: bool `[B]`.
-        width: of the output in pixels.
+        width: width of the output in pixels.
     """
     _check_matrices(matrices)
     m = matrices.to(torch.float64)
@@ -143,7 +143,7 @@ def mirror_matrices(matrices: Tensor, flips: Tensor, width: int) -> Tensor:
 
 
 def translate_matrices(matrices: Tensor, offsets: Tensor) -> Tensor:
-    """Moves the images of matrices: the result maps to coordinates larger by `offsets` `[..., 2]` (x, y)."""
+    """Adds `offsets` `[..., 2]` (x, y) to the coordinates that the matrices map to."""
     _check_matrices(matrices)
     shifted = matrices.to(torch.float64)[..., 2] + offsets.to(torch.float64)
     return torch.cat((matrices[..., :2].float(), shifted.float()[..., None]), -1)
@@ -174,11 +174,11 @@ def compose_matrices(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def heatmap_matrices(matrices: Tensor, stride: float = 4.0) -> Tensor:
-    """Matrices from heatmap pixels, given those from crop pixels: a heatmap pixel is `stride` crop pixels.
+    """Matrices from heatmap pixels, given those from crop pixels; a heatmap pixel is `stride` crop pixels wide.
 
     Args:
         matrices: `[..., 2, 3]`, crop pixel to image pixel.
-        stride: crop pixels a heatmap pixel.
+        stride: crop pixels per heatmap pixel.
 
     Returns:
         float32 `[..., 2, 3]`, heatmap pixel to image pixel.
@@ -188,12 +188,12 @@ def heatmap_matrices(matrices: Tensor, stride: float = 4.0) -> Tensor:
 
 
 def to_heatmap(keypoints: Tensor, stride: float = 4.0) -> Tensor:
-    """Crop pixels to heatmap pixels: x / stride; the third column stays. `[..., K, 3]`."""
+    """Crop pixels to heatmap pixels: x / stride; the third column is kept. `[..., K, 3]`."""
     return torch.cat((keypoints[..., :2] / stride, keypoints[..., 2:]), -1)
 
 
 def from_heatmap(keypoints: Tensor, stride: float = 4.0) -> Tensor:
-    """Heatmap pixels to crop pixels: x * stride; the third column stays. `[..., K, 3]`."""
+    """Heatmap pixels to crop pixels: x * stride; the third column is kept. `[..., K, 3]`."""
     return torch.cat((keypoints[..., :2] * stride, keypoints[..., 2:]), -1)
 
 
@@ -201,7 +201,7 @@ def swap_flipped(keypoints: Tensor, flips: Tensor, permutation: Sequence[int] | 
     """Exchanges left and right keypoints of mirrored persons: a mirrored left wrist is a right wrist.
 
     Args:
-        keypoints: `[B, ..., K, 3]`, already at their mirrored place.
+        keypoints: `[B, ..., K, 3]`, already at their mirrored positions.
         flips: bool `[B]`.
         permutation: K indices, as in `Skeleton.flip`.
 

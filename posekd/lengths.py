@@ -1,4 +1,4 @@
-"""Reference lengths of people, in pixels: what PCK divides distances by."""
+"""Reference lengths of people in pixels, by which PCK divides distances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def head_sizes(boxes: Any) -> NDArray[np.float64]:
         boxes: `[N, 4]` (x1, y1, x2, y2), NaN for people without one.
 
     Returns:
-        float64 `[N]`, NaN for people without a box, or with one of no extent.
+        float64 `[N]`, NaN for people without a box or with an empty one.
 
     Raises:
         ValueError: another shape.
@@ -32,14 +32,14 @@ def head_sizes(boxes: Any) -> NDArray[np.float64]:
 
 
 def torso_lengths(keypoints: Any, skeleton: Skeleton) -> NDArray[np.float64]:
-    """Distance from left shoulder to right hip, LSP's reference length (and that of ELPN's Equation 5).
+    """Distance from left shoulder to right hip: LSP's reference length, also that of ELPN's Equation 5.
 
     Args:
         keypoints: `[N, K, 3]` (x, y, visibility).
         skeleton: the K keypoints; it must have the two keypoints.
 
     Returns:
-        float64 `[N]`, NaN where one of the two is not labelled, or both lie on one point.
+        float64 `[N]` in pixels, NaN where one of the two is not labelled or both lie on one point.
 
     Raises:
         ValueError: another shape.

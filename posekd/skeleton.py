@@ -33,7 +33,7 @@ class Skeleton:
         keypoints: K keypoint names.
         edges: pairs of 0-based keypoint indices to draw.
         flip: permutation of 0..K-1 that a mirror image applies.
-        sigmas: K per-keypoint OKS constants.
+        sigmas: K OKS constants, one per keypoint.
         upper_body: indices that half-body augmentation treats as the upper half.
     """
 
@@ -181,7 +181,7 @@ def skeleton_from_category(
         else:
             warnings.warn(
                 f"category {label!r} has {len(names)} keypoints and no OKS sigmas were given: using "
-                f"{DEFAULT_SIGMA} for each. AP depends on them; pass `sigmas` for numbers that mean something.",
+                f"{DEFAULT_SIGMA} for each. AP depends on them; pass `sigmas` for meaningful numbers.",
                 stacklevel=2,
             )
             sigmas = (DEFAULT_SIGMA,) * len(names)

@@ -1,4 +1,4 @@
-"""The typed batches and results that rooms hand to each other."""
+"""The typed batches and results that the parts of posekd exchange."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def map_tensors(tree: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network wants to see.
+    """The input that a network expects.
 
     Attributes:
         size: `(height, width)` of the input in pixels.
         mean: channel means after division by 255, in the network's channel order.
         std: channel standard deviations after division by 255, same order.
-        bgr: whether channels arrive as blue, green, red (SimpleBaseline, FPD) rather than red, green, blue.
+        bgr: whether the channels are blue, green, red (SimpleBaseline, FPD) rather than red, green, blue.
     """
 
     size: tuple[int, int] = (256, 192)
@@ -44,7 +44,7 @@ class InputSpec:
 
 @dataclass
 class Pixels:
-    """Packed uint8 regions of N images (or masks), and which of them each of B rows is cut from.
+    """Packed uint8 regions of N images (or masks), and the region that each of B rows is cut from.
 
     Attributes:
         data: uint8 `[bytes]`, the packed HWC regions.
@@ -52,7 +52,7 @@ class Pixels:
         shapes: int64 `[N, 3]`, height, width, channels (3 red, green, blue; 1 for masks) of each region.
         origins: float32 `[N, 2]`, (x, y) of each region's corner in its decoded image.
         index: int64 `[B]`, region of each row.
-        reductions: float32 `[N]`, 1, 2, 4 or 8, by which each image was decoded smaller; empty where all are whole.
+        reductions: float32 `[N]`, factor 1, 2, 4 or 8 by which each image was decoded smaller; empty if all are whole.
     """
 
     data: Tensor
@@ -63,7 +63,7 @@ class Pixels:
     reductions: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def rows(self, which: slice) -> Pixels:
-        """The regions as some of the rows see them; no byte is copied."""
+        """The same regions for some of the rows; no byte is copied."""
         return replace(self, index=self.index[which])
 
     @staticmethod
@@ -91,7 +91,7 @@ class CachedMaps:
 
 @dataclass
 class PackedCropBatch:
-    """What a loader's worker sends to top-down networks: decoded pixels, packed, and plain facts about B persons.
+    """What a loader's worker packs for top-down networks: decoded pixels, and facts about B persons.
 
     Several persons of one image share its pixels. Coordinates are pixels of the original image.
 
@@ -108,7 +108,7 @@ class PackedCropBatch:
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`, annotation id, or the detection's row.
         skipped: int64 `[S]`, dataset rows of persons left out because their image could not be read.
-        teacher: what a cached teacher says of these persons, if there is a cache.
+        teacher: the cached teacher's heatmaps of these persons, if there is a cache.
     """
 
     pixels: Pixels
@@ -155,8 +155,8 @@ class CropBatch:
         areas: float32 `[B]`, area of the (expanded) crop in original pixels.
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`.
-        teacher_maps: float32 `[B, K, H / 4, W / 4]`, what a cached teacher says of these crops.
-        pixels: what the crops were cut from, so that a method can cut again (`inputs.warp`).
+        teacher_maps: float32 `[B, K, H / 4, W / 4]`, the cached teacher's heatmaps of these crops.
+        pixels: the pixels that the crops were cut from, so that a method can cut again (`inputs.warp`).
     """
 
     images: Tensor
@@ -180,7 +180,7 @@ class CropBatch:
 
 @dataclass
 class PackedImageBatch:
-    """What a loader's worker sends to networks that see whole images: B images, all their people with them.
+    """What a loader's worker packs for networks that see whole images: B images with all their people.
 
     Attributes:
         pixels: the regions that the crops sample; row i is image i.
@@ -240,7 +240,7 @@ class ImageBatch:
         masks: for each output resolution, bool `[B, h, w]`: false in ignored regions and outside the image.
         matrices: float32 `[B, 2, 3]`, input pixel to original-image pixel.
         image_ids: int64 `[B]`.
-        pixels: what the images were cut from, so that a method can cut again (`inputs.warp`).
+        pixels: the pixels that the images were cut from, so that a method can cut again (`inputs.warp`).
     """
 
     images: Tensor
@@ -255,7 +255,7 @@ class ImageBatch:
 
     @property
     def sample_ids(self) -> Tensor:
-        """The image ids: what an error message names."""
+        """The image ids, which error messages name."""
         return self.image_ids
 
     def rows(self, which: slice) -> ImageBatch:
@@ -264,9 +264,9 @@ class ImageBatch:
 
 
 Packed = PackedCropBatch | PackedImageBatch
-"""What loaders give, one type per paradigm."""
+"""The batches that loaders give, one type per paradigm."""
 Batch = CropBatch | ImageBatch
-"""What methods learn from, one type per paradigm."""
+"""The batches that methods are trained on, one type per paradigm."""
 
 
 def _rows(batch: Any, which: slice) -> Any:
@@ -287,13 +287,13 @@ class Instances:
 
     Attributes:
         keypoints: float32 `[N, K, 3]` (x, y, score); (0, 0, 0) where a keypoint was not found.
-        scores: `[N]`, of the people.
-        boxes: float32 `[N, 4]` (x, y, width, height): those that were cropped, or those around the keypoints.
-        box_scores: float32 `[N]`, of the detector; 1 where there was none.
-        areas: float32 `[N]`, square pixels, for OKS between people: of the crop, or of the box.
+        scores: `[N]`, one per person.
+        boxes: float32 `[N, 4]` (x, y, width, height): the boxes that were cropped, or boxes around the keypoints.
+        box_scores: float32 `[N]`, scores of the detector; 1 if there was none.
+        areas: float32 `[N]`, area of the crop or of the box in square pixels, for OKS between people.
         image_ids: int64 `[N]`.
-        sample_ids: int64 `[N]`, annotation id or row of the detection; -1 for people who were found, not given.
-        track_ids: int64 `[N]`, who is who over a video's frames; None without tracking.
+        sample_ids: int64 `[N]`, annotation id or row of the detection; -1 for people that the network itself found.
+        track_ids: int64 `[N]`, the same number for the same person over a video's frames; None without tracking.
     """
 
     keypoints: Tensor
@@ -321,11 +321,11 @@ class Instances:
 
     @staticmethod
     def concatenate(parts: Sequence[Instances], num_keypoints: int) -> Instances:
-        """The people of all parts, one after another, on the parts' device; nobody if there is no part.
+        """The people of all parts, one after another, on the parts' device; no people if there is no part.
 
         Args:
             parts: on one device, all with track ids or all without.
-            num_keypoints: K, for the shape where there is nobody.
+            num_keypoints: K, for the shape if there are no people.
         """
         if not parts:
             none, ids = torch.zeros(0), torch.zeros(0, dtype=torch.int64)

@@ -17,7 +17,7 @@ from posekd.files import nearest
 
 COMMANDS = {
     "quickstart": "train a teacher and a student with and without it on synthetic people, in minutes",
-    "train": "train a student by a recipe",
+    "train": "train a student as a recipe says",
     "cache-teacher": "run a recipe's teacher once and store its heatmaps for training",
     "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
     "profile": "parameters and compute of a model",
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _call(importlib.import_module(f"posekd.cli.{name.replace('-', '_')}"), name, rest)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has left, e.g. `| head`
+    except BrokenPipeError:  # the reader of the output has closed it, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -77,7 +77,7 @@ def _call(module: ModuleType, name: str, words: Sequence[str]) -> int:
 
 
 def _is_explained(error: Exception) -> bool:
-    """Whether the message is meant for the user: our errors are; a bare RuntimeError, KeyError... is a defect."""
+    """Whether the message is meant for the user. A bare RuntimeError, KeyError etc. is a defect of posekd."""
     if isinstance(error, (ValueError, OSError, ArithmeticError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError, RecursionError)

@@ -12,14 +12,14 @@ Then train with --train.teacher_cache DIR: the cached heatmaps are moved as each
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the recipe, runs the teacher, says what it has cost."""
+    """Reads the recipe, runs the teacher, and prints the size and error of the cache."""
     parser = command_parser("cache-teacher", epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("config", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument(
-        "--cache", metavar="DIR", help="where to write; OUT/teacher_cache without, OUT being the recipe's"
+        "--cache", metavar="DIR", help="where to write (default: teacher_cache in the folder of the run)"
     )
-    parser.add_argument("--margin", type=float, default=1.1, help="how much more a cached crop shows (default 1.1)")
-    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="bytes, or float16 (default 8)")
+    parser.add_argument("--margin", type=float, default=1.1, help="factor by which cached crops show more than training crops (default 1.1)")
+    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="bits per stored value: 8, or 16 for float16 (default 8)")
     options, overrides = parser.parse_known_args(argv)
 
     from posekd.cli.progress import Bar
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
     recipe = read_recipe(options.config, overrides)
     folder = Path(options.cache or Path(recipe.out) / "teacher_cache")
-    with Bar("asking the teacher") as on_batch:
+    with Bar("running the teacher") as on_batch:
         card = cache_teacher(recipe, folder, margin=options.margin, bits=options.bits, on_batch=on_batch)
     size = card.persons * card.bytes_per_person / 2**20
     print(

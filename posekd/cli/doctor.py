@@ -11,7 +11,7 @@ from posekd.cli import command_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints one line a fact; the exit code is 1 if the ops have to run without the compiled core."""
+    """Prints one line per fact; the exit code is 1 if the ops have to run without the compiled core."""
     command_parser("doctor").parse_args(argv)
     import posekd
     from posekd.ops import build_info

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         ValueError: options that do not go together, or any input that does not fit.
-        FileNotFoundError: a file or folder that is not there.
+        FileNotFoundError: a file or folder does not exist.
     """
     options = read_options(argv)
     if options.score_only is not None:
@@ -119,7 +119,7 @@ def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | Non
 
 
 def _tell(options: EvalOptions, report: Report, name: str) -> None:
-    """Writes and prints what came out: files first, for the reader of the tables may stop (`| head`)."""
+    """Writes files, then prints the tables: whoever reads the output may close it early (`| head`)."""
     console = Console(quiet=not is_main_process())
     _write_files(options, report.scores, name)
     labels = options.data.get("annotations")
@@ -135,7 +135,7 @@ def _tell(options: EvalOptions, report: Report, name: str) -> None:
 
 
 def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint that a folder or file name means, and its card; nothing for a model's name.
+    """The checkpoint that a folder or file name refers to, and its card; None and None for a model's name.
 
     Raises:
         ValueError: a checkpoint with other weights beside it.
@@ -185,11 +185,11 @@ def _open_model(
 
 
 def _say_settings(name: str, recipe: Recipe | None, changes: Sequence[str]) -> None:
-    """Tells on standard error whose settings are used, and what the options have changed."""
+    """Says on standard error which settings are used, and what the options have changed."""
     if recipe is None or not is_main_process():
         return
     console = Console(stderr=True)
-    text = f"{name}: data and settings are those of its run" + (", but for" if changes else "")
+    text = f"{name}: data and settings are those of its run" + (", except for" if changes else "")
     for line in (text, *(f"  {change}" for change in changes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The options of `posekd eval`, and what they come to beside the recipe in a checkpoint's card."""
+"""The options of `posekd eval`, combined with the recipe in a checkpoint's card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from posekd.engine.recipes.recipe import Recipe
     from posekd.paradigms import Paradigm
 
-# options that are keys of the recipe's group `inference`, by the names that they had there first
+# options that are keys of the recipe's group `inference`, by their old names in it
 _INFERENCE = (
     "flip", "nms_threshold", "precision", "decode", "blur_kernel", "scales", "project", "refine", "border", "square",
     "max_people",
@@ -23,8 +23,8 @@ _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
 )  # fmt: skip
 
-EPILOG = """A checkpoint that `posekd train` wrote knows its run: data, padding, test settings and sigmas are the run's
-unless an option says otherwise, which is told.
+EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are those of
+the run unless an option overrides them; each override is reported.
 
 examples:
   posekd eval runs/v1                                # the run's own number: its best network, data and settings
@@ -40,24 +40,24 @@ examples:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """The words of a command line, sorted.
+    """The options of a command line.
 
     Attributes:
         model: a run's folder, a checkpoint or a model's name; None with `score_only`.
-        data: what was given of the dataset's settings.
-        inference: what was given of the recipe's group `inference`.
-        dataset: name of the dataset's kind, if given.
+        data: the settings of the dataset that were given.
+        inference: the keys of the recipe's group `inference` that were given.
+        dataset: the kind of dataset (coco, mpii, lsp), if given.
         weights: checkpoint of a model given by name.
-        size: height and width of the input, if given.
-        padding: of boxes, if given.
+        size: height and width of the input in pixels, if given.
+        padding: factor by which crops are larger than boxes, if given.
         results: where to write the people.
         report: where to write numbers and tables as JSON.
         curve: where to draw the metric's curve.
         score_only: a results file to score.
         batch_size: rows per batch.
         workers: decoding processes.
-        on_bad_image: refuse or skip.
-        device: name of one, if given.
+        on_bad_image: `refuse` or `skip` unreadable images.
+        device: name of the device, if given.
     """
 
     model: str | None
@@ -78,7 +78,7 @@ class EvalOptions:
 
 
 def read_options(argv: Sequence[str]) -> EvalOptions:
-    """Sorts the words of a command line."""
+    """Reads the words of a command line."""
     from posekd.engine.recipes.renames import new_name
 
     words = vars(_parser().parse_args(argv))
@@ -98,7 +98,7 @@ def read_options(argv: Sequence[str]) -> EvalOptions:
 
 
 def for_paradigm(options: EvalOptions, paradigm: Paradigm) -> EvalOptions:
-    """The options as a network of this paradigm takes them: a threshold of detections may be one of its own peaks.
+    """The options for a network of this paradigm. (For bottom-up networks the detection threshold is that of peaks.)
 
     Raises:
         ValueError: an option that has no meaning for such a network.
@@ -118,10 +118,10 @@ def for_paradigm(options: EvalOptions, paradigm: Paradigm) -> EvalOptions:
 
 
 def inference_settings(options: EvalOptions, paradigm: Paradigm, recipe: Recipe | None) -> tuple[Any, list[str]]:
-    """How the network is asked: as its run did, with the options' changes.
+    """The inference settings: those of its run, with the options' changes.
 
     Returns:
-        The settings of inference, and a line per change of the run's.
+        The settings of inference, and one line per setting of the run that is changed.
     """
     if recipe is None:
         return paradigm.inference(**options.inference), []
@@ -136,7 +136,7 @@ def data_settings(options: EvalOptions, recipe: Recipe | None) -> tuple[Any, lis
     """The dataset: that of the run, with the options' changes, or the one that the options describe.
 
     Returns:
-        The settings of the dataset, and a line per change of the run's.
+        The settings of the dataset, and one line per setting of the run that is changed.
 
     Raises:
         ValueError: options that do not describe a dataset, or that have no meaning for this one.
@@ -155,7 +155,7 @@ def data_settings(options: EvalOptions, recipe: Recipe | None) -> tuple[Any, lis
     if "annotations" not in given or ("images" not in given and options.score_only is None):
         raise ValueError(
             "give a model and --images to evaluate, or --score-only FILE to score a results file, both with "
-            "--annotations; a checkpoint of a run knows its data by itself"
+            "--annotations; a checkpoint of a run needs neither"
         )
     _refuse_unknown(given, kind, name)
     if name == "lsp" and "split" not in given:
@@ -179,7 +179,7 @@ def _changes(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def _option(key: str) -> str:
-    """The option's name of a key."""
+    """The name of a key's option."""
     from posekd.engine.recipes.renames import new_name
 
     old = next((name for name in _INFERENCE if new_name(f"inference.{name}") == f"inference.{key}"), key)
@@ -200,23 +200,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", choices=("coco", "mpii", "lsp"), help="the label file's format, and the metric (coco)")
     add("--split", choices=("train", "valid", "test"), help="of MPII's official .mat and of LSP")
     add("--head-boxes", metavar="FILE", help="MPII's head boxes for HRNet's JSON (gt_valid.mat)")
-    add("--validation-list", metavar="FILE", help="who is `valid` in MPII's official .mat (detections.mat)")
+    add("--validation-list", metavar="FILE", help="people of split `valid` in MPII's official .mat (detections.mat)")
     add(
         "--detections",
         metavar="FILE",
-        help="boxes of a detector (COCO results format); labelled boxes without",
+        help="boxes of a detector in COCO's results format (default: labelled boxes)",
     )
-    threshold_help = "leave out boxes scored lower (0); bottom-up: a peak is above it (0.1)"
+    threshold_help = "leave out boxes with a lower score (0); bottom-up: peaks must be above it (0.1)"
     add("--detection-threshold", type=float, metavar="S", help=threshold_help)
     add("--results", metavar="FILE", help="write the poses: COCO's results; for MPII and LSP .json or .mat")
     add("--report", metavar="FILE", help="write the numbers and the tables as JSON")
     add("--curve", metavar="FILE", help="draw PCK over its threshold (PNG)")
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
-    add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, where keypoints are not COCO's")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="crop size in pixels; the model's own without")
+    add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, for keypoints other than COCO's")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
     flag = argparse.BooleanOptionalAction
     add("--flip", action=flag, default=None, help="average with the mirrored image (on)")
-    add("--nms-threshold", type=float, metavar="OKS", help="remove weaker poses above (0.9; bottom-up 1: keep all)")
+    add("--nms-threshold", type=float, metavar="OKS", help="of two poses with a higher OKS, remove the weaker (0.9; bottom-up 1: keep all)")
     add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
     add("--precision", choices=("fp32", "bf16", "fp16"))
     add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
@@ -225,10 +225,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
     add("--refine", action=flag, default=None, help="bottom-up: fill in people's missing keypoints (on)")
     add("--border", action=flag, default=None, help="bottom-up: look for keypoints beyond the image too (on)")
-    add("--square", type=float, metavar="R", help="bottom-up: see a square with R times the image's short side")
+    add("--square", type=float, metavar="R", help="bottom-up: use a square with R times the image's short side")
     add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
-    add("--batch-size", type=int, default=32, metavar="N", help="persons; images for a bottom-up network")
+    add("--batch-size", type=int, default=32, metavar="N", help="persons per batch; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")
-    add("--on-bad-image", choices=("refuse", "skip"), default="refuse", help="missing or unreadable images")
-    add("--device", help="cpu, cuda, cuda:1...; the GPU if there is one without")
+    add("--on-bad-image", choices=("refuse", "skip"), default="refuse", help="what to do about missing or unreadable images")
+    add("--device", help="cpu, cuda, cuda:1... (default: the GPU if there is one)")
     return parser

@@ -18,7 +18,7 @@ def run(
     num_keypoints: int = 17,
     overrides: dict[str, Any] | None = None,
 ) -> None:
-    """Prints parameters and compute, each number with its unit and the papers that count so.
+    """Prints parameters and compute, each number with its unit and the papers that count in this way.
 
     Args:
         name: the model's name, one of `posekd.list_models()`.

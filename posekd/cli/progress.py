@@ -11,10 +11,10 @@ from posekd.cli import is_main_process
 
 
 class Bar:
-    """In a `with` block gives a function of (done, total).
+    """A context manager that gives a function of (done, total).
 
     Args:
-        label: what is going on.
+        label: what is being done.
     """
 
     def __init__(self, label: str) -> None:

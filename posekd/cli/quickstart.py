@@ -53,9 +53,9 @@ class Run:
     """One of the three trainings.
 
     Attributes:
-        recipe: what was done.
+        recipe: the recipe of the run.
         report: the evaluation of the last step's network.
-        parameters: of that network.
+        parameters: number of parameters of that network.
         seconds: wall-clock, validations included.
     """
 

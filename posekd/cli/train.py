@@ -14,7 +14,7 @@ On N GPUs: torchrun --nproc-per-node N -m posekd train CONFIG (docs/many_gpus.md
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the recipe, refuses what is wrong in it, trains."""
+    """Reads and checks the recipe, then trains."""
     parser = command_parser("train", epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("config", help="a YAML file, or the name of a shipped recipe (mapd/elpn_v1_coco_256x192)")
     parser.add_argument(

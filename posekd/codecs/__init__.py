@@ -1,7 +1,7 @@
-"""What networks say: one file per kind of output, named by `PoseModel.output`.
+"""Codecs of network outputs: one file per kind of output, named by `PoseModel.output`.
 
-A codec reads and checks an output (`read`, for training), merges what a network says of one view (`final`), makes the
-mirrored view's that of the view (`unmirror`), joins both (`average`) and turns them into keypoints (`decode`).
+A codec reads and checks an output (`read`, for training), merges the maps of one view (`final`), mirrors back the maps
+of the mirrored view (`unmirror`), averages both views (`average`) and turns the maps into keypoints (`decode`).
 """
 
 from posekd.codecs import heatmaps, tagged_heatmaps

@@ -1,6 +1,6 @@
-"""Heatmaps: what HRNet, SimpleBaseline, ELPN, Hourglass and PyraNet say of a crop.
+"""Heatmaps: the output of HRNet, SimpleBaseline, ELPN, Hourglass and PyraNet for a crop.
 
-The rules of flip test and decoding are those of deep-high-resolution-net (`lib/core/function.py`,
+The rules of the flip test and of decoding are those of deep-high-resolution-net (`lib/core/function.py`,
 `lib/core/inference.py`).
 """
 
@@ -19,7 +19,7 @@ STRIDE = 4  # input pixels per heatmap pixel, in all networks here
 
 
 class HeatmapSettings(Protocol):
-    """The settings of inference that heatmaps are read by, see `paradigms.top_down.TopDownInference`."""
+    """The settings of inference that decoding uses, see `paradigms.top_down.TopDownInference`."""
 
     @property
     def shift_heatmaps(self) -> bool: ...  # noqa: D102
@@ -32,17 +32,17 @@ class HeatmapSettings(Protocol):
 
 
 def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
-    """The heatmaps of each stage of a network; one of a single stage may return its only tensor bare.
+    """The heatmaps of each stage of a network; a network of one stage may return its tensor without a list.
 
     Args:
         output: what the network returned.
         num_keypoints: K; not checked if None.
 
     Returns:
-        `[B, K, h, w]` of each stage; the last has seen the most.
+        `[B, K, h, w]` of each stage, the final one last.
 
     Raises:
-        ValueError: something else, or another number of keypoints.
+        ValueError: another kind of output, or another number of keypoints.
     """
     stages = list(output) if isinstance(output, (list, tuple)) else [output]
     for stage in stages or [output]:
@@ -62,7 +62,7 @@ def reorder(output: Any, order: Tensor) -> list[Tensor]:
 
 
 def final(output: Any, num_keypoints: int) -> Tensor:
-    """The heatmaps that inference goes on with: those of the last stage, float32 `[B, K, h, w]`.
+    """The heatmaps that inference uses: those of the last stage, float32 `[B, K, h, w]`.
 
     Raises:
         ValueError: see `read`.
@@ -89,7 +89,7 @@ def unmirror(heatmaps: Tensor, order: Tensor | Sequence[int], settings: HeatmapS
 
 
 def average(heatmaps: Tensor, mirrored: Tensor) -> Tensor:
-    """What both views of a flip test say together: their mean."""
+    """The mean of both views of a flip test."""
     return (heatmaps + mirrored) * 0.5
 
 
@@ -106,7 +106,7 @@ def decode(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int], settings: 
         float32 `[B, K, 3]` (x, y, score) in image pixels; the score is the heatmap's maximum.
 
     Raises:
-        ValueError: heatmaps whose aspect is not the crop's.
+        ValueError: the aspect ratio of the heatmaps is not that of the crops.
     """
     (height, width), (h, w) = size, heatmaps.shape[-2:]
     if height * w != width * h:

@@ -1,4 +1,4 @@
-"""Tagged heatmaps: what HigherHRNet and SmallerHRNet say of a whole image.
+"""Tagged heatmaps: the output of HigherHRNet and SmallerHRNet for a whole image.
 
 The network gives heatmaps at two resolutions and, at the coarse one, a tag per pixel and keypoint: keypoints of one
 person have like tags. The rules are those of HigherHRNet-Human-Pose-Estimation (`lib/core/inference.py`,
@@ -35,12 +35,12 @@ class TaggedHeatmaps(NamedTuple):
 
     @property
     def heatmaps(self) -> list[Tensor]:
-        """Of both resolutions, coarse first."""
+        """The heatmaps of both resolutions, coarse first."""
         return [self.coarse, self.fine]
 
 
 class MergedMaps(NamedTuple):
-    """What inference goes on with, at the finest resolution.
+    """The maps that inference uses, at the finest resolution.
 
     Attributes:
         heatmaps: float32 `[B, K, h', w']`, the mean of both resolutions.
@@ -52,7 +52,7 @@ class MergedMaps(NamedTuple):
 
 
 class GroupingSettings(Protocol):
-    """The settings of inference that people are grouped by, see `paradigms.bottom_up.BottomUpInference`."""
+    """The settings of inference that grouping uses, see `paradigms.bottom_up.BottomUpInference`."""
 
     @property
     def max_people(self) -> int: ...  # noqa: D102
@@ -81,7 +81,7 @@ def read(output: Any, num_keypoints: int | None = None) -> TaggedHeatmaps:
         num_keypoints: K; that of the second output if None.
 
     Raises:
-        ValueError: something else, or another number of keypoints.
+        ValueError: another kind of output, or another number of keypoints.
     """
     two = isinstance(output, (list, tuple)) and len(output) == 2
     if not two or not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in output):
@@ -112,7 +112,7 @@ def reorder(output: Any, order: Tensor) -> list[Tensor]:
 
 
 def final(output: Any, num_keypoints: int) -> MergedMaps:
-    """The maps that inference goes on with: the coarse ones enlarged, heatmaps averaged over both resolutions.
+    """The maps that inference uses: the coarse ones enlarged, heatmaps averaged over both resolutions.
 
     Raises:
         ValueError: see `read`.
@@ -141,7 +141,7 @@ def unmirror(maps: MergedMaps, order: Tensor | Sequence[int]) -> MergedMaps:
 
 
 def average(maps: MergedMaps, mirrored: MergedMaps) -> MergedMaps:
-    """What both views of a flip test say together: the heatmaps' mean, and the tags of both."""
+    """Both views of a flip test together: the mean of the heatmaps, and the tags of both."""
     return MergedMaps((maps.heatmaps + mirrored.heatmaps) * 0.5, [*maps.tags, *mirrored.tags])
 
 

@@ -1,4 +1,4 @@
-"""Datasets and loading: one file per dataset (`sources`), people that are drawn (`synthetic`), batches (`loading`)."""
+"""Datasets and loading: one file per dataset (`sources`), synthetic people (`synthetic`), batches (`loading`)."""
 
 from posekd.data.augment import CropAugmentation, ImageAugmentation
 from posekd.data.loading.crops import CropDataset

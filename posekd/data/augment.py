@@ -85,7 +85,7 @@ def draw(
     a = augmentation
     labelled = keypoints[:, 2] > 0
     if a.half_body > 0 and labelled.sum() > a.half_body_min_joints and rng.random() < a.half_body:
-        # The official code compares a normal draw with 0.5: the upper half wins in 69 % of cases.
+        # The official code compares a normal draw with 0.5: the upper half is chosen in 69 % of cases.
         half = half_body(keypoints, upper_body, size, upper=rng.standard_normal() < 0.5)
         center, scale = half or (center, scale)
     if a.distribution == "uniform":

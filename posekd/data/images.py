@@ -1,4 +1,4 @@
-"""Reading one image file: bytes in, uint8 RGB out, or a sentence that says what is wrong with it."""
+"""Reading an image file as uint8 RGB, with a message that says what is wrong with a bad one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None, 
         path: the file.
         size: the `(height, width)` that its labels state, checked if given.
         reduction: 1, or 2, 4 or 8 to have a JPEG decoded at that fraction of its size, which takes less time (libjpeg
-            transforms fewer coefficients); other formats come whole.
+            transforms fewer coefficients); other formats are decoded whole.
 
     Returns:
         uint8 RGB `[H, W, 3]`, of `reduced_size` if it was reduced.
@@ -112,12 +112,12 @@ def _stated_size(data: bytes) -> tuple[int, int] | None:
 
 
 def missing_files(paths: Sequence[str], source: str, policy: Literal["refuse", "skip"]) -> set[str]:
-    """Those of `paths` that are not there; lists each folder once rather than asking file by file.
+    """The files among `paths` that do not exist; lists each folder once instead of testing file by file.
 
     Args:
         paths: image files.
         source: the file that names them, for the message.
-        policy: what missing files mean: an error, or a warning.
+        policy: "refuse" makes missing files an error, "skip" a warning.
 
     Raises:
         FileNotFoundError: a file is missing and the policy is "refuse".

@@ -1,4 +1,4 @@
-"""What every dataset is to the loader: plain facts about persons, and a way to their pixels."""
+"""The interface between datasets and the loader: plain facts about persons, and a way to read images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Regions:
         return len(self.image_rows)
 
     def take(self, images: np.ndarray) -> Regions:
-        """The regions of some images, given by their rows in rising order; these rows are counted anew."""
+        """The regions of some images, given by their rows in rising order; they are renumbered from 0."""
         keep = np.flatnonzero(np.isin(self.image_rows, images))
         runs = np.split(self.runs, self.ends[:-1])
         kept = [runs[i] for i in keep]
@@ -101,7 +101,7 @@ class PoseRecords:
         return replace(self, **changes)
 
     def join(self, other: PoseRecords) -> PoseRecords:
-        """These records and behind them `other`'s, of as many keypoints; what `other` does not know is dropped."""
+        """These records followed by `other`'s, with as many keypoints; facts that `other` lacks are dropped."""
         theirs = {**other._arrays(), "image_rows": other.image_rows + self.num_images}
         exact = np.concatenate((self.are_exact(), other.are_exact()))
         changes: dict[str, Any] = {
@@ -127,7 +127,7 @@ class PoseRecords:
 class PoseSource(Protocol):
     """The one interface of all datasets.
 
-    `CocoKeypoints` reads files, `SyntheticPeople` draws; the loader cannot tell them apart.
+    `CocoKeypoints` reads files, `SyntheticPeople` draws; the loader treats both alike.
     """
 
     records: PoseRecords
@@ -140,7 +140,7 @@ class PoseSource(Protocol):
         """
 
     def image_name(self, row: int) -> str:
-        """What to call image `row` in a message."""
+        """Name of image `row` for messages."""
 
 
 class CocoSource(PoseSource, Protocol):

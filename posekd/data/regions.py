@@ -28,12 +28,12 @@ def ignored_regions(
     """The ignored regions of a label file, by HigherHRNet's rule. Without a segmentation nothing is ignored.
 
     Args:
-        annotations: of the category, of any image.
+        annotations: those of the category, on any image.
         images: image entries by id, in the order of the rows.
         file: its name, for messages.
 
     Raises:
-        ValueError: a segmentation that is none; the message names the annotation.
+        ValueError: a segmentation that cannot be read; the message names the annotation.
     """
     rows = {image_id: row for row, image_id in enumerate(images)}
     found: list[tuple[int, bytes]] = []
@@ -73,8 +73,8 @@ def decode_mask(regions: Regions, row: int, size: tuple[int, int]) -> np.ndarray
     """The ignored pixels of image `row`, uint8 `[H, W]`, 255 inside; None where there are none.
 
     Args:
-        regions: of the dataset.
-        row: of the image.
+        regions: those of the dataset.
+        row: row of the image.
         size: its `(height, width)`.
     """
     first, last = np.searchsorted(regions.image_rows, (row, row + 1))

@@ -1,4 +1,4 @@
-"""Plain bottom-up training on labels, as HigherHRNet does it: how bottom-up teachers are made.
+"""Plain bottom-up training on labels, as in HigherHRNet: for bottom-up teachers and as a baseline.
 
 With heatmaps s_i and label heatmaps g_i at two resolutions i, and tags at the first (Newell et al. 2017):
 
@@ -57,7 +57,7 @@ class AssociativeEmbedding(Method):
 
     Args:
         student: the network that is trained; gives `[B, 2 K, h, w]` and `[B, K, h', w']`.
-        teacher: accepted, so that all methods are built alike, and never asked.
+        teacher: accepted, so that all methods are built alike, and never run.
         settings: see `AssociativeEmbeddingSettings`.
     """
 

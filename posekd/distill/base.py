@@ -1,9 +1,9 @@
-"""The contract between a distillation method and the trainer. This is all of it.
+"""The complete contract between a distillation method and the trainer.
 
 A method is an `nn.Module` that holds the student, whatever trains beside it (adapters), and a frozen
 teacher. It turns a batch into named loss terms, already weighted: their sum is what the trainer
-differentiates, their names are what it logs. `weights()` says with what factor each term enters, because
-the papers disagree on what alpha multiplies.
+differentiates, and their names are what it logs. `weights()` gives the factor of each term, because the papers
+disagree on what alpha multiplies.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from posekd.structures import CropBatch, InputSpec
 
 
 def input_spec(model: nn.Module) -> InputSpec:
-    """What a network wants to see, from its attribute `spec`.
+    """The input that a network expects, from its attribute `spec`.
 
     Raises:
-        TypeError: it does not say.
+        TypeError: it has no such attribute.
     """
     spec = getattr(model, "spec", None)
     if not isinstance(spec, InputSpec):
-        raise TypeError(f"{type(model).__name__} has no attribute `spec: InputSpec`, so nobody knows its input")
+        raise TypeError(f"{type(model).__name__} has no attribute `spec: InputSpec`, so its input is not known")
     return spec
 
 
 class FrozenTeacher:
-    """A network that is only asked: eval mode, no gradients.
+    """A network that is only run: eval mode, no gradients.
 
     It is deliberately not a module. A method that keeps one has no teacher in `parameters()`,
     `state_dict()` or `train()`, so the teacher can neither be optimised nor saved nor have its batch
     statistics drift.
 
     Args:
-        model: a network with `spec: InputSpec`; what it says is read by the method's codec.
+        model: a network with `spec: InputSpec`; the method's codec reads its output.
         dtype: parameter and compute dtype; `None` keeps the parameters and follows autocast.
 
     Attributes:
-        sharded: its parameters are spread over processes, which therefore have to ask it together.
+        sharded: its parameters are spread over processes, which must therefore run it together.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -52,7 +52,7 @@ class FrozenTeacher:
 
     @property
     def spec(self) -> InputSpec:
-        """What the teacher wants to see."""
+        """The input that the teacher expects."""
         return input_spec(self.model)
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class FrozenTeacher:
         Args:
             images: `[B, 3, H, W]`, normalised as `source` says.
             source: the student's specification.
-            spec: what the network shall see; its own specification when not given.
+            spec: the input to convert to; the network's own specification if None.
         """
         images = convert_images(images, source, spec or self.spec)
         if self.dtype is None:
@@ -71,7 +71,7 @@ class FrozenTeacher:
             return self.model(images.to(self.dtype))
 
     def heatmaps(self, batch: CropBatch, source: InputSpec) -> list[Tensor]:
-        """Heatmaps of each of its stages for crops that were made for the student; of a cache, of the last."""
+        """Heatmaps of each stage for crops that were made for the student; a cache has only those of the last stage."""
         if batch.teacher_maps is not None:
             return [batch.teacher_maps]
         return heatmaps.read(self.outputs(batch.images, source))
@@ -84,18 +84,18 @@ class FrozenTeacher:
 
 
 class CachedTeacher(FrozenTeacher):
-    """Stands for a teacher whose heatmaps come with every batch; there is no network."""
+    """A teacher whose cached heatmaps come with every batch; there is no network."""
 
     def __init__(self) -> None:
         super().__init__(nn.Identity())
 
     def outputs(self, images: Tensor, source: InputSpec, spec: InputSpec | None = None) -> Any:
-        """Refuses: what is asked is not in the batch.
+        """Refuses, because there is no network to run.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("the batch brings no cached heatmaps, and with train.teacher_cache there is no teacher to ask")
+        raise ValueError("the batch has no cached heatmaps, and with train.teacher_cache there is no teacher to run")
 
 
 class Method(nn.Module):
@@ -106,10 +106,10 @@ class Method(nn.Module):
         teacher: the network it learns from.
 
     Attributes:
-        paradigm: class attribute, how its students meet images (`posekd.paradigms.PARADIGMS`).
-        outputs: class attribute, what its students may say (`posekd.codecs.CODECS`).
-        teacher_paradigm: class attribute, how its teachers meet images.
-        teacher_outputs: class attribute, what its teachers may say.
+        paradigm: class attribute, the paradigm of its students (`posekd.paradigms.PARADIGMS`).
+        outputs: class attribute, the outputs that its students may have (`posekd.codecs.CODECS`).
+        teacher_paradigm: class attribute, the paradigm of its teachers.
+        teacher_outputs: class attribute, the outputs that its teachers may have.
         taught: class attribute, whether it learns from a teacher.
     """
 
@@ -195,7 +195,7 @@ def heatmap_keypoints(keypoints: Tensor, images: Tensor, heatmaps: Tensor) -> Te
 
 
 class _CarryGradient(torch.autograd.Function):
-    """Shows `value`, differentiates as `loss` does."""
+    """Has the value `value` and the gradient of `loss`."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, loss: Tensor) -> Tensor:

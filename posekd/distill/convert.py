@@ -1,4 +1,4 @@
-"""What lies between two networks that see the same person differently: colours, normalisation, size."""
+"""Conversion between the inputs of two networks: colours, normalisation, size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def resample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def convert_images(images: Tensor, source: InputSpec, target: InputSpec) -> Tensor:
-    """Turns a batch that is right for one network into the batch that is right for another.
+    """Converts a batch that was made for one network to the input of another.
 
     Args:
         images: `[B, 3, H, W]`, normalised as `source` says.

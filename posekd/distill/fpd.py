@@ -7,7 +7,7 @@ With student, teacher and label heatmaps s, t, g of K keypoints:
     L_pd  = (1/K) sum_k ||s_k - t_k||^2                                                            (Eq. 4)
     L_fpd = alpha L_pd + (1 - alpha) L_mse,  alpha = 0.5                                           (Eq. 5)
 
-summed over the stages of the student. Paper and released code differ, here and there without saying so:
+summed over the stages of the student. Paper and released code differ in several places:
 
 * Eq. 2 prints the factor 1 / (2 pi sigma^2); the code draws a peak of 1, and so does this.
 * Eq. 3 and 4 print a sum over pixels; the code takes half the mean over batch, keypoints and pixels, and so does this.
@@ -55,7 +55,7 @@ class FPDSettings:
         loss: of the teacher's term: `mse` (Eq. 4), or `cross_entropy` between L1-normalised maps (Table 7).
         masked: whether keypoints without a label are left out of the teacher's term too.
         unlabelled_weight: weight of the teacher's term for persons without any label, in place of alpha.
-        sigma: standard deviation of the label Gaussians, heatmap pixels.
+        sigma: standard deviation of the label Gaussians in heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
 
     Raises:
@@ -122,7 +122,7 @@ class FPD(Method):
         return {"labels": 1.0 - self.settings.alpha, "teacher": self.settings.alpha}
 
     def _teacher_maps(self, batch: CropBatch, stages: list[Tensor]) -> list[Tensor] | list[None]:
-        """The heatmaps that each stage of the student learns from; nobody is asked for a term of weight 0."""
+        """The heatmaps that each stage of the student learns from; the teacher is not run for a term of weight 0."""
         if self.settings.alpha == 0:
             return [None] * len(stages)
         assert self.teacher is not None

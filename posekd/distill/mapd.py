@@ -48,9 +48,9 @@ class MAPDSettings:
     Attributes:
         alpha: weight of the teacher's MSE. The labels weigh 1 - alpha - beta.
         beta: weight of the teacher's KL divergence.
-        temperature: of the softmax in the divergence, which is multiplied by its square.
-        kl: `spatial_softmax`, or `clamped` for Eq. 2 by the letter.
-        sigma: standard deviation of the label Gaussians, heatmap pixels.
+        temperature: temperature of the softmax in the divergence; the divergence is multiplied by its square.
+        kl: `spatial_softmax`, or `clamped` for Eq. 2 as printed.
+        sigma: standard deviation of the label Gaussians in heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
         unlabelled_weight: weight of the teacher's MSE, in place of alpha, for persons without any label (the recipe's
             `labels` and `unlabelled_data` make such persons); 0, the paper's case, learns nothing from them.
@@ -77,7 +77,7 @@ class MAPDSettings:
             raise ValueError(f"mapd: temperature must be positive, got {self.temperature}")
         if self.unlabelled_weight < 0 or (self.unlabelled_weight > 0 and self.alpha == 0):
             raise ValueError(
-                "mapd: unlabelled_weight, 0 or more, stands in place of an alpha above 0; got unlabelled_weight "
+                "mapd: unlabelled_weight must be 0 or more, and above 0 only with an alpha above 0; got unlabelled_weight "
                 f"{self.unlabelled_weight} and alpha {self.alpha}"
             )
 
@@ -146,7 +146,7 @@ class MAPD(Method):
         return {name: weights[name] * term for name, term in terms.items() if weights[name] != 0}
 
     def _clamped(self, s: Tensor, t: Tensor, keypoints: Tensor) -> dict[str, Tensor]:
-        """Eq. 2 by the letter: `sum_p t log(t / s)` of the raw heatmaps, both at least `CLAMP`."""
+        """Eq. 2 as printed: `sum_p t log(t / s)` of the raw heatmaps, both at least `CLAMP`."""
         labels = self._labels(keypoints, s)
         # the kernel weighs (a, 0, 1 - a): with a = alpha / (1 - beta), 1 - beta times its loss is the rest of Eq. 4
         share = 1.0 - self.settings.beta

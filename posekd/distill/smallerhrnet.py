@@ -17,7 +17,7 @@ the coarse heatmap term once more in its place, summed over the batch. Hence thr
     paper     mean over B of the printed sum
     authors   sum over B of the coarse heatmap term, so L_pd(coarse) counts 1 + B times and no tag is distilled
 
-Tags are no heatmaps: they lie some units apart, so even the mean is ten or twenty times the teacher's heatmap term when
+Tags are not heatmaps: they lie several units apart, so even the mean is ten or twenty times the teacher's heatmap term when
 both have been learnt. `tag_weight` multiplies L_gd; 0.001 sets it beside L_pull and L_push.
 """
 
@@ -45,10 +45,10 @@ class SmallerHRNetSettings(AssociativeEmbeddingSettings):
     """Settings of SmallerHRNet's distillation.
 
     Attributes:
-        alpha: weight of the labels' terms; the teacher's weigh 1 - alpha. The paper's ablation takes 0.5.
-        distil_tags: whether L_gd is there at all ("+" in the paper's Table 2).
+        alpha: weight of the labels' terms; the teacher's weigh 1 - alpha. The paper's ablation uses 0.5.
+        distil_tags: whether the loss has the term L_gd ("+" in the paper's Table 2).
         tag_reduction: `mean`, `paper` or `authors`, see above.
-        tag_weight: of L_gd, beside 1 - alpha: 1 as printed; `authors` has no L_gd. What 0.001 changes was measured:
+        tag_weight: factor of L_gd besides 1 - alpha: 1 as printed; `authors` has no L_gd. The effect of 0.001 is in
             `docs/bottomup.md`.
         teacher_mode: `eval`, or `train`: batch norms of the teacher by the statistics of the batch, as the authors'
             code leaves them.
@@ -123,7 +123,7 @@ class SmallerHRNet(Method):
         return settings.teacher_mode == "train"
 
     def weights(self) -> dict[str, float]:
-        """Alpha for the labels' terms, 1 - alpha for the teacher's; under `authors` see the module's page."""
+        """Alpha for the labels' terms, 1 - alpha for the teacher's; for `authors` see the module's docstring."""
         settings = self.settings
         own = {"labels": 1.0, "pull": settings.pull, "push": settings.push}
         weights = {name: settings.alpha * weight for name, weight in own.items()}

@@ -1,4 +1,4 @@
-"""Plain training on labels: how teachers are made, and what a distillation is compared with."""
+"""Plain training on labels, for teachers and as the baseline of distillation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SupervisedSettings:
     """Settings of plain training.
 
     Attributes:
-        sigma: standard deviation of the label Gaussians, heatmap pixels.
+        sigma: standard deviation of the label Gaussians in heatmap pixels.
         kind: how the labels are drawn, see `posekd.ops.render_heatmaps`.
     """
 
@@ -34,7 +34,7 @@ class Supervised(Method):
 
     Args:
         student: the network that is trained.
-        teacher: accepted, so that all methods are built alike, and never asked.
+        teacher: accepted, so that all methods are built alike, and never run.
         settings: see `SupervisedSettings`.
     """
 

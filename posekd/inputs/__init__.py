@@ -1,4 +1,4 @@
-"""From packed bytes to network inputs, on the device: the half of the data path that workers have no use for."""
+"""From packed bytes to network inputs, on the device: the half of the data path that does not run in workers."""
 
 from posekd.inputs.crops import prepare_crops
 from posekd.inputs.images import prepare_images

@@ -27,7 +27,7 @@ def prepare_crops(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> CropBatch:
-    """Crops a packed batch, on the device where it lies.
+    """Crops a packed batch on the device where it is.
 
     Args:
         packed: B persons; the matrices follow from its centres, scales and draws.
@@ -68,7 +68,7 @@ def warp_maps(
     size: tuple[int, int],
     flip_permutation: Sequence[int] | Tensor,
 ) -> Tensor:
-    """A cached teacher's heatmaps of augmented crops: moved as the images are, left and right exchanged in mirrors.
+    """A cached teacher's heatmaps of augmented crops: warped like the images, left and right exchanged if mirrored.
 
     Args:
         teacher: maps of B persons.
@@ -90,7 +90,7 @@ def warp_maps(
 
 
 def unzoom_peaks(maps: Tensor, peaks: Tensor, moves: Tensor) -> Tensor:
-    """Gives the peaks of zoomed heatmaps the width back that they had: a teacher draws it the same in every crop.
+    """Restores the width of the peaks of zoomed heatmaps: a teacher draws the same width in every crop.
 
     A Gaussian that is z times as wide has its old width when it is raised to the power z^2, relative to its peak. What
     is below `BEND_FROM` of the peak is scaled by one factor instead, so that the background stays as low as it is.

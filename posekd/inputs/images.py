@@ -17,7 +17,7 @@ from posekd.structures import ImageBatch, InputSpec, PackedImageBatch
 
 
 def share_inside(image_sizes: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
-    """How much of each bilinear sample of an image lies in it, 0..1, float32 `[B, *size]`.
+    """The share of each bilinear sample that lies inside the image, 0..1, float32 `[B, *size]`.
 
     Args:
         image_sizes: int64 `[B, 2]`, heights and widths.
@@ -32,7 +32,7 @@ def share_inside(image_sizes: Tensor, matrices: Tensor, size: tuple[int, int]) -
 
 
 def valid_masks(packed: PackedImageBatch, matrices: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where a loss may look, bool `[B, *size]`: inside the image, and in no ignored region.
+    """The pixels that count in a loss, bool `[B, *size]`: inside the image and outside ignored regions.
 
     HigherHRNet warps the mask of valid pixels bilinearly, with nothing beyond the image, and takes what is above 1/2.
     Bilinear sampling is linear, so that mask is the share of the sample that lies in the image, less that in ignored
@@ -62,7 +62,7 @@ def prepare_images(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> ImageBatch:
-    """Cuts a packed batch of images out, on the device where it lies.
+    """Turns a packed batch into network inputs and labels, on the device where it is.
 
     Args:
         packed: B images with their draws.

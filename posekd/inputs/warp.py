@@ -33,7 +33,7 @@ def warp(
     """
     if pixels.reductions.numel():
         matrices = geometry.reduce_matrices(matrices, pixels.reductions[pixels.index])
-    # The pixels are red, green, blue; the spec speaks the network's order.
+    # The pixels are red, green, blue; the spec uses the network's order.
     mean, std = (spec.mean[::-1], spec.std[::-1]) if spec.bgr else (spec.mean, spec.std)
     images = ops.crop_warp(
         ops.PackedImages(pixels.data, pixels.offsets, pixels.shapes),

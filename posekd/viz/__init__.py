@@ -1,1 +1,1 @@
-"""Pictures and tables: poses, curves, the numbers in a terminal."""
+"""Images and tables: poses, curves, the numbers in a terminal."""

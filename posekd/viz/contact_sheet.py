@@ -1,4 +1,4 @@
-"""Pictures with their labels drawn on them, side by side.
+"""Images with their labels drawn on them, side by side.
 
 The sheet in the docs is made by `python -m posekd.viz.contact_sheet docs/images/synthetic.png`.
 """
@@ -40,7 +40,7 @@ def draw_labels(
 
 
 def contact_sheet(settings: SyntheticSettings, rows: int, columns: int, scale: int = 2) -> np.ndarray:
-    """The first `rows * columns` synthetic pictures with their labels, uint8 RGB."""
+    """The first `rows * columns` synthetic images with their labels, uint8 RGB."""
     tiles = [draw_labels(*render(settings, i), scale=scale) for i in range(rows * columns)]
     return np.vstack([np.hstack(tiles[r * columns : (r + 1) * columns]) for r in range(rows)])
 

@@ -1,4 +1,4 @@
-"""Curves as pictures: loss and validation score from the logs of one or several runs, and PCK over its threshold."""
+"""Curves as images: loss and validation score from the logs of one or several runs, and PCK over its threshold."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
 
 
 def plot_pck(result: PckResult, path: Path, title: str = "", *, unit: str) -> None:
-    """Draws the share of joints found against the threshold, with the area under the curve.
+    """Draws the share of keypoints found against the threshold, with the area under the curve.
 
     Args:
         result: what to draw.

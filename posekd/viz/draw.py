@@ -1,4 +1,4 @@
-"""Poses drawn on pictures, and sheets of such pictures."""
+"""Poses drawn on images, and sheets of such images."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def draw_poses(
     threshold: float = 0.2,
     labels: bool = False,
 ) -> np.ndarray:
-    """Draws the poses of a picture, enlarged.
+    """Draws the poses of an image, enlarged.
 
     Args:
         image: uint8 RGB `[H, W, 3]`; not changed.
-        keypoints: `[P, K, 3]` (x, y, visibility or score) in pixels of the picture.
+        keypoints: `[P, K, 3]` (x, y, visibility or score) in pixels of the image.
         skeleton: the K keypoints.
         zoom: factor of enlargement.
         threshold: keypoints whose visibility or score is not above it are left out.
@@ -43,7 +43,7 @@ def draw_poses(
     unit = 1 << _FRACTION_BITS
     for person in np.asarray(keypoints, float).reshape(-1, skeleton.num_keypoints, 3):
         shown = person[:, 2] > threshold
-        # pixel i of the picture spans zoom pixels of the canvas, its centre is at zoom * (i + 0.5) - 0.5
+        # pixel i of the image spans zoom pixels of the canvas, its centre is at zoom * (i + 0.5) - 0.5
         points = np.rint((zoom * (person[:, :2] + 0.5) - 0.5) * unit).astype(int)
         for a, b in skeleton.edges:
             if shown[a] and shown[b]:
@@ -77,10 +77,10 @@ def _edge_colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
 
 
 def save_sheet(columns: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
-    """Saves pictures as a PNG sheet: a titled column of pictures each, row by row the same scene.
+    """Saves images as a PNG sheet: a titled column of images each, row by row the same scene.
 
     Args:
-        columns: title -> pictures of equal size, uint8 RGB.
+        columns: title -> images of equal size, uint8 RGB.
         path: the file.
     """
     from matplotlib.figure import Figure

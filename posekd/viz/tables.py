@@ -61,11 +61,11 @@ def print_pck(
     console: Console | None = None,
     title: str = "keypoints",
 ) -> None:
-    """Prints PCK in the papers' column order (Head Shoulder Elbow Wrist Hip Knee Ankle Mean AUC), then each joint.
+    """Prints PCK in the papers' column order (Head Shoulder Elbow Wrist Hip Knee Ankle Mean AUC), then each keypoint.
 
     Args:
         result: what to print.
-        joints: K names.
+        keypoints: K names.
         console: where; standard output by default. Without a terminal: no frames, no colour.
         title: above the table.
     """

@@ -32,7 +32,7 @@ class CachedImages:
             )
 
     def fill(self, *, skip_bad: bool = False) -> None:
-        """Decodes everything now, so that forked workers share it."""
+        """Decodes all images now, so that forked workers share them."""
         for row in range(self.records.num_images):
             try:
                 self.load_image(row)

@@ -72,7 +72,7 @@ class CropDataset(PackedDataset):
         return float(drawn.scale[0]) * drawn.zoom / self.size[1]
 
     def stand_in(self, epoch: int, skipped: torch.Tensor) -> PackedCropBatch:
-        """As `PackedDataset.stand_in`; a cached teacher sees nobody either."""
+        """As `PackedDataset.stand_in`; cached heatmaps are empty, too."""
         batch = cast(PackedCropBatch, super().stand_in(epoch, skipped))
         if batch.teacher is not None:
             maps, ranges = map(torch.zeros_like, (batch.teacher.maps, batch.teacher.ranges))

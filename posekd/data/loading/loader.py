@@ -1,4 +1,4 @@
-"""From a dataset to packed batches, epoch by epoch, by workers that decode and copy bytes, nothing else."""
+"""From a dataset to packed batches, epoch by epoch. The workers only decode and copy bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LoaderSettings:
         cache_images: keep decoded images in memory (with workers: decoded once, before they start).
         on_bad_image: "refuse" an unreadable image, or "skip" its persons with a counted warning.
         padding: factor by which crops are larger than boxes.
-        start_method: how workers start; the platform's first choice if None.
+        start_method: how workers start (`fork`, `spawn` or `forkserver`); the platform's usual way if None.
         reduced_decode: in training, decode a JPEG at 1/2, 1/4 or 1/8 of its size where each crop of the batch still
             gets at least one decoded pixel for each of its own. Large people are decoded faster, and look different:
             averaged, where sampling the whole image skips pixels, as published training and every evaluation do
@@ -65,8 +65,8 @@ class PackedLoader:
     Args:
         dataset: packs the rows of a batch.
         plan: which rows make up which batch.
-        settings: workers and habits.
-        training: whether a batch that lost all its rows needs a stand-in.
+        settings: workers, and what to do about bad images.
+        training: whether a batch that lost all its rows must be replaced.
         lost: what a warning calls the rows that an unreadable image takes with it, e.g. `Its persons are`.
 
     Attributes:
@@ -88,11 +88,11 @@ class PackedLoader:
         return len(self.plan)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Packed]:
-        """Batches of an epoch, from step `start` on.
+        """Batches of an epoch, from batch `start` on.
 
         With `on_bad_image` "skip" a batch may be shorter than asked. One that lost all its rows is left out
         of an evaluation; in training one black image without labelled keypoints stands in for it, so that every
-        process makes the same number of steps. Both are said.
+        process makes the same number of steps. A warning reports both.
 
         Raises:
             BadImageError: an image cannot be read and is not to be skipped, or no image of ten batches in a
@@ -129,7 +129,7 @@ class PackedLoader:
             warnings.warn(f"a whole batch {what}: none of its images could be read", stacklevel=3)
 
     def _reason(self, row: int | None = None) -> str:
-        """Why an image (the last bad one) cannot be read. The worker's error does not travel: the file is asked."""
+        """Why an image (the last bad one) cannot be read. The worker's error is lost, so the file is read again."""
         row = self._last_bad if row is None else row
         try:
             self.dataset.source.load_image(row)
@@ -156,10 +156,10 @@ def crop_loader(
     Args:
         source: the dataset.
         size: `(height, width)` of the crops in pixels.
-        settings: batch size, workers, habits.
+        settings: batch size, workers, what to do about bad images.
         training: shuffle, augment and drop the incomplete last batch; otherwise every person once, in order.
         augmentation: used in training; None for none.
-        seed: of shuffling and augmentation.
+        seed: seed of shuffling and augmentation.
         rank: this process, in 0..world-1.
         world: number of processes.
         teacher_maps: cached heatmaps of the dataset, to go with the batches.
@@ -210,8 +210,8 @@ def image_loader(
         training: shuffle, augment and drop the incomplete last batch; otherwise every image once, in batches of one
             size class.
         augmentation: used in training; None takes the square in the middle, as it is.
-        size_class: for evaluation, from an image's height and width to what images of one batch must share.
-        seed: of shuffling and augmentation.
+        size_class: for evaluation, maps an image's height and width to a value that the images of a batch share.
+        seed: seed of shuffling and augmentation.
         rank: this process, in 0..world-1.
         world: number of processes.
     """

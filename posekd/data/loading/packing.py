@@ -68,11 +68,11 @@ class PackedDataset(Dataset[Packed]):
         return batch
 
     def load_image(self, image_row: int, reduction: int) -> np.ndarray:
-        """The source's image, smaller if that is asked for and possible."""
+        """The source's image, decoded smaller if requested and possible."""
         return self.source.load_image(image_row, reduction) if reduction > 1 else self.source.load_image(image_row)
 
     def reductions(self, keys: Sequence[Key]) -> dict[int, int]:
-        """How much smaller each image (by its row) of some keys may be decoded; the rest is decoded whole."""
+        """The factor by which each image (by its row) of some keys may be decoded smaller; others are decoded whole."""
         found: dict[int, int] = {}
         for key in keys if self.reduced_decode else ():
             image_row, pixel_size = int(self.image_rows[key[1]]), self.pixel_size(key)
@@ -89,7 +89,7 @@ class PackedDataset(Dataset[Packed]):
         raise NotImplementedError
 
     def stand_in(self, epoch: int, skipped: torch.Tensor) -> Packed:
-        """One black image without labelled keypoints, instead of a batch that lost all its rows, the `skipped`."""
+        """One black image without labelled keypoints, in place of a batch whose rows were all `skipped`."""
         row = int(skipped[0])
         image_row = int(self.image_rows[row])
         height, width = self.source.records.image_sizes[image_row].tolist()
@@ -149,5 +149,5 @@ def pack_pixels(regions: Sequence[np.ndarray], origins: np.ndarray, index: np.nd
 
 
 def _reduction(image: np.ndarray, size: Sequence[int]) -> int:
-    """At which fraction of its size an image was decoded: a source is free to give it whole."""
+    """The factor by which an image was decoded smaller; a source may always give it whole."""
     return next((r for r in REDUCTIONS if image.shape[:2] == reduced_size(size, r)), 1)

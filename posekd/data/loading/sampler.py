@@ -22,8 +22,8 @@ class BatchPlan(Sampler[list[Key]]):
         batch_size: persons per batch, on each rank.
         shuffle: a new permutation each epoch, or file order.
         drop_last: leave out the persons that do not fill a last batch on every rank (training). Otherwise
-            everyone comes exactly once, and the last batches of some ranks are short or absent.
-        seed: of the permutations.
+            every person comes exactly once, and the last batches of some ranks are short or absent.
+        seed: seed of the permutations.
         rank: this process, in 0..world-1.
         world: number of processes.
 
@@ -69,7 +69,7 @@ class BatchPlan(Sampler[list[Key]]):
         return np.random.default_rng([self.seed, epoch]).permutation(self.count)
 
     def batch(self, epoch: int, step: int) -> list[Key]:
-        """Keys of one batch of this rank; draws the epoch's permutation anew."""
+        """Keys of one batch of this rank; draws the epoch's permutation again."""
         return self._cut(self.order(epoch), epoch, step)
 
     def __iter__(self) -> Iterator[list[Key]]:

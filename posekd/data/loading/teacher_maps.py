@@ -1,8 +1,8 @@
-"""A teacher's heatmaps on disk: one crop a person, without augmentation and a little larger than a training crop.
+"""A teacher's heatmaps on disk: one crop per person, unaugmented and a little larger than a training crop.
 
-A folder holds `card.json`, `maps.bin` (`[N, K, h, w]`, one byte or a float16 a value) and, for bytes,
+A folder holds `card.json`, `maps.bin` (`[N, K, h, w]`, one byte or a float16 per value) and, for bytes,
 `ranges.bin` (float32 `[N, K, 2]`: a value is `low + step * byte`). Training warps a person's maps by the matrix that
-also warps the image, so augmentation stays free and nobody asks the teacher.
+also warps the image, so augmentation is not restricted, and the teacher is not run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CARD = "card.json"
 
 @dataclass(frozen=True)
 class MapsCard:
-    """What the files hold.
+    """A description of the files.
 
     Attributes:
         persons: N.
@@ -38,8 +38,8 @@ class MapsCard:
         crop: `(height, width)` in pixels of the teacher's input, whose aspect a person's box is given.
         margin: how much more of the image that input showed than an ordinary crop does, in each direction.
         padding: factor by which ordinary crops are larger than boxes.
-        dataset: fingerprint of the persons, see `fingerprint`.
-        teacher: what made the maps.
+        dataset: hash of the persons, see `fingerprint`.
+        teacher: the network and weights that made the maps.
         error: largest difference between a stored value and the teacher's.
     """
 
@@ -169,11 +169,11 @@ class TeacherMaps:
 
 
 def write_maps(folder: Path, card: MapsCard, batches: Iterable[Tensor]) -> MapsCard:
-    """Writes heatmaps, person after person; the card comes last, so half a cache is none.
+    """Writes heatmaps, person after person; the card is written last, so an incomplete cache has none.
 
     Args:
-        folder: made if need be; an older cache in it is replaced.
-        card: all but `error`.
+        folder: created if it does not exist; an older cache in it is replaced.
+        card: everything except `error`.
         batches: the teacher's maps `[B, K, h, w]` on any device, in the dataset's order.
 
     Returns:

@@ -24,7 +24,7 @@ class ImageDataset(PackedDataset):
     Args:
         source: the dataset.
         size: `(height, width)` of the network's input; `side` pixels of an image fill its shorter side.
-        augmentation: None for evaluation, which takes the images as they are, all pixels of them.
+        augmentation: None for evaluation, which takes the images as they are, with all their pixels.
         seed: of the draws, each of which depends on (seed, epoch, row) alone.
         on_bad_image: "refuse" or "skip".
         reduced_decode: see `LoaderSettings`.
@@ -91,7 +91,7 @@ class ImageDataset(PackedDataset):
         return torch.from_numpy(padded)
 
     def _corners(self, batch: PackedImageBatch) -> np.ndarray:
-        """Corners of what is sampled of each image, `[B, 4, 2]` in its pixels: of the crop, or of all of it."""
+        """Corners of the sampled part of each image, `[B, 4, 2]` in its pixels: the crop, or the whole image."""
         if self.augmentation is None:
             bottom, right = (batch.image_sizes - 1).float().unbind(1)
             zero = torch.zeros_like(right)
@@ -129,7 +129,7 @@ class SizePlan(BatchPlan):
     Args:
         classes: one hashable value per image: images of equal values may share a batch.
         batch_size: images per batch, on each rank.
-        rank: this process, in 0..world-1; batches go round the ranks.
+        rank: this process, in 0..world-1; batches are dealt to the ranks in turn.
         world: number of processes.
     """
 

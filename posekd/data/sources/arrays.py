@@ -1,4 +1,4 @@
-"""Images that are in memory already, as a dataset: what prediction has where evaluation has files."""
+"""Images in memory as a dataset, for prediction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class ImagesInMemory:
 
     Args:
         images: uint8 RGB `[H, W, 3]` each; not copied.
-        skeleton: the K keypoints of the network that will be asked.
-        boxes: for each image the boxes of its people, `[n, 4]` (x, y, width, height) in pixels; without, one box around
+        skeleton: the K keypoints of the network that will see them.
+        boxes: for each image the boxes of its people, `[n, 4]` (x, y, width, height) in pixels; if None, one box around
             each whole image.
-        box_scores: for each image the confidence of its boxes, `[n]`; 1 without.
+        box_scores: for each image the confidence of its boxes, `[n]`; 1 if None.
 
     Raises:
-        ValueError: an image, a box or their numbers do not fit.
+        ValueError: a malformed image or box, or numbers of boxes and images that disagree.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ImagesInMemory:
         return self._images[row]
 
     def image_name(self, row: int) -> str:
-        """What to call image `row` in a message."""
+        """Name of image `row` for messages."""
         return f"image {row}"
 
 

@@ -1,4 +1,4 @@
-"""COCO-format keypoints with any K: the file as it is, read into plain arrays.
+"""COCO-format keypoints with any number of keypoints, read into plain arrays.
 
 Which persons count follows deep-high-resolution-net, lib/dataset/coco.py: crowds and persons without a
 labelled keypoint are left out, boxes are clipped to the image, a box without area is left out. Detector boxes
@@ -41,7 +41,7 @@ class CocoSettings:
         annotations: the JSON file.
         detections: a detector's result file (HRNet format: a list of `image_id`, `category_id`, `bbox`,
             `score`) to take boxes from, instead of the labels.
-        detection_threshold: detections scored lower are left out.
+        detection_threshold: detections with a lower score are left out; in the detector's units, usually 0..1.
         category: name of the category; needed only if several have keypoints.
         flip_pairs: pairs of keypoints that a mirror exchanges, by name or by index from 0; inferred from the names
             if None.
@@ -75,7 +75,7 @@ class CocoKeypoints:
 
         Raises:
             FileNotFoundError: the annotation file, the image folder or an image is missing.
-            ValueError: the file is not what it should be; the message names file, annotation and value.
+            ValueError: the file is malformed; the message names file, annotation and value.
         """
         self.settings = settings
         self._folder = Path(settings.images)
@@ -120,7 +120,7 @@ class CocoKeypoints:
     def coco_ground_truth(self) -> dict[str, Any]:
         """The annotation file's images (each once), annotations (crowds too) and the one category.
 
-        Read anew at each call: training must not carry a gigabyte of polygons into every worker.
+        The file is read again at each call, so that training does not carry a gigabyte of polygons into every worker.
         """
         file = Path(self.settings.annotations)
         labels = load_labels(file)
@@ -159,7 +159,7 @@ def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, floa
     x1, y1 = max(0.0, x), max(0.0, y)
     x2 = min(width - 1.0, x1 + max(0.0, w - 1))
     y2 = min(height - 1.0, y1 + max(0.0, h - 1))
-    # One side may be 0, the aspect ratio restores it; a point has no scale at all.
+    # One side may be 0, because the aspect ratio restores it; a box of two zero sides has no scale.
     if x2 < x1 or y2 < y1 or (x2 == x1 and y2 == y1):
         return None
     return x1, y1, x2 - x1, y2 - y1
@@ -205,7 +205,7 @@ def _labelled_persons(
         clean = clip_box(box, images[image_id]["width"], images[image_id]["height"])
         if keypoints is None:
             continue
-        if keep != "labelled":  # nobody is cropped, so nobody needs a good box
+        if keep != "labelled":  # nothing is cropped, so a bad box does no harm
             clean = clean or (box[0], box[1], box[2], box[3])
         elif clean is None or not area > 0:
             continue

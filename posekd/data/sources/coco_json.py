@@ -60,7 +60,7 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "area": (int, float),
     },
 }
-"""Types of what is read, where it is given; what must be given is checked where it is needed."""
+"""Types of the values that are read, if given. Whether a value must be given is checked where it is used."""
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
 
@@ -109,18 +109,18 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
         for key in ("file_name", "height", "width"):
             if first[key] != entry[key]:
                 raise ValueError(
-                    f"{file}: image id {entry['id']} stands there twice, with {key} {first[key]!r} and {entry[key]!r}"
+                    f"{file}: image id {entry['id']} is listed twice, with {key} {first[key]!r} and {entry[key]!r}"
                 )
     return images
 
 
 def pick_category(labels: Mapping[str, Any], name: str | None, file: Path) -> dict[str, Any]:
-    """The category whose persons are meant: the one named, or the only one with keypoints.
+    """The category whose persons are read: the one named, or the only one with keypoints.
 
-    COCO's test splits list `person` without its keypoints; it then gets COCO's 17.
+    COCO's test splits list `person` without keypoints; it then gets COCO's 17.
 
     Raises:
-        ValueError: none, or several and no name to choose by.
+        ValueError: no such category, or several and no name to choose by.
     """
     categories = labels["categories"]
     names = [category.get("name") for category in categories]
@@ -144,7 +144,7 @@ def pick_category(labels: Mapping[str, Any], name: str | None, file: Path) -> di
 
 
 def finite_numbers(values: Any, count: int, who: str) -> list[float]:
-    """`count` finite floats, or a sentence that begins with `who`.
+    """Reads `count` finite floats; an error message begins with `who`.
 
     Raises:
         ValueError: a wrong count, something that is not a number, NaN or infinity.

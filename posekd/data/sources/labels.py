@@ -1,4 +1,4 @@
-"""Training with fewer labels than persons: some images lose theirs, or come from a dataset whose labels are not used.
+"""Training with fewer labels than persons: the labels of some images, or of a second dataset, are not used.
 
 A person without a single labelled keypoint is unlabelled; a method with a teacher may still learn from it
 (`method.unlabelled_weight` of fpd and mapd). These are sources around sources, so any dataset can be trained on so.
@@ -20,9 +20,9 @@ class LabelSettings:
 
     Attributes:
         images: number of images that keep their labels, drawn at random.
-        others: what becomes of the rest: `unlabelled` keeps their persons without labels, `left_out` trains without
-            them.
-        seed: of the draw. With equal seeds the images of a smaller number are among those of a larger one.
+        others: what happens to the other images: `unlabelled` keeps their persons without labels, `left_out` leaves
+            them out.
+        seed: seed of the draw. With equal seeds, a smaller number of images is a subset of a larger one.
     """
 
     images: int
@@ -39,10 +39,10 @@ class FewLabels:
 
     Args:
         source: the dataset.
-        settings: how many images keep their labels, and what becomes of the rest.
+        settings: how many images keep their labels, and what happens to the others.
 
     Raises:
-        ValueError: more images are to keep their labels than there are.
+        ValueError: there are fewer images than should keep their labels.
     """
 
     def __init__(self, source: PoseSource, settings: LabelSettings) -> None:
@@ -69,7 +69,7 @@ class FewLabels:
 
 
 class WithUnlabelled:
-    """A dataset, and behind it the persons of another without their labels. A `PoseSource`.
+    """A dataset, followed by the persons of another one without their labels. A `PoseSource`.
 
     The other dataset may have other keypoints: only its images and boxes are used. Ids of both are kept, so they may
     occur twice.

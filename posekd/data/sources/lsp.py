@@ -1,4 +1,4 @@
-"""Leeds Sports Pose and its extended training set, as they really are; scored by PCK of the torso.
+"""Leeds Sports Pose and its extended training set, scored by PCK of the torso.
 
 The two `joints.mat` differ in their axes and in what the third value means:
 
@@ -33,7 +33,7 @@ EXTENDED_IDS = 10_000  # image n of the extended set has the id 10000 + n
 
 @dataclass(frozen=True)
 class LspSettings:
-    """Where LSP lies and what to take from it.
+    """Where LSP's files are, and which people to read.
 
     Attributes:
         images: folder of the images, `im0001.jpg` (extended: `im00001.jpg`).
@@ -86,17 +86,17 @@ class LspLabels:
 
 
 def read_lsp(settings: LspSettings) -> LspLabels:
-    """The people of the label files, before any image is looked for.
+    """Reads the people of the label files; looks for no image.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: files that are missing or not what they should be.
+        FileNotFoundError, ImportError, ValueError: a file is missing or malformed.
     """
     parts = [_read_part(Path(settings.annotations), settings.images, settings.split)]
     if settings.extended_annotations is not None and settings.extended_images is not None:
         if parts[0].extended.all():
             raise ValueError(
-                f"{settings.annotations} is LSP Extended's joints.mat already: with `extended_annotations` beside it, "
-                "`annotations` is LSP's"
+                f"{settings.annotations} is LSP Extended's joints.mat: where `extended_annotations` is given, "
+                "`annotations` must be LSP's own joints.mat"
             )
         parts.append(_read_part(Path(settings.extended_annotations), settings.extended_images, "train"))
         if not parts[1].extended.all():
@@ -121,7 +121,7 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
     Raises:
         FileNotFoundError: a label file, an image folder or an image is missing.
         ImportError: scipy is not installed.
-        ValueError: a file is not what it should be; the message names it.
+        ValueError: a malformed file; the message names it.
     """
     labels = read_lsp(settings)
     everyone = labels.ids
@@ -142,7 +142,7 @@ def lsp_labels(settings: LspSettings) -> PoseRecords:
     """The labels without the images, to score predictions against.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: files that are missing or not what they should be.
+        FileNotFoundError, ImportError, ValueError: a file is missing or malformed.
     """
     return lsp_records(read_lsp(settings))
 
@@ -178,7 +178,7 @@ def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np
 
 
 def lsp_predictions(ids: np.ndarray, sample_ids: np.ndarray, keypoints: np.ndarray) -> dict[str, Any]:
-    """Variables of a prediction file: `preds` `[N, 14, 2]`, everybody in order of `ids`, NaN where there is none."""
+    """Variables of a prediction file: `preds` `[N, 14, 2]`, all people in the order of `ids`, NaN without a pose."""
     everyone = np.full((len(ids), K, 2), np.nan)
     everyone[np.searchsorted(ids, sample_ids)] = keypoints
     return {"preds": everyone, "image_ids": ids}

@@ -12,7 +12,7 @@ from posekd.files import replacing
 
 
 def load_mat(file: Path, setting: str) -> dict[str, Any]:
-    """The variables of a `.mat` file; structs have attributes, axes of length 1 are gone.
+    """The variables of a `.mat` file; structs have attributes, axes of length 1 are removed.
 
     Nothing is unpickled or evaluated: the format holds arrays, texts and structs only.
 
@@ -30,7 +30,7 @@ def load_mat(file: Path, setting: str) -> dict[str, Any]:
         raise ValueError(
             f"{file} is a MATLAB 7.3 file (HDF5), which is not read here: save it again with `save -v7`"
         ) from None
-    except Exception as error:  # scipy raises whatever it stumbles over
+    except Exception as error:  # scipy raises many types of exception for malformed files
         raise ValueError(f"{file} is not a MATLAB file that scipy can read (setting `{setting}`): {error}") from error
     return {name: value for name, value in content.items() if not name.startswith("__")}
 
@@ -41,7 +41,7 @@ def save_mat(path: Path, variables: dict[str, Any]) -> None:
     Raises:
         ImportError: scipy is not installed.
     """
-    io = scipy_io(f"{path} is to be a MATLAB file")
+    io = scipy_io(f"{path} would be a MATLAB file")
     with replacing(path) as partial, partial.open("wb") as file:
         io.savemat(file, variables, do_compression=True)
 
@@ -59,7 +59,7 @@ def scipy_io(why: str) -> Any:
     """The module `scipy.io`.
 
     Args:
-        why: what it is needed for, the beginning of the message.
+        why: what it is needed for; the message begins with it.
 
     Raises:
         ImportError: scipy is not installed.
@@ -74,7 +74,7 @@ def scipy_io(why: str) -> Any:
 
 
 class MissingScipyError(ImportError, ValueError):
-    """scipy is not installed. (A `ValueError` too, so that the command line shows the sentence alone.)"""
+    """scipy is not installed. (Also a `ValueError`, so that the command line shows only the message.)"""
 
 
 def field(struct: Any, name: str, who: str) -> Any:
@@ -90,19 +90,19 @@ def field(struct: Any, name: str, who: str) -> Any:
 
 
 def fields_of(struct: Any) -> list[str]:
-    """Names of a struct's fields; none for anything else."""
+    """Names of a struct's fields; an empty list for anything else."""
     return list(getattr(struct, "_fieldnames", ()))
 
 
 def elements(value: Any) -> Sequence[Any]:
-    """The elements of a struct or cell array, whatever its length: MATLAB's arrays of one or none lose their shape."""
+    """The elements of a struct or cell array of any length: MATLAB's arrays of one element lose their shape."""
     if isinstance(value, np.ndarray):
         return list(value.reshape(-1))
     return [] if value is None else [value]
 
 
 def number(value: Any) -> float:
-    """A scalar as a float: NaN for an empty one, and the number for a text (`'1'`), as MPII's files mix them."""
+    """A scalar as a float: NaN for an empty one, and the number for a text (`'1'`), because MPII's files mix them."""
     try:
         array = np.asarray(value)
         return float(array.reshape(-1)[0]) if array.size and array.reshape(-1)[0] != "" else float("nan")

@@ -21,13 +21,13 @@ from posekd.data.sources.mpii_files import MpiiLabels, Split, add_head_sizes, re
 from posekd.data.sources.people import PeopleInFiles, image_sizes
 from posekd.skeleton import MPII
 
-PIXELS = 200.0  # a scale of 1
-SHIFT = 15.0  # pixels down, at a scale of 1
+PIXELS = 200.0  # person height in pixels at a scale of 1
+SHIFT = 15.0  # pixels that the centre moves down at a scale of 1
 
 
 @dataclass(frozen=True)
 class MpiiSettings:
-    """Where MPII lies and what to take from it.
+    """Where MPII's files are, and which people to read.
 
     Attributes:
         images: folder of the images.
@@ -38,8 +38,8 @@ class MpiiSettings:
             needs them, and HRNet's JSON has none. The keypoints in it, if any, are what is scored.
         validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
             (Tompson's `detections.mat`).
-        first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that were
-            moved already.
+        first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have
+x
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
     """
 
@@ -59,10 +59,10 @@ class MpiiSettings:
 
 
 def read_mpii(settings: MpiiSettings) -> MpiiLabels:
-    """The people of the label files, before any image is looked for.
+    """Reads the people of the label files; looks for no image.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: files that are missing or not what they should be.
+        FileNotFoundError, ImportError, ValueError: a file is missing or malformed.
     """
     validation_list = None if settings.validation_list is None else Path(settings.validation_list)
     labels = read_labels(Path(settings.annotations), settings.split, validation_list)
@@ -79,7 +79,7 @@ def open_mpii(settings: MpiiSettings) -> PeopleInFiles:
     Raises:
         FileNotFoundError: a label file, the image folder or an image is missing.
         ImportError: a `.mat` file without scipy.
-        ValueError: a file is not what it should be; the message names file, person and value.
+        ValueError: a malformed file; the message names file, person and value.
     """
     labels = read_mpii(settings)
     folder = Path(settings.images)
@@ -87,8 +87,9 @@ def open_mpii(settings: MpiiSettings) -> PeopleInFiles:
         raise FileNotFoundError(f"image folder {folder} does not exist (setting `images`)")
     if not all(labels.images):
         raise ValueError(
-            f"{settings.annotations} names no images: it can be scored against (`posekd eval --score-only`), but not "
-            "cropped from; give HRNet's .json or the official .mat as `annotations`"
+            f"{settings.annotations} names no images: predictions can be scored against it "
+            "(`posekd eval --score-only`), but it has nothing to crop; "
+            "give HRNet's .json or the official .mat as `annotations`"
         )
     placed = np.isfinite(labels.scales)
     if not placed.all():
@@ -117,7 +118,7 @@ def mpii_labels(settings: MpiiSettings) -> PoseRecords:
     """The labels without the images, to score predictions against.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: files that are missing or not what they should be.
+        FileNotFoundError, ImportError, ValueError: a file is missing or malformed.
     """
     return mpii_records(read_mpii(settings), settings.first_pixel)
 
@@ -133,8 +134,8 @@ def mpii_records(
 
     Args:
         labels: N people.
-        first_pixel: what the labels count from.
-        image_rows: int64 `[N]`, image of each; an image each if None.
+        first_pixel: the coordinate of the first pixel, 0 or 1, that the labels count from.
+        image_rows: int64 `[N]`, row of each person's image; one image per person if None.
         sizes: int64 `[M, 2]`, height and width of the images; 0 if None.
         sample_ids: int64 `[N]`; the rows if None.
     """
@@ -167,7 +168,7 @@ def mpii_predictions(
 
     Args:
         official_test: the official label file, if the people are its test split.
-        release: int64 `[N, 2]`, everybody's image and person in the RELEASE struct, counting from 1; 0 for none.
+        release: int64 `[N, 2]`, image and person of each in the RELEASE struct, counting from 1; 0 for none.
         sample_ids: int64 `[P]`, rows of the file.
         keypoints: `[P, 16, 2]`, counting from 0.
 
@@ -191,7 +192,7 @@ def _number(paths: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _suspect_one_based(records: PoseRecords, file: str) -> None:
-    """Warns where labels that should count from 0 touch the pixel after the last one and never the first."""
+    """Warns if labels that should count from 0 reach the pixel after the last one and never the first."""
     points, labelled = records.keypoints[..., :2], records.keypoints[..., 2] > 0
     ends = records.image_sizes[records.image_rows][:, None, ::-1]
     beyond, first = ((points == ends) & labelled[..., None]).sum(), ((points == 0) & labelled[..., None]).sum()

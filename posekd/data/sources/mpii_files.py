@@ -1,7 +1,7 @@
-"""MPII's label files, each as it is: HRNet's JSON, the official RELEASE struct, and those of Tompson's split.
+"""Readers of MPII's label files: HRNet's JSON, the official RELEASE struct, and the files of Tompson's split.
 
-All count pixels from 1, as MATLAB does; nothing is shifted here. Fields by the official description (README of the
-annotations, v1.0) and deep-high-resolution-net, `lib/dataset/mpii.py`.
+All count pixels from 1, as MATLAB does; nothing is shifted here. Field names follow the official
+description (README of the annotations, v1.0) and deep-high-resolution-net, `lib/dataset/mpii.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MpiiLabels:
 
     Attributes:
         images: N file names; empty where the file names none.
-        centers: float64 `[N, 2]` (x, y), rough position; NaN where there is none.
+        centers: float64 `[N, 2]` (x, y), rough position of each person; NaN where there is none.
         scales: float64 `[N]`, height in units of 200 pixels; NaN where there is none.
         keypoints: float64 `[N, 16, 2]`.
         visibility: int64 `[N, 16]`: 0 unlabelled, 1 occluded, 2 visible.
@@ -59,9 +59,9 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
 
     Args:
         file: `.json` in HRNet's format, or `.mat`.
-        split: which people of a RELEASE struct; None for files that are one split.
-        validation_list: a `.mat` with `RELEASE_img_index` and `RELEASE_person_index`: the people of the split
-            `valid`, which are not in `train`.
+        split: which people of a RELEASE struct to read; None for files that hold a single split.
+        validation_list: a `.mat` with `RELEASE_img_index` and `RELEASE_person_index`. It lists the people of the split
+            `valid`, who are then not in `train`.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: with a sentence that names file, person and field.
@@ -89,13 +89,13 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
 
 
 def add_head_sizes(labels: MpiiLabels, file: Path, shift: float) -> MpiiLabels:
-    """Labels with the head sizes of a second file, HRNet's `gt_valid.mat`, that lists the same people.
+    """Adds the head sizes of a second file that lists the same people (HRNet's `gt_valid.mat`).
 
     Where that file has keypoints as well, they replace the labels', because the published numbers are scored against
     them. (In the file of the 2958 validation people 13 keypoints have lost a coordinate, which is 0.)
 
     Args:
-        labels: of a file without head boxes.
+        labels: read from a file without head boxes.
         file: has `headboxes_src` `[2, 2, N]` and, to compare, `pos_gt_src` and `jnt_missing`, counting from 1.
         shift: what makes the coordinates of `labels` count from 1.
 
@@ -156,7 +156,7 @@ class _Person:
     def __init__(
         self, image: str, center: tuple[float, float], scale: float, release: tuple[int, int] = (0, 0)
     ) -> None:
-        # (-1, -1) and scales of 0 or less are how HRNet's files say that there is none
+        # HRNet's files write (-1, -1), or a scale of 0 or less, where there is none
         placed = scale > 0 and tuple(center) != (-1.0, -1.0)
         self.image, self.release = image, release
         self.center = center if placed else (np.nan, np.nan)
@@ -194,12 +194,12 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
     alone: Sequence[Any] = annolist
     if split == "test":
         alone = field(release, "single_person", f"{file}: RELEASE")
-        alone = [alone] if len(annolist) == 1 else elements(alone)  # a cell array of one has lost its shape
+        alone = [alone] if len(annolist) == 1 else elements(alone)  # a cell array of one element has lost its shape
     for name, values in (("img_train", is_train), ("single_person", alone)):
         if len(values) != len(annolist):
             raise ValueError(f"{file}: RELEASE has {len(annolist)} images in annolist but {len(values)} in {name}")
     people: list[_Person] = []
-    strangers = set() if split == "test" else set(held_out)
+    unlisted = set() if split == "test" else set(held_out)
     for index, image in enumerate(annolist):
         if bool(is_train[index]) == (split == "test"):
             continue
@@ -207,7 +207,7 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
         chosen = set(np.atleast_1d(alone[index]).tolist()) if split == "test" else None
         for number_, rect in enumerate(elements(getattr(image, "annorect", None)), start=1):
             where = (index + 1, number_)
-            strangers.discard(where)
+            unlisted.discard(where)
             if chosen is not None and number_ not in chosen:
                 continue
             if chosen is None and (where in held_out) != (split == "valid"):
@@ -215,10 +215,10 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
             person = _from_rect(rect, _image_name(image, who), f"{who}.annorect({number_})", where)
             if split == "test" or person.visibility.any():
                 people.append(person)
-    if strangers:
-        first = min(strangers)
+    if unlisted:
+        first = min(unlisted)
         raise ValueError(
-            f"{validation_list} does not belong to {file}: {len(strangers)} of its {len(held_out)} people are not "
+            f"{validation_list} does not belong to {file}: {len(unlisted)} of its {len(held_out)} people are not "
             f"among the training images, the first is annolist({first[0]}).annorect({first[1]})"
         )
     if not people:
@@ -278,7 +278,7 @@ def _image_name(image: Any, who: str) -> str:
 
 
 def _from_native(content: Mapping[str, Any], file: Path) -> MpiiLabels:
-    """Structs of one person each, without file names, as stored beside Tompson's predictions."""
+    """Structs of one person each, without file names, as distributed with Tompson's predictions."""
     annolist = elements(content["annolist"])
     index = _release_index(content, file)
     if len(index) != len(annolist):

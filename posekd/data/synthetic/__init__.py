@@ -1,4 +1,4 @@
-"""People that are drawn, with exact labels, where no dataset can be had."""
+"""Synthetic people with exact labels, for use without a dataset."""
 
 from posekd.data.synthetic.people import SyntheticPeople, SyntheticSettings, render, write_coco
 

@@ -224,14 +224,14 @@ def draw_figures(rng: np.random.Generator, count: int, size: tuple[int, int], di
     )
     heights = np.sort(_heights(rng, count, size))  # the nearest, and so the tallest, is painted last
     points = np.stack((x, y, seen[..., 2]), -1) * heights[:, None, None]
-    # A trace of perspective: what is near is larger.
+    # A little perspective: near parts are larger.
     points[..., :2] *= 1 + 0.25 * points[..., 2:] / heights[:, None, None]
     points[..., :2] += _places(rng, points, size, difficulty)[:, None]
     return Figures(points, heights, face, rng.normal(1.2, 0.12, count).clip(0.95, 1.5))
 
 
 def _heights(rng: np.random.Generator, count: int, size: tuple[int, int]) -> np.ndarray:
-    """Body heights in pixels: log-uniform, smaller in company."""
+    """Body heights in pixels: log-uniform, smaller if there are several people."""
     low, high = 0.42, (1.05, 0.95, 0.9)[min(count, 3) - 1]
     return size[0] * np.exp(rng.uniform(np.log(low), np.log(high), count))
 

@@ -121,7 +121,7 @@ def _hull(points: np.ndarray, radii: np.ndarray) -> np.ndarray:
 def paint_figures(
     canvas: np.ndarray, figures: Figures, wardrobe: Wardrobe, rng: np.random.Generator, light: np.ndarray
 ) -> None:
-    """Paints people onto the canvas, the first first.
+    """Paints people onto the canvas in their order.
 
     Args:
         canvas: uint8 `[H, W, 4]`, changed in place.

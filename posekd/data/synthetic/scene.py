@@ -9,7 +9,7 @@ import numpy as np
 
 from posekd.data.synthetic.paint import OCCLUDER
 
-_BANK_SEED = 20190415  # the textures are the same for every dataset; what is drawn of them is not
+_BANK_SEED = 20190415  # the textures are the same for every dataset; which pieces of them are drawn differs
 _BANK_SIZE = 512
 
 
@@ -24,7 +24,7 @@ def _clouds(rng: np.random.Generator, roughness: float, channels: int) -> np.nda
 
 
 def _tiles(rng: np.random.Generator) -> np.ndarray:
-    """Bricks, boards or tiles: flat cells of varying grey between dark joints, float32 `[512, 512]`."""
+    """Bricks, boards or tiles: flat cells of varying grey between dark seams, float32 `[512, 512]`."""
     cell_w, cell_h = int(rng.integers(14, 70)), int(rng.integers(10, 50))
     wall = np.zeros((_BANK_SIZE, _BANK_SIZE), np.float32)
     for row, y in enumerate(range(0, _BANK_SIZE, cell_h)):
@@ -46,7 +46,7 @@ def _foliage(rng: np.random.Generator) -> np.ndarray:
 
 @cache
 def texture_bank() -> tuple[np.ndarray, ...]:
-    """Textures, uint8 `[512, 512, 3]` each; made once a process."""
+    """Textures, uint8 `[512, 512, 3]` each; made once per process."""
     rng = np.random.default_rng(_BANK_SEED)
     bank = []
     for i in range(18):
@@ -57,7 +57,7 @@ def texture_bank() -> tuple[np.ndarray, ...]:
             texture = base * (0.45 + 0.5 * _tiles(rng)[..., None]) + 7 * _clouds(rng, 0.9, 1)
         else:
             texture = _foliage(rng) + 8 * _clouds(rng, 0.9, 1)
-        # The world is greyer than clothes.
+        # Backgrounds are greyer than clothes.
         texture = texture.mean(-1, keepdims=True) + 0.5 * (texture - texture.mean(-1, keepdims=True))
         bank.append(texture.clip(0, 255).astype(np.uint8))
     return tuple(bank)
