@@ -39,7 +39,7 @@ class MpiiSettings:
         validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
             (Tompson's `detections.mat`).
         first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have
-x
+            been moved already.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
     """
 
