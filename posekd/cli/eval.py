@@ -145,8 +145,12 @@ def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, 
 
     path = Path(name)
     if path.is_dir():
-        path = path / "best.safetensors" if (path / "best.safetensors").is_file() else path / "last.safetensors"
+        found = [path / f"{which}.safetensors" for which in ("best", "last")]
+        path = next((file for file in found if file.is_file()), path)
+        if path.is_dir():
+            raise FileNotFoundError(f"{name} holds no best.safetensors and no last.safetensors: is it a run's?")
     if path.suffix != ".safetensors":
+        _refuse_files(path)
         return None, None
     if weights is not None:
         raise ValueError(f"{name} has its own weights: give no --weights with it")
@@ -156,6 +160,26 @@ def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, 
     if card is None:
         raise FileNotFoundError(f"{path} has no card (.json) beside it: give the model's name and --weights {path}")
     return path, card
+
+
+def _refuse_files(path: Path) -> None:
+    """Refuses a checkpoint without a card, which must be told whose it is.
+
+    Raises:
+        ValueError: such a file; the message names the model that it seems to be of.
+        FileNotFoundError: what looks like a file and is not there.
+    """
+    from posekd.models.identify import identify
+    from posekd.models.weights import read_state_dict
+
+    if path.is_file():
+        guess = identify(read_state_dict(path))
+        raise ValueError(
+            f"{path} does not say which model it is of{f'. {guess}' if guess else ''}. Give the model's name, and the "
+            f"file as its weights: posekd eval NAME --weights {path}"
+        )
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"no checkpoint at {path}")
 
 
 def _recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
@@ -174,10 +198,11 @@ def _open_model(
     from posekd.models.registry import create_model, create_model_from_card, override
 
     overrides: dict[str, Any] = {} if options.size is None else {"size": options.size}
+    key = {} if options.weights_key is None else {"weights_key": options.weights_key}
     if file is None or card is None:
         if options.weights is None:
             raise ValueError(f"{name} has no weights yet: give --weights FILE, or a .safetensors file as the model")
-        return create_model(name, num_keypoints, options.weights, **overrides)
+        return create_model(name, num_keypoints, options.weights, **key, **overrides)
     network = create_model_from_card(card, file)
     if overrides:
         network.config = override(network.config, overrides)

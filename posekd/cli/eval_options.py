@@ -48,6 +48,7 @@ class EvalOptions:
         inference: the keys of the recipe's group `inference` that were given.
         dataset: the kind of dataset (coco, mpii, lsp), if given.
         weights: checkpoint of a model given by name.
+        weights_key: entry of that file with the weights, if given.
         size: height and width of the input in pixels, if given.
         padding: factor by which crops are larger than boxes, if given.
         results: where to write the people.
@@ -65,6 +66,7 @@ class EvalOptions:
     inference: dict[str, Any]
     dataset: str | None
     weights: str | None
+    weights_key: str | None
     size: tuple[int, int] | None
     padding: float | None
     results: str | None
@@ -191,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", nargs="?", help="a run's folder, a .safetensors file with its card, or a model's name with --weights")
     add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
+    add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
     add(
         "--annotations",
         metavar="FILE",

@@ -58,7 +58,8 @@ def pick_device(name: str) -> torch.device:
 
 def build_model(settings: ModelSettings, num_keypoints: int) -> PoseModel:
     """The network that `settings` describe, with its weights."""
-    model = create_model(settings.name, num_keypoints, weights=settings.weights, **settings.overrides)
+    key = {} if settings.weights_key is None else {"weights_key": settings.weights_key}
+    model = create_model(settings.name, num_keypoints, weights=settings.weights, **key, **settings.overrides)
     if settings.backbone is not None:
         init_backbone(model, settings.backbone)
     return model

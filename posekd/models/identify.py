@@ -62,6 +62,11 @@ def identify(state: Mapping[str, Tensor]) -> str:
     """The model that a state dict seems to be for, as a sentence; empty if it cannot be told."""
     if "classifier.weight" in state or "fc.weight" in state:
         return "It looks like an ImageNet classifier: use init_backbone to start a backbone from it"
+    if any(key.startswith("hourglass_modules.") for key in state):
+        return (
+            "These are names of MMPose's Hourglass, which is another network (CornerNet's, of basic blocks) than the "
+            "stacked Hourglass of Newell et al. here"
+        )
     if "score.0.weight" in state and "layer1.0.bn1.weight" in state:
         return _describe_hourglass(state)
     head = next((head for head in _HEADS if head in state), None)

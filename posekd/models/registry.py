@@ -29,7 +29,8 @@ def create_model(
         num_keypoints: K, the number of keypoints to predict.
         weights: a checkpoint to load strictly (see `load_weights`); fresh weights without.
         overrides: settings of the model's configuration by name, as `width=8, modules=(1, 1, 1)`; `size`
-            is short for the `size` of its `spec`, and `spec` may be a mapping of the fields to change.
+            is short for the `size` of its `spec`, and `spec` may be a mapping of the fields to change. (`weights_key`
+            says under which entry of the file the weights are, where that is none of the usual names.)
 
     Raises:
         ValueError: unknown name or setting (the nearest valid one is named), a value that cannot be, or a
@@ -44,9 +45,10 @@ def create_model(
         >>> heatmaps.shape
         torch.Size([1, 17, 32, 24])
     """
+    key = overrides.pop("weights_key", None)
     model = build(name, override(_config(name), overrides, name), num_keypoints)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, key)
     return model
 
 

@@ -28,10 +28,15 @@ StateDict = dict[str, Tensor]
 PathLike = str | os.PathLike[str]
 
 # Where training checkpoints keep the weights: HRNet's trainer, HRNet's best model, many others.
-_WRAPPERS = ("state_dict", "best_state_dict", "model")
+_WRAPPERS = (
+    "state_dict", "best_state_dict", "model", "model_state_dict", "network", "net", "student", "params", "weights",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
+)  # fmt: skip
 # Left on every key by DataParallel, by HigherHRNet's half-precision Sequential(cast, net, cast), by torch.compile, and
 # by princeton-vl's trainer.
-_PREFIXES = ("module.", "1.", "_orig_mod.", "model.")
+_PREFIXES = ("module.", "1.", "_orig_mod.", "model.", "net.", "network.", "student.")
+# MMPose puts the official names of HRNet, HigherHRNet and SimpleBaseline behind these (0.x; 1.x).
+_MMPOSE = ("backbone.", "keypoint_head.", "head.")
 # Classification heads of the ImageNet checkpoints of HRNet and ResNet.
 _CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.", "fc.")
 _COUNTER = ".num_batches_tracked"
@@ -83,30 +88,45 @@ def read_card(path: PathLike) -> dict[str, Any] | None:
     return content
 
 
-def read_state_dict(path: PathLike) -> StateDict:
+def read_state_dict(path: PathLike, key: str | None = None) -> StateDict:
     """The bare state dict in a file: wrappers opened, prefixes stripped, half precision cast to float32.
 
     Args:
         path: `.safetensors`, or anything that `torch.save` wrote.
+        key: under which entry of the file the weights are, dotted for entries of entries; the usual ones are tried
+            without.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, holds code, or is no state dict.
+        ValueError: the file is damaged, holds code, is no state dict, or has no such entry.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    content = _unwrapped(content, path) if key is None else _entry(content, key, path)
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds no weights, but {_describe(content)}")
     alien = [k for k, v in content.items() if not isinstance(v, Tensor)]
     if alien:
-        raise ValueError(f"{path} holds no state dict: entry {alien[0]!r} is {_describe(content[alien[0]])}")
+        within = [name for name, value in content.items() if isinstance(value, Mapping)]
+        hint = f"; name the entry that holds the weights (weights_key), e.g. {within[0]!r}" if within else ""
+        raise ValueError(f"{path} holds no state dict: entry {alien[0]!r} is {_describe(content[alien[0]])}{hint}")
     return {k: v.float() if v.dtype in (torch.half, torch.bfloat16) else v for k, v in _strip(dict(content)).items()}
+
+
+def _unwrapped(content: Any, path: Path) -> Any:
+    """What a training checkpoint keeps under one of the usual names; anything else as it is."""
+    key = next((k for k in _WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)), None)
+    return content if key is None else content[key]
+
+
+def _entry(content: Any, key: str, path: Path) -> Any:
+    for part in key.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            raise ValueError(f"{path} has no entry {part!r} (weights_key {key!r}): there is {_describe(content)}")
+        content = content[part]
+    return content
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -147,6 +167,8 @@ def _strip(state: StateDict) -> StateDict:
     """Removes the prefixes that wrappers leave, as long as every key has one of them."""
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
+    if any(k.startswith("backbone.") for k in state) and all(k.startswith(_MMPOSE) for k in state):
+        state = {k.split(".", 1)[1]: v for k, v in state.items()}
     return state
 
 
@@ -157,7 +179,7 @@ def _describe(value: Any) -> str:
     return f"of type {type(value).__name__}"
 
 
-def load_weights(model: PoseModel, path: PathLike) -> dict[str, Any]:
+def load_weights(model: PoseModel, path: PathLike, key: str | None = None) -> dict[str, Any]:
     """Loads a checkpoint into `model`: every key must be there, no other, each of the right shape.
 
     Takes our safetensors, official `.pth` files and training checkpoints (see `read_state_dict`). Batch
@@ -166,6 +188,7 @@ def load_weights(model: PoseModel, path: PathLike) -> dict[str, Any]:
     Args:
         model: the model to fill, on any device.
         path: the file.
+        key: see `read_state_dict`.
 
     Returns:
         The card beside the file, or `{}`.
@@ -175,7 +198,7 @@ def load_weights(model: PoseModel, path: PathLike) -> dict[str, Any]:
         ValueError: the file cannot be read, or does not fit; the message names some of the keys, and the
             model that the file seems to be for.
     """
-    state = model.own_names(read_state_dict(path))
+    state = model.own_names(read_state_dict(path, key))
     card = read_card(path) or {} if Path(path).suffix == ".safetensors" else {}
     own = model.state_dict()
     counters = {k: v for k, v in own.items() if k.removesuffix(_COUNTER) + ".running_mean" in state}

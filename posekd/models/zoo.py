@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from posekd.files import nearest
 from posekd.models import hourglass, pyranet
@@ -62,8 +65,18 @@ def build(name: str, config: ModelConfig, num_keypoints: int) -> PoseModel:
         raise ValueError(f"num_keypoints must be a positive integer, got {num_keypoints!r}")
     for config_class, model_class in _FAMILIES.values():
         if type(config) is config_class:  # a family's configuration may extend another's
-            return model_class(config, num_keypoints, name)
+            return _in_float32(lambda: model_class(config, num_keypoints, name))  # noqa: B023 (called at once)
     raise TypeError(f"no model is built from a {type(config).__name__}")
+
+
+def _in_float32(make: Callable[[], PoseModel]) -> PoseModel:
+    """What `make` gives, in float32 whatever torch's default is: weights, images and teachers are."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return make()
+    finally:
+        torch.set_default_dtype(default)
 
 
 def paradigm_name(name: str) -> str:

@@ -44,12 +44,14 @@ class ModelSettings:
     Attributes:
         name: one of `posekd.list_models()`.
         weights: checkpoint to load, every key of it.
+        weights_key: under which entry of the checkpoint the weights are, where that is none of the usual names.
         backbone: ImageNet checkpoint to start the backbone from.
         overrides: settings of the model's configuration to change, e.g. `{size: [128, 96]}`.
     """
 
     name: str
     weights: str | None = None
+    weights_key: str | None = None
     backbone: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
