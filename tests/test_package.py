@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# An editable install's finder comes before every path, the wheel's as well: Python runs this before anything else.
+WITHOUT_EDITABLE = """import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__name__.startswith("ScikitBuild")]
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # one worker builds it, once
 
 
@@ -27,6 +31,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "startup").mkdir()
+    (folder / "startup" / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
     return folder / "site"
 
 
@@ -35,7 +41,7 @@ def run(installed: Path, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, *words],
         cwd=installed.parent,
-        env={**os.environ, "PYTHONPATH": str(installed)},
+        env={**os.environ, "PYTHONPATH": f"{installed.parent / 'startup'}{os.pathsep}{installed}"},
         capture_output=True,
         text=True,
         timeout=300,
