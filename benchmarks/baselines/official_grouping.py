@@ -1,8 +1,8 @@
 """HigherHRNet's parser as its users run it: pooling and top-k in torch, the rest in NumPy, one map after another.
 
 The algorithm of `lib/core/group.py`, written for the benchmark. SciPy solves the assignment where the original asks the
-slower `munkres`, the maps are brought to the host once instead of once a person, and a keypoint that a person has is not
-searched: it is no slower than the original.
+slower `munkres`, the maps are copied to the host once instead of once per person, and only the keypoints that a person
+lacks are searched. So it is no slower than the original.
 """
 
 from __future__ import annotations

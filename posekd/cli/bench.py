@@ -1,4 +1,4 @@
-"""`posekd bench [NAME] ...`: the microbenchmarks of the kernels; `posekd bench train CONFIG`: that of the training loop."""
+"""`posekd bench [NAME] ...`: the microbenchmarks of the kernels; `posekd bench train CONFIG`: that of training."""
 
 from __future__ import annotations
 

@@ -18,8 +18,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--cache", metavar="DIR", help="where to write (default: teacher_cache in the folder of the run)"
     )
-    parser.add_argument("--margin", type=float, default=1.1, help="factor by which cached crops show more than training crops (default 1.1)")
-    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="bits per stored value: 8, or 16 for float16 (default 8)")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=1.1,
+        help="factor by which cached crops show more than training crops (default 1.1)",
+    )
+    parser.add_argument(
+        "--bits", type=int, choices=(8, 16), default=8, help="bits per stored value: 8, or 16 for float16 (default 8)"
+    )
     options, overrides = parser.parse_known_args(argv)
 
     from posekd.cli.progress import Bar

@@ -3,8 +3,8 @@
 It shows a typical case for distillation: you have images, labels for a tenth of them, and a teacher that was trained on
 other images. The three runs are ordinary ones. The teacher is trained by `configs/supervised/quickstart.yaml` on
 labelled images of its own, and the distilled student by `configs/mapd/quickstart.yaml` on all of your images. The
-undistilled student uses the same recipe with `method.name: supervised` on the labelled tenth, for more epochs and so for
-as many steps. Both start from the same weights. The networks of the last step are compared; none is chosen by its
+undistilled student uses the same recipe with `method.name: supervised` on the labelled tenth, for more epochs and so
+for as many steps. Both start from the same weights. The networks of the last step are compared; none is chosen by its
 validation score. The share of labels and `method.unlabelled_weight` were fixed before such a student had been trained.
 """
 

@@ -15,8 +15,8 @@ summed over the stages of the student. Paper and released code differ in several
 * The paper wants the teacher's maps for the keypoints that annotators missed; the code masks them by the labels'
   visibility. `masked` chooses, the code's way by default.
 
-A person without a single labelled keypoint is unlabelled: the loss has no label term, and the teacher's term counts with
-all keypoints and the weight `unlabelled_weight` (the recipe's `labels` and `unlabelled_data` make such persons).
+A person without a single labelled keypoint is unlabelled: the loss has no label term, and the teacher's term counts
+with all keypoints and the weight `unlabelled_weight` (the recipe's `labels` and `unlabelled_data` make such persons).
 """
 
 from __future__ import annotations
