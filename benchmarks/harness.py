@@ -1,10 +1,10 @@
-"""What the benchmarks share: interleaved rounds, medians with their spread, a table, a JSON file, a comparison.
+"""Common parts of the benchmarks: interleaved rounds, medians with their spread, a table, a JSON file, a comparison.
 
 Inputs past `SMALL_BYTES` are cold: before each sample the caches are filled with something else, as training fills them
 between two calls. Smaller problems are timed in a loop, warm, and reported in microseconds.
 
 A benchmark is a module with `cases(options) -> Iterator[Case]` and `main(argv)`, which hands them to `run`.
-Machines are shared and noisy: every contestant is timed once a round, in turn, and ratios are taken round by round.
+Machines are shared and noisy: every contestant is timed once per round, in turn, and ratios are taken round by round.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from posekd.ops import build_info
 
 COPY_BYTES = 256 << 20
 SAMPLE_MS = 5.0
-SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency rules
+SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency dominates
 
 
 @dataclass
@@ -60,7 +60,7 @@ def options_from(argv: Sequence[str] | None, description: str) -> argparse.Names
     parser.add_argument("--rounds", type=int, default=25, help="rounds counted after one of warm-up (default 25)")
     parser.add_argument("--warm", action="store_true", help="leave the caches as the calls before have left them")
     parser.add_argument("--no-compile", action="store_true", help="leave out the torch.compile baselines")
-    parser.add_argument("--json", type=Path, help="append the results to this file (one JSON object a benchmark)")
+    parser.add_argument("--json", type=Path, help="append the results to this file (one JSON object per benchmark)")
     parser.add_argument("--compare", type=Path, help="an earlier --json file: print what became slower")
     options = parser.parse_args(argv)
     options.dtype = getattr(torch, options.dtype)
@@ -86,7 +86,7 @@ def _once(function: Callable[[], object], device: str) -> float:
 
 
 def _repeats(function: Callable[[], object], device: str) -> int:
-    """How many calls make a sample of at least `SAMPLE_MS`: the first after other work pays for cold code."""
+    """The number of calls per sample of at least `SAMPLE_MS`; the first call after other work is slow (cold code)."""
     function()
     return max(1, min(1000, math.ceil(SAMPLE_MS / max(_once(function, device), 1e-4))))
 
@@ -99,7 +99,7 @@ def _repeat(function: Callable[[], object], times: int) -> None:
 def measure(
     contestants: dict[str, Callable[[], object]], device: str, rounds: int, evict: Callable[[], object] | None = None
 ) -> dict[str, list[float]]:
-    """Milliseconds a call of each contestant, one sample a round, in turn; cold after `evict`, else warm."""
+    """Milliseconds per call of each contestant, one sample per round, in turn; cold after `evict`, else warm."""
     repeats = {label: 1 if evict else _repeats(function, device) for label, function in contestants.items()}
     samples: dict[str, list[float]] = {label: [] for label in contestants}
     for turn in range(rounds + 1):
@@ -130,7 +130,7 @@ def evictor(device: str) -> Callable[[], object]:
 
 
 def copy_speed(device: str, evict: Callable[[], object]) -> float:
-    """Bytes a second of a device-to-device (memory-to-memory) copy into a used buffer, read plus written."""
+    """Bytes per second of a device-to-device (memory-to-memory) copy into a used buffer, read plus written."""
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.zeros_like(source)
     best = statistics.median(measure({"copy": lambda: target.copy_(source)}, device, 9, evict)["copy"])
@@ -189,7 +189,7 @@ def _commit() -> str | None:
 
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
-    """Where and with what the figures were taken."""
+    """The machine and the versions with which the figures were measured."""
     driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

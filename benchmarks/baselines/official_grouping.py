@@ -71,7 +71,7 @@ def quarter(heat: Array, x: int, y: int) -> tuple[float, float]:
 
 
 def refine(person: Array, heatmaps: Array, tags: Array) -> None:
-    """Fills the keypoints that a person misses: a pass over a whole map each."""
+    """Fills in the keypoints that a person lacks, with one pass over a whole map for each."""
     joints = np.flatnonzero(person[:, 2] > 0)
     mean = np.mean([tags[k, int(person[k, 1]), int(person[k, 0])] for k in joints], axis=0)
     for k in np.flatnonzero(person[:, 2] == 0):

@@ -273,7 +273,7 @@ def validation_settings(recipe: Recipe) -> Any:
 
 
 def make_validate(recipe: Recipe, source: PoseSource, on_report: Callable[[Report], None] | None = None) -> Validate:
-    """A function from a network to its scores on `source`, the main one first; `on_report` gets the whole evaluation."""
+    """A function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
     settings, loader = validation_settings(recipe), replace(recipe.loader, batch_size=batch_share(recipe))
 
     def run(model: nn.Module) -> dict[str, float]:

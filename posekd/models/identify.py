@@ -1,4 +1,4 @@
-"""Why a checkpoint does not fit, in words a person can act on."""
+"""Explains why a checkpoint does not fit a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posekd.models.base import PoseModel, model_card
 from posekd.models.zoo import MODELS, build
 
 _SHOWN = 4
-_HEADS = ("final_layer.weight", "final_layers.1.weight")  # one row a keypoint
+_HEADS = ("final_layer.weight", "final_layers.1.weight")  # one row per keypoint
 
 
 def describe_mismatch(model: PoseModel, state: Mapping[str, Tensor], card: Mapping[str, Any] | None) -> str:

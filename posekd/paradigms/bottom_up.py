@@ -36,8 +36,8 @@ class BottomUpInference:
 
     Attributes:
         flip_test: average the heatmaps with those of the mirrored image, and group by both tags.
-        scales: factors on the image's size, over which the heatmaps are averaged. With several, 1 must be among them: the
-            tags are those of scale 1.
+        scales: factors on the image's size, over which the heatmaps are averaged. With several, 1 must be among them:
+            the tags are those of scale 1.
         project_to_input: enlarge the maps to the input's size at scale 1 before grouping.
         size: short side of the image at scale 1, in pixels; the shorter side of the network's input if null.
         square: side of a square around the middle of the image to see, in units of its short side, as a training crop

@@ -29,18 +29,18 @@ SHIFT = 15.0  # pixels that the centre moves down at a scale of 1
 class MpiiSettings:
     """Where MPII's files are, and which people to read.
 
-        Attributes:
-            images: folder of the images.
-            annotations: HRNet's `train.json`, `valid.json` or `test.json`, or the official `.mat` with the RELEASE struct.
-            split: of the official `.mat`: `train`, `valid` (with `validation_list`), or `test` (the single people of the
-                test images, without labels). HRNet's files are one split each.
-            head_boxes: `.mat` with the head boxes of the same people in the same order (HRNet's `gt_valid.mat`); PCKh
-                needs them, and HRNet's JSON has none. If it has keypoints, predictions are scored against those.
-            validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
-                (Tompson's `detections.mat`).
-            first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have
-    x
-            on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
+    Attributes:
+        images: folder of the images.
+        annotations: HRNet's `train.json`, `valid.json` or `test.json`, or the official `.mat` with the RELEASE struct.
+        split: split of the official `.mat`: `train`, `valid` (with `validation_list`), or `test` (the single people of
+            the test images, without labels). HRNet's files are one split each.
+        head_boxes: `.mat` with the head boxes of the same people in the same order (HRNet's `gt_valid.mat`); PCKh
+            needs them, and HRNet's JSON has none. If it has keypoints, predictions are scored against those.
+        validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
+            (Tompson's `detections.mat`).
+        first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have been
+            shifted already.
+        on_missing_image: "refuse", or "skip" images whose file is missing, with a counted warning.
     """
 
     images: str

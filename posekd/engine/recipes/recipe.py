@@ -105,7 +105,7 @@ class Recipe:
                 raise ValueError(f"the student {self.student.name} needs {key} of type {kind.__name__}, got {found}")
         if not self.paradigm.crops_boxes and (self.labels is not None or self.unlabelled_data is not None):
             raise ValueError(
-                f"a {self.paradigm.name} student needs the labels of all people: labels and unlabelled_data must be null"
+                f"a {self.paradigm.name} student needs labels for all people: labels and unlabelled_data must be null"
             )
         problem = self.method_type.why_not_unlabelled(self.method)
         if problem is not None and self.has_unlabelled:
