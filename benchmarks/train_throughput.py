@@ -53,7 +53,7 @@ PARTS = ("transfer", "crop", "teacher", "student", "loss", "backward", "optimize
 
 
 def synthetic_recipe(recipe: Recipe, images: int, folder: Path) -> Recipe:
-    """The recipe on JPEGs of COCO's size and an untrained teacher: as fast as the real ones; the results are meaningless."""
+    """The recipe on JPEGs of COCO's size and an untrained teacher, which cost the same time."""
     people = write_coco(folder, images, settings=SyntheticSettings(size=(480, 640), people=(1, 4)))
     teacher = recipe.teacher
     if teacher is not None:

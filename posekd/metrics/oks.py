@@ -71,7 +71,7 @@ def oks_nms(
 ) -> NDArray[np.int64]:
     """Greedy removal of duplicate poses of one image: `posekd.ops.oks_nms`, where the rule is described, for arrays.
 
-    Poses that are not finite are an error here, while the op removes them: a network that gives them must not be scored.
+    Poses that are not finite are an error here (the op removes them): a network that gives them must not be scored.
 
     Args:
         keypoints: `[N, K, >=2]` (x, y) in pixels. All K keypoints count, seen or not.

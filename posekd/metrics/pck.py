@@ -115,7 +115,7 @@ def pck(
         gt: `[N, K, 2]` in the same pixels.
         visible: `[N, K]`, which keypoints are labelled (anything above 0). LSP's occluded keypoints are labelled.
         reference_length: `[N]` in pixels; for LSP the torso (see `torso_lengths`).
-        threshold: fraction of the reference length; 0.2 for LSP, 0.5 in ELPN's Equation 5. (The curve always spans 0 to 0.2.)
+        threshold: fraction of that length; 0.2 for LSP, 0.5 in ELPN's Equation 5. (The curve always spans 0 to 0.2.)
         skeleton: the K keypoints; without it the papers' columns (`groups`) are not computed.
 
     Raises:

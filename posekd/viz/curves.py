@@ -24,7 +24,7 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
     """Draws the label loss in training (left) and the main validation score (right) of each run against the step.
 
     The label loss is that per labelled person, so that runs with few labels can be compared to runs with many: a
-    batch's mean counts those without labels as 0. A run without a label term shows its whole loss, and the legend says so.
+    batch's mean counts those without labels as 0. A run without a label term shows its whole loss (see the legend).
 
     Args:
         runs: name of a run -> the records of its `log.jsonl`.
