@@ -1,14 +1,27 @@
-"""Plain facts about keypoint sets: names, edges, mirror pairs, OKS sigmas."""
+"""Plain facts about keypoint sets: names, edges, mirror pairs, OKS sigmas. What names tell is in `names.py`."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from posekd.names import infer_flip, infer_upper_body, match, side, unpaired
 
 DEFAULT_SIGMA = 0.05
+
+__all__ = [
+    "COCO",
+    "CROWDPOSE",
+    "DEFAULT_SIGMA",
+    "LSP",
+    "MPII",
+    "Skeleton",
+    "infer_flip",
+    "side",
+    "skeleton_from_category",
+]
 
 
 @dataclass(frozen=True)
@@ -127,77 +140,44 @@ LSP = Skeleton(
     upper_body=(6, 7, 8, 9, 10, 11, 12, 13),
 )  # fmt: skip
 
-_SIDES = (("left", "right"), ("l", "r"))
-
-
-def side(name: str) -> Literal["left", "right"] | None:
-    """The side in a keypoint's name: left for `left_ear`, `leftEar` and `L-ear`; None for `nose`."""
-    words = {part.lower() for part in _parts(name)}
-    left, right = ({long, short} & words for long, short in zip(*_SIDES, strict=True))
-    if bool(left) == bool(right):
-        return None
-    return "left" if left else "right"
-
-
-def _parts(name: str) -> list[str]:
-    """A name split into its words, the separators included: `L-paw` to L, -, paw; `pawLeft` to paw, '', Left."""
-    return re.split(r"([^A-Za-z]+|(?<=[a-z])(?=[A-Z]))", name)
-
-
-def infer_flip(names: Sequence[str]) -> tuple[int, ...]:
-    """Mirror permutation read from the names: `left_ear` pairs with `right_ear`, `L-paw` with `R-paw`.
-
-    A keypoint without a partner maps to itself.
-    """
-    index = {name.lower(): i for i, name in enumerate(names)}
-    flip = list(range(len(names)))
-    for i, name in enumerate(names):
-        parts = _parts(name)
-        for a, b in (*_SIDES, *((b, a) for a, b in _SIDES)):
-            mirrored = "".join(b if part.lower() == a else part for part in parts).lower()
-            j = index.get(mirrored, i)
-            if j != i:
-                flip[i] = j
-    return tuple(flip if all(flip[flip[i]] == i for i in range(len(names))) else range(len(names)))
-
 
 def skeleton_from_category(
     category: Mapping[str, Any],
     *,
-    flip_pairs: Sequence[tuple[str, str]] | None = None,
+    flip_pairs: Sequence[tuple[str | int, str | int]] | None = None,
     sigmas: Sequence[float] | None = None,
+    upper_body: Sequence[str] | None = None,
 ) -> Skeleton:
     """Reads a skeleton from a COCO category.
 
     Args:
         category: an entry of a COCO file's `categories`, with `keypoints` and, optionally, 1-based `skeleton`.
-        flip_pairs: pairs of names that a mirror exchanges; inferred from left/right names when not given.
+        flip_pairs: pairs of names, or of indices from 0, that a mirror exchanges; inferred from the names when not
+            given, with a warning that lists names which look like such pairs and have no partner.
         sigmas: K OKS constants. When not given: the official ones where the keypoints are COCO's 17 or CrowdPose's
-            14, else `DEFAULT_SIGMA` for each, with a warning, because AP depends on them.
+            14, in whatever order, else `DEFAULT_SIGMA` for each, with a warning, because AP depends on them.
+        upper_body: names of the keypoints that half-body augmentation treats as the upper half; inferred from the names
+            when not given.
 
     Raises:
-        ValueError: no keypoints, an unknown name in `flip_pairs`, or a wrong number of sigmas.
+        ValueError: no keypoints, an unknown name in `flip_pairs` or `upper_body`, or a wrong number of sigmas.
     """
     names = tuple(category.get("keypoints") or ())
     label = str(category.get("name", "?"))
     if not names:
         raise ValueError(f"category {label!r} has no 'keypoints' list: this is not a keypoint annotation file")
-    known = next((skeleton for skeleton in (COCO, CROWDPOSE) if skeleton.keypoints == names), None)
-    if known is not None and flip_pairs is None and sigmas is None:
+    known = next((s for s in (COCO, CROWDPOSE) if sorted(s.keypoints) == sorted(names)), None)
+    if known is not None and known.keypoints == names and flip_pairs is None and sigmas is None and upper_body is None:
         return known
-    if flip_pairs is None:
-        flip = infer_flip(names)
-    else:
-        order = list(range(len(names)))
-        for a, b in flip_pairs:
-            for name in (a, b):
-                if name not in names:
-                    raise ValueError(f"flip pair ({a!r}, {b!r}): {name!r} is not among the keypoints {list(names)}")
-            order[names.index(a)], order[names.index(b)] = names.index(b), names.index(a)
-        flip = tuple(order)
+    flip = _inferred_flip(names, label) if flip_pairs is None else _flip_of(flip_pairs, names)
+    upper = (
+        infer_upper_body(names)
+        if upper_body is None
+        else tuple(_index(name, names, "upper_body") for name in upper_body)
+    )
     if sigmas is None:
         if known is not None:
-            sigmas = known.sigmas
+            sigmas = [known.sigmas[k] for k in match(known.keypoints, names)]
         else:
             warnings.warn(
                 f"category {label!r} has {len(names)} keypoints and no OKS sigmas were given: using "
@@ -206,4 +186,35 @@ def skeleton_from_category(
             )
             sigmas = (DEFAULT_SIGMA,) * len(names)
     edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton") or ())
-    return Skeleton(label, names, edges, flip, tuple(float(s) for s in sigmas))
+    return Skeleton(label, names, edges, flip, tuple(float(s) for s in sigmas), upper)
+
+
+def _inferred_flip(names: tuple[str, ...], label: str) -> tuple[int, ...]:
+    flip = infer_flip(names)
+    alone = unpaired(names, flip)
+    if alone:
+        warnings.warn(
+            f"category {label!r}: {', '.join(alone)} look like keypoints of two sides and have no partner, so a mirror "
+            "exchanges nothing there: give the pairs (`flip_pairs`), or train and test without flips",
+            stacklevel=4,
+        )
+    return flip
+
+
+def _flip_of(pairs: Sequence[tuple[str | int, str | int]], names: tuple[str, ...]) -> tuple[int, ...]:
+    flip = list(range(len(names)))
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"flip_pairs are pairs of keypoints, by name or by index from 0; got {pair!r}")
+        a, b = (_index(keypoint, names, f"flip pair ({pair[0]!r}, {pair[1]!r})") for keypoint in pair)
+        flip[a], flip[b] = b, a
+    return tuple(flip)
+
+
+def _index(keypoint: str | int, names: tuple[str, ...], where: str) -> int:
+    """Index of a keypoint that is given by name or by index."""
+    if isinstance(keypoint, int) and 0 <= keypoint < len(names):
+        return keypoint
+    if keypoint not in names:
+        raise ValueError(f"{where}: {keypoint!r} is not among the keypoints {list(names)}")
+    return names.index(str(keypoint))

@@ -168,7 +168,7 @@ class CropBatch:
     image_ids: Tensor
     sample_ids: Tensor
     teacher_maps: Tensor | None = None
-    pixels: Pixels | None = None
+    pixels: Pixels | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
@@ -248,7 +248,7 @@ class ImageBatch:
     masks: list[Tensor]
     matrices: Tensor
     image_ids: Tensor
-    pixels: Pixels | None = None
+    pixels: Pixels | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -93,7 +93,7 @@ class TestCropMatrices:
     @settings(max_examples=25, deadline=None)
     @given(crop=crops, image_width=st.integers(50, 640))
     def test_a_flip_is_the_same_crop_of_the_mirrored_image(self, crop, image_width):
-        """HRNet mirrors the picture and moves the centre to W - x - 1; no matrix of ours knows W."""
+        """HRNet mirrors the image and moves the centre to W - x - 1; no matrix of ours knows W."""
         there = (image_width - crop["center"][0] - 1, crop["center"][1])
         mirrored = matrix(there, crop["scale"], crop["rotation"]).double()
         undo = torch.tensor([[-1.0, 0.0, image_width - 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
@@ -182,5 +182,5 @@ class TestSwapFlipped:
         assert torch.equal(swapped[1, 0], points[1, 0])  # the nose stays
 
     def test_refuses_a_permutation_of_another_skeleton(self):
-        with pytest.raises(ValueError, match="16 joints for 17"):
+        with pytest.raises(ValueError, match="16 keypoints for 17"):
             geometry.swap_flipped(torch.zeros(1, 17, 3), torch.tensor([True]), range(16))

@@ -92,7 +92,7 @@ def score(data: CocoMini, batches: Batches, kind: str, method: str) -> CocoResul
 
 
 def joints_outside(data: CocoMini, batches: Batches) -> dict[int, list[str]]:
-    """Annotation id -> names of the labelled joints that no pixel of the heatmap covers."""
+    """Annotation id -> names of the labelled keypoints that no pixel of the heatmap covers."""
     names = data.sources[0].records.skeleton.keypoints
     limit = torch.tensor([HEATMAP[1] - 0.5, HEATMAP[0] - 0.5])
     found = {}
@@ -118,7 +118,7 @@ def describe(result: CocoResult, title: str, outside: dict[int, list[str]]) -> s
         why = f"outside the crop: {', '.join(missing)}" if missing else "rounding to heatmap pixels"
         lines.append(
             f"  lost at {LOST}: image {p.image_id}, annotation {p.annotation_id}, OKS {p.oks:.3f}, "
-            f"{p.labelled} joints, area {p.area:.0f}: {why}"
+            f"{p.labelled} keypoints, area {p.area:.0f}: {why}"
         )
     return "\n".join(lines)
 
@@ -142,7 +142,7 @@ def test_ideal_heatmaps_reach_ap_097_with_the_official_crop(coco_mini):
     assert rounded.AP >= 0.97, report
     assert exact.AP >= 0.97, report
     assert rounded.AP50 == exact.AP50 == 1, report
-    # With the exact codec the crop alone loses people: a labelled joint outside it has no heatmap.
+    # With the exact codec the crop alone loses people: a labelled keypoint outside it has no heatmap.
     assert all(outside[p.annotation_id] for p in lost(exact)), report
     # Rounding to whole heatmap pixels loses only people that the exact codec finds.
     rounding = {p.annotation_id for p in lost(rounded) if not outside[p.annotation_id]}
@@ -150,7 +150,7 @@ def test_ideal_heatmaps_reach_ap_097_with_the_official_crop(coco_mini):
 
 
 def test_nothing_is_lost_once_every_joint_is_in_the_crop(coco_mini):
-    """A crop of twice the box holds all labelled joints; the exact codec then gives them back: ten ones."""
+    """A crop of twice the box holds all labelled keypoints; the exact codec then gives them back: ten ones."""
     batches = coco_mini.batches(padding=2.0)
     outside = joints_outside(coco_mini, batches)
     assert not any(outside.values())

@@ -2,7 +2,8 @@
 
 All images of coco-mini and CrowdPose's sample go through the real path - file, resize, flip merging, aggregation,
 grouping, back-projection, official metric - with the network replaced by its own target. What is lost on the way is
-lost by the maps: by people whose same joints share a peak, or by joints outside the picture. Everyone lost is named.
+lost by the maps: by people whose same keypoints share a peak, or by keypoints outside the image. All who are lost are
+named.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ def oracle_score(sources: list[CocoKeypoints], settings: BottomUpInference) -> C
 
 def reason(person: PersonScore, sources: list[CocoKeypoints]) -> str:
     if not person.found and person.oks >= POOR:
-        return "a prediction is there, but refine gave it joints of another, to whom the greedy match then gave it"
+        return "a prediction is there, but refine gave it keypoints of another, to whom the greedy match then gave it"
     return nearest_rival(sources, person.annotation_id)
 
 
 def nearest_rival(sources: list[CocoKeypoints], annotation_id: int) -> str:
-    """How near, in pixels of the tag map, the joints of a person come to the same joints of others."""
+    """How near, in pixels of the tag map, the keypoints of a person come to the same keypoints of others."""
     for source in sources:
         records = source.records
         (rows,) = np.nonzero(records.sample_ids == annotation_id)
@@ -68,7 +69,7 @@ def nearest_rival(sources: list[CocoKeypoints], annotation_id: int) -> str:
                 for k in np.flatnonzero((me[:, 2] > 0) & (records.keypoints[r, :, 2] > 0))
             ]
             near = sum(d < 5 for d in shared)
-            return f"{near} of {int((me[:, 2] > 0).sum())} joints within 5 map pixels of another's"
+            return f"{near} of {int((me[:, 2] > 0).sum())} keypoints within 5 map pixels of another's"
     return "not among the records"
 
 
@@ -78,7 +79,7 @@ def describe(title: str, result: CocoResult, sources: list[CocoKeypoints]) -> st
     lines = [title, "  " + "  ".join(f"{k} {v:.4f}" for k, v in result.numbers().items()), f"  people: {count}"]
     lines += [
         f"  {'found' if p.found else 'lost'}: image {p.image_id}, annotation {p.annotation_id}, OKS {p.oks:.3f}, "
-        f"{p.labelled} joints, area {p.area:.0f}: {reason(p, sources)}"
+        f"{p.labelled} keypoints, area {p.area:.0f}: {reason(p, sources)}"
         for p in result.people
         if not p.found or p.oks < POOR
     ]
@@ -95,7 +96,7 @@ def coco_mini(real_data: Path) -> list[CocoKeypoints]:
 @pytest.mark.slow
 @pytest.mark.data
 def test_coco_mini(coco_mini):
-    """Nobody labelled here is small. Lost are two people of few joints, to the greedy match; without refine nobody."""
+    """Nobody labelled here is small. Two people of few keypoints are lost to the greedy match, none without refine."""
     result = oracle_score(coco_mini, BottomUpInference())
     report = describe("coco-mini", result, coco_mini)
     print(report)

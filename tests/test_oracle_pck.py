@@ -68,7 +68,7 @@ class Oracle(torch.nn.Module):
 
 @dataclass
 class WithoutPixels:
-    """People whose pictures are not at hand: one grey pixel stands for each."""
+    """People whose images are not at hand: one grey pixel stands for each."""
 
     records: PoseRecords
 
@@ -76,7 +76,7 @@ class WithoutPixels:
         return np.full((1, 1, 3), 128, np.uint8)
 
     def image_name(self, row: int) -> str:
-        return f"picture {row}"
+        return f"image {row}"
 
 
 def score(source: PoseSource, kind: str = "msra", decode: str = "quarter", flip: bool = False) -> Report:
@@ -85,7 +85,7 @@ def score(source: PoseSource, kind: str = "msra", decode: str = "quarter", flip:
     assert report.main is not None
     result, joints = pck_of(report), source.records.keypoints[..., 2] > 0
     print(f"{result.name} of {result.people} people, {kind}/{decode}{' flip' if flip else ''}:", end=" ")
-    print(f"{result.mean:.3f}, at 0.1 {result.mean_at_10:.2f}, AUC {result.auc:.2f}, {joints.sum()} joints")
+    print(f"{result.mean:.3f}, at 0.1 {result.mean_at_10:.2f}, AUC {result.auc:.2f}, {joints.sum()} keypoints")
     return report
 
 
@@ -95,7 +95,7 @@ def pck_of(report: Report, metric: str | None = None) -> PckResult:
 
 
 def outside(source: PoseSource) -> np.ndarray:
-    """Which labelled joints no heatmap pixel covers, bool `[N, K]`: lost to any network, unless the border is near."""
+    """Which labelled keypoints no heatmap pixel covers, bool `[N, K]`: lost to any network."""
     parts = []
     for packed in crop_loader(source, SPEC.size, LOADER, training=False):
         points = geometry.to_heatmap(prepare_crops(packed, SPEC, source.records.skeleton.flip).keypoints, 4)
@@ -105,7 +105,7 @@ def outside(source: PoseSource) -> np.ndarray:
 
 
 def missed(source: PoseSource, report: Report, threshold: float) -> np.ndarray:
-    """Which labelled joints came back farther than the threshold from their labels, bool `[N, K]`."""
+    """Which labelled keypoints came back farther than the threshold from their labels, bool `[N, K]`."""
     records = source.records
     found = report.found.keypoints[report.found.sample_ids.argsort(stable=True)].numpy().reshape(len(records), -1, 3)
     error = np.linalg.norm(found[..., :2] - records.keypoints[..., :2], axis=-1)
@@ -146,12 +146,12 @@ class TestRealLabels:
         assert pck_of(rounded).mean >= 99
         assert pck_of(exact).mean >= 99
         lost = outside(source)
-        print(f"{lost.sum()} joints lie outside their crop; {missed(source, exact, 0.5).sum()} of them are missed")
-        for report in (rounded, exact):  # at half a head size nothing is lost but joints outside the crop
+        print(f"{lost.sum()} keypoints lie outside their crop; {missed(source, exact, 0.5).sum()} of them are missed")
+        for report in (rounded, exact):  # at half a head size nothing is lost but keypoints outside the crop
             assert not (missed(source, report, 0.5) & ~lost).any()
 
     def test_lsp_test_pictures(self, real_data: Path):
-        """All 1000 test pictures, each cropped to itself; with the flip test."""
+        """All 1000 test images, each cropped to itself; with the flip test."""
         folder = real_data / "lsp" / "lsp_dataset"
         source = open_lsp(LspSettings(str(folder / "images"), str(folder / "joints.mat"), "test"))
         rounded, exact = pck_of(score(source, flip=True)), pck_of(score(source, "exact", "dark"))

@@ -40,6 +40,7 @@ from rich.table import Table
 import posekd
 from posekd import geometry
 from posekd.data import PoseSource
+from posekd.data.loading.boxes import crops_of
 from posekd.engine.evaluate import evaluate
 from posekd.engine.progress import read_log
 from posekd.engine.recipes.datasets import open_dataset
@@ -93,11 +94,12 @@ def run_arm(recipe: Recipe, test: PoseSource) -> dict[str, Any]:
         return json.loads(done.read_text())
     seconds = train_timed(recipe)
     model = load_model(folder / "last.safetensors")
-    report = evaluate(model, test, recipe.eval, loader=recipe.loader)
-    assert report.pck is not None
+    report = evaluate(model, test, recipe.inference, loader=recipe.loader)
+    assert report.main is not None
+    found, _ = report.main.result
     profile = profile_model(model)
     result = {
-        **summary(report.pck),
+        **summary(found),
         "parameters": profile.params,
         "macs": profile.macs,
         "steps": read_log(folder / "log.jsonl")[-1]["step"],
@@ -117,8 +119,7 @@ def mean_pose(training: PoseSource, test: PoseSource, size: tuple[int, int], pad
     """PCK of the mean pose of the training images, in crop coordinates, put into every test crop."""
 
     def crops(source: PoseSource) -> torch.Tensor:
-        boxes = torch.from_numpy(source.records.boxes)
-        return geometry.crop_matrices(*geometry.box_to_center_scale(boxes, size, padding), None, None, size)
+        return geometry.crop_matrices(*crops_of(source.records, size, padding), None, None, size)
 
     records = test.records
     points = torch.from_numpy(training.records.keypoints)

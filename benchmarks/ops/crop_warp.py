@@ -1,6 +1,6 @@
 """crop_warp against OpenCV alone, OpenCV with normalisation as loaders write it, and torch's grid_sample.
 
-64 pictures of 640x480 bytes, one crop of 256x192 each, as for a top-down batch: boxes of 150 to 460 pixels' width
+64 images of 640x480 bytes, one crop of 256x192 each, as for a top-down batch: boxes of 150 to 460 pixels' width
 anywhere near the middle, half of them rotated. A fresh output costs page faults, a reused one does not; both are
 measured, and each is compared with a baseline of its own kind.
 """
@@ -27,7 +27,7 @@ FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
 def random_matrices(seed: int) -> np.ndarray:
-    """Crop pixel to picture pixel, float32 `[COUNT, 2, 3]`."""
+    """Crop pixel to image pixel, float32 `[COUNT, 2, 3]`."""
     rng = np.random.default_rng(seed)
     matrices = []
     for i in range(COUNT):
@@ -57,7 +57,7 @@ def opencv_loop(images: list[np.ndarray], matrices: np.ndarray, dtype: torch.dty
 
 
 def grid_sampled(images: Tensor, matrices: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Plain PyTorch on float pictures of one size, which are prepared outside."""
+    """Plain PyTorch on float images of one size, which are prepared outside."""
     to_unit = torch.tensor([[2 / WIDTH, 0, 1 / WIDTH - 1], [0, 2 / HEIGHT, 1 / HEIGHT - 1]], device=images.device)
     rows, columns = torch.meshgrid(*(torch.arange(n, device=images.device).float() for n in SIZE), indexing="ij")
     points = torch.stack([columns, rows, torch.ones_like(rows)], -1).view(1, -1, 3) @ matrices.transpose(1, 2)
@@ -67,7 +67,7 @@ def grid_sampled(images: Tensor, matrices: Tensor, mean: Tensor, std: Tensor) ->
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Reused and fresh outputs, channels last, and several crops a picture."""
+    """Reused and fresh outputs, channels last, and several crops per image."""
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for _ in range(COUNT)]
     matrices = random_matrices(1)

@@ -1,7 +1,7 @@
 """decode_heatmaps against HRNet's and DARK's NumPy loops, eager PyTorch and torch.compile.
 
-HRNet finds the maxima of all maps by NumPy and shifts joint by joint; DARK blurs map by map with OpenCV. Both are
-rewritten here from their rules. The PyTorch baseline does HRNet's shift for all joints at once.
+HRNet finds the maxima of all maps by NumPy and shifts keypoint by keypoint; DARK blurs map by map with OpenCV. Both are
+rewritten here from their rules. The PyTorch baseline does HRNet's shift for all keypoints at once.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def numpy_dark(maps: np.ndarray) -> np.ndarray:
 
 
 def plain(maps: Tensor) -> Tensor:
-    """HRNet's decoding for all joints at once."""
+    """HRNet's decoding for all keypoints at once."""
     _, _, H, W = maps.shape
     flat = maps.flatten(2)
     score, index = flat.max(2)

@@ -31,7 +31,7 @@ def plain(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
 
 
 def drawn(keypoints: Tensor, height: int, width: int) -> Tensor:
-    """Target maps of joints at rounded positions, without windows."""
+    """Target maps of keypoints at rounded positions, without windows."""
     centre = (keypoints[..., :2] + 0.5).floor()
     x = torch.arange(width, device=keypoints.device) - centre[..., 0, None]
     y = torch.arange(height, device=keypoints.device) - centre[..., 1, None]

@@ -4,8 +4,8 @@ Max pooling (5x5, stride 1) is the first step of the official parser and of ever
 not the same work. The parser is that of `baselines/official_grouping.py`, which gives the same people; it takes
 seconds, so it is timed for one image and one crowd, and `--rounds` says how often.
 
-Maps are as a network with a flip test gives them: 17 joints, heatmaps enlarged from half and two tag channels from a
-quarter of the size, people at random places, an eighth of the joints hidden. "white noise" is what pruning likes
+Maps are as a network with a flip test gives them: 17 keypoints, heatmaps enlarged from half and two tag channels from a
+quarter of the size, people at random places, an eighth of the keypoints hidden. "white noise" is what pruning likes
 least: independent noise in every pixel of both.
 """
 
@@ -24,7 +24,7 @@ from ..baselines import official_grouping
 from ..harness import Case, options_from, run
 
 JOINTS, SIZE, CHANNELS = 17, 512, 2
-SIGMA, REACH = 2.0, 6.0  # of a joint's Gaussian and of its tag, in pixels of the half-size heatmap
+SIGMA, REACH = 2.0, 6.0  # of a keypoint's Gaussian and of its tag, in pixels of the half-size heatmap
 
 
 def enlarged(maps: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def batch(images: int, people: int, options: argparse.Namespace, white: bool = F
 def case(name: str, ours: Callable[[], object], heat: Tensor, tags: Tensor, size: int, parser: bool = False) -> Case:
     """One row; bytes are those of the maps that must be read."""
     pool = {"max_pool2d(5, 1, 2)": lambda: F.max_pool2d(heat, 5, 1, 2)}
-    if heat.device.type == "cpu" and len(heat) > 4:  # seconds a call, and no news
+    if heat.device.type == "cpu" and len(heat) > 4:  # seconds per call, and no news
         pool = {}
     official = {"official parser's algorithm": lambda: official_grouping.parse(heat.float(), tags.float())}
     return Case(name, ours, {**pool, **(official if parser else {})}, size)

@@ -1,7 +1,7 @@
 """render_heatmaps against HRNet's NumPy loop, eager PyTorch and torch.compile.
 
-HRNet draws each joint in NumPy (one patch a joint, pasted into a zero map); that loop is rewritten here from its rule.
-The PyTorch baseline draws all joints at once as outer products of windowed profiles.
+HRNet draws each keypoint in NumPy (one patch per keypoint, pasted into a zero map); that loop is rewritten here from
+its rule. The PyTorch baseline draws all keypoints at once as outer products of windowed profiles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIGMA = 2
 
 
 def numpy_loop(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
-    """HRNet's targets, person by person and joint by joint."""
+    """HRNet's targets, person by person and keypoint by keypoint."""
     people, joints = keypoints.shape[:2]
     maps = np.zeros((people, joints, height, width), np.float32)
     reach = 3 * SIGMA
@@ -40,7 +40,7 @@ def numpy_loop(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def plain(keypoints: Tensor, height: int, width: int) -> Tensor:
-    """The same for all joints at once."""
+    """The same for all keypoints at once."""
     centre = (keypoints[..., :2] + 0.5).trunc()
     x = torch.arange(width, device=keypoints.device) - centre[..., 0, None]
     y = torch.arange(height, device=keypoints.device) - centre[..., 1, None]

@@ -34,7 +34,7 @@ def people_boxes(count: int, images: int, height: int, width: int, seed: int = 0
 
 
 def axis_matrix(low: Tensor, high: Tensor, outputs: int, length: int) -> Tensor:
-    """The dense matrix `[R, outputs, length]` of one axis for `RATIO` samples a bin, aligned."""
+    """The dense matrix `[R, outputs, length]` of one axis for `RATIO` samples per bin, aligned."""
     start, extent = low * SCALE - 0.5, (high - low) * SCALE
     places = (torch.arange(outputs * RATIO, device=low.device) + 0.5) / (outputs * RATIO)
     at = start[:, None] + extent[:, None] * places

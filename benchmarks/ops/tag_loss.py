@@ -27,7 +27,7 @@ def one_image(tags: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Te
 
     Args:
         tags: `[K * H * W]`.
-        pixels: int64 `[P, K]`, where each joint's tag lies.
+        pixels: int64 `[P, K]`, where each keypoint's tag lies.
         visible: bool `[P, K]`, on the CPU, so that the loop need not wait for a device.
     """
     means, pull = [], tags.new_zeros(())
@@ -70,7 +70,7 @@ def trained(tags: Tensor, function: Callable[[], tuple[Tensor, Tensor]]) -> Call
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Each shape; people at random positions, a tenth of their joints invisible."""
+    """Each shape; people at random positions, a tenth of their keypoints invisible."""
     generator = torch.Generator().manual_seed(0)
     for B, K, H, W, P in SHAPES:
         tags = torch.randn(B, K, H, W, generator=generator).to(options.device, options.dtype).requires_grad_()

@@ -1,12 +1,13 @@
 // Center pooling: the maximum of a pixel's column plus the maximum of its row, and its gradient.
 //
-// Floor, float32, [4, 256, 128, 128] (67 MB a map), two inputs:
-//   forward: read both, write y                            201 MB, 12 bytes an element (H200 at 4.3 TB/s: 46.8 us)
-//   backward: read dy, write both gradients                201 MB, 12 bytes an element
-// With one input for both maxima a map less each way. How it gets near: the four chained scans of the public versions
-// are a maximum over each column and one over each row, so each map is read once (with one input the second look at a
-// plane finds it in cache). The gradient needs the argument of each maximum, two int32 for a column and a row of a
-// plane, and no input: sums of dy over columns and rows, then one write of zeros with one value a column and a row.
+// Floor, float32, [4, 256, 128, 128] (67 MB per map), two inputs:
+//   forward: read both, write y                            201 MB, 12 bytes per element (H200 at 4.3 TB/s: 46.8 us)
+//   backward: read dy, write both gradients                201 MB, 12 bytes per element
+// With one input for both maxima, one map less each way. How it gets near: the four chained scans of the public
+// versions are a maximum over each column and one over each row, so each map is read once (with one input the second
+// look at a plane finds it in cache). The gradient needs the argument of each maximum, two int32 for a column and a row
+// of a plane, and no input: sums of dy over columns and rows, then one write of zeros with one value per column and a
+// row.
 #pragma once
 
 #include "core/cpu_dispatch.h"

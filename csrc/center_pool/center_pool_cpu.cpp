@@ -231,7 +231,7 @@ class ColumnsOfRows {
   int64_t height_, width_;
 };
 
-// Writes a row that is zero but for a few values: values(set) calls set(i, value) for each, once a column. `line` is
+// Writes a row that is zero but for a few values: values(set) calls set(i, value) for each, once per column. `line` is
 // zero before and after: a row that goes past the cache is put together there. Elsewhere the values go over the zeros,
 // as vectors that were loaded from `line` would wait for its single elements.
 template <class T, class A, class Values>

@@ -1,6 +1,6 @@
 // CUDA kernels of center_pool. See center_pool.h for the floor.
 //
-// A block a plane, one launch each way. A warp takes every eighth row, V neighbours a lane: column results lie in
+// A block per plane, one launch each way. A warp takes every eighth row, V neighbours per lane: column results lie in
 // registers and are combined through shared memory, row results come from shuffles. Planes wider than 32 * V columns
 // are done in chunks of columns; what is known of a row then waits in shared memory, where one lane owns it.
 #include "center_pool/center_pool.h"

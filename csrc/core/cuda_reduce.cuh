@@ -12,7 +12,7 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// Combines one value a thread over the block with `combine(a, b)`; the result is in thread 0 only.
+// Combines one value per thread over the block with `combine(a, b)`; the result is in thread 0 only.
 // `scratch` is shared memory for 32 values. blockDim.x is a multiple of 32. Ends without a barrier.
 template <class T, class Shuffle, class Combine>
 __device__ __forceinline__ T block_reduce(T value, T* scratch, Shuffle shuffle_down, Combine combine) {

@@ -15,7 +15,7 @@
 
 namespace posekd {
 
-// The type's function table, or null. Looked up once a type: types are kept alive by the cache.
+// The type's function table, or null. Looked up once per type: types are kept alive by the cache.
 inline dlpack::ExchangeApi* exchange_api(pybind11::handle object) {
   namespace py = pybind11;
   static PyTypeObject* cached_type = nullptr;

@@ -1,4 +1,5 @@
-// Target heatmaps: a Gaussian per joint, by the published rules. Separable: value(x, y) = profile_x(x) * profile_y(y).
+// Target heatmaps: a Gaussian per keypoint, by the published rules. Separable: value(x, y) = profile_x(x) *
+// profile_y(y).
 #pragma once
 
 #include <cmath>
@@ -13,12 +14,12 @@ enum class GaussianKind : int { msra = 0, higherhrnet = 1, exact = 2 };
 
 namespace {
 
-// One axis of a joint's Gaussian: exp(-(pixel - centre)^2 / (2 sigma^2)) for begin <= pixel < end, 0 elsewhere.
+// One axis of a keypoint's Gaussian: exp(-(pixel - centre)^2 / (2 sigma^2)) for begin <= pixel < end, 0 elsewhere.
 struct GaussianAxis {
   float centre;
   int begin;
   int end;
-  bool inside;  // whether this axis keeps the joint: outside, the joint's weight is 0
+  bool inside;  // whether this axis keeps the keypoint: outside, the keypoint's weight is 0
 };
 
 POSEKD_HD int round_half_even(float value) { return static_cast<int>(rintf(value)); }
@@ -29,9 +30,10 @@ POSEKD_HD GaussianAxis gaussian_axis(GaussianKind kind, float position, float si
   // Beyond this an int would overflow; no window reaches back from there.
   if (!(fabsf(position) < 1.0e6f)) return axis;
   if (kind == GaussianKind::exact) {
-    // DARK's encoding: no window, and the visibility test of msra on the continuous centre.
-    return {position, 0, size,
-            position - 3.0f * sigma < static_cast<float>(size) && position + 3.0f * sigma + 1.0f >= 0.0f};
+    // DARK's encoding: no window. Its visibility test takes the window's ends as Python's int() does, truncated toward
+    // zero: an end above -1 counts as 0, which is on the map.
+    const float low = position - 3.0f * sigma, high = position + 3.0f * sigma + 1.0f;
+    return {position, 0, size, low < static_cast<float>(size) && high > -1.0f};
   }
   float low, high, half;
   int begin, end;
@@ -43,7 +45,7 @@ POSEKD_HD GaussianAxis gaussian_axis(GaussianKind kind, float position, float si
     high = static_cast<float>(pixel) + half + 1.0f;
     begin = static_cast<int>(low);
     end = static_cast<int>(high);
-    // The published test keeps a joint whose window ends exactly at 0: weight 1, map all zero.
+    // The published test keeps a keypoint whose window ends exactly at 0: weight 1, map all zero.
     axis.inside = begin < size && end >= 0;
     axis.centre = static_cast<float>(begin) + floorf((2.0f * half + 1.0f) / 2.0f);
   } else {
@@ -68,7 +70,7 @@ POSEKD_HD float gaussian_value(const GaussianAxis& axis, float sigma, int pixel)
   return expf(-(distance * distance) / (2.0f * sigma * sigma));
 }
 
-// A joint's weight by the published visibility rules, and whether its Gaussian is drawn at all.
+// A keypoint's weight by the published visibility rules, and whether its Gaussian is drawn at all.
 struct GaussianJoint {
   GaussianAxis x, y;
   float weight;

@@ -1,15 +1,15 @@
 // Corner pooling: a running maximum along columns or rows, and its gradient.
 //
-// Floor, float32, [4, 256, 128, 128] (16.8 M elements, 67 MB a map):
-//   forward: read x, write y and one bit an element       136 MB, 8.125 bytes an element (H200 at 4.3 TB/s: 31.7 us)
+// Floor, float32, [4, 256, 128, 128] (16.8 M elements, 67 MB per map):
+//   forward: read x, write y and one bit per element       136 MB, 8.125 bytes per element (H200 at 4.3 TB/s: 31.7 us)
 //   backward: read dy and the bits, write dx              the same
-//   forward with a summand (corner_pool_add)              203 MB, 12.125 bytes an element
-//   a column scan and a row scan added (corner_pool_sum)  206 MB, 12.25 bytes an element
-// How it gets near: every map is read once and written once. What the gradient needs is one bit an element: whether it
+//   forward with a summand (corner_pool_add)              203 MB, 12.125 bytes per element
+//   a column scan and a row scan added (corner_pool_sum)  206 MB, 12.25 bytes per element
+// How it gets near: every map is read once and written once. What the gradient needs is one bit per element: whether it
 // is the head of a segment, the run of outputs that equal it. The backward pass is then a segmented sum against the
 // scan. No index tensor, no atomics, no zero fill, no flips; the order of every sum is fixed.
 // CPU: rows visited in the order of the scan, vectors along the row; the running maxima of a column scan lie in L1, a
-// row scan takes log2(lanes) shuffles a vector; where both are added, a row scan's result goes no further than L1.
+// row scan takes log2(lanes) shuffles per vector; where both are added, a row scan's result goes no further than L1.
 // GPU: see corner_pool_cuda.cu.
 #pragma once
 
@@ -40,7 +40,7 @@ struct CornerPool {
   int64_t planes() const { return input.shape[0] * input.shape[1]; }
   int64_t height() const { return input.shape[2]; }
   int64_t width() const { return input.shape[3]; }
-  int64_t words() const { return (width() + 31) / 32; }  // of head bits, a row
+  int64_t words() const { return (width() + 31) / 32; }  // of head bits, per row
 };
 
 POSEKD_CPU_ENTRY(corner_pool_forward, CornerPool)

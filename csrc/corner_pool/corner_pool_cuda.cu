@@ -1,9 +1,9 @@
 // CUDA kernels of corner_pool. See corner_pool.h for the floor.
 //
-// A column scan gives a block 32 * V columns and 8 strips of R rows: a warp loads its strip into registers (128 bytes a
-// thread in flight and more), strips exchange their maxima through shared memory, and every row is written once. A row
-// scan gives a row to 8, 16 or 32 lanes, V neighbours a lane, and scans by shuffles. Both build words of head bits from
-// V bits a lane. The backward kernels have the same shape and run against the scan.
+// A column scan gives a block 32 * V columns and 8 strips of R rows: a warp loads its strip into registers (128 bytes
+// per thread in flight and more), strips exchange their maxima through shared memory, and every row is written once. A
+// row scan gives a row to 8, 16 or 32 lanes, V neighbours per lane, and scans by shuffles. Both build words of head
+// bits from V bits per lane. The backward kernels have the same shape and run against the scan.
 #include "core/cuda_compat.h"
 #include "core/pooling_math.h"
 #include "corner_pool/corner_pool.h"
@@ -11,7 +11,7 @@
 namespace posekd {
 namespace {
 
-constexpr int kStrips = 8;  // warps a block
+constexpr int kStrips = 8;  // warps per block
 constexpr int kThreads = kStrips * kWarp;
 constexpr int kUnroll = 4;  // rows that a group of lanes scans at once
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -41,7 +41,7 @@ __device__ __forceinline__ unsigned gather_word(unsigned bits) {
 
 // ---- Columns ------------------------------------------------------------------------------------------------------
 
-// Where a thread of a column scan works: lanes run over the words of all planes, 32 / V lanes a word.
+// Where a thread of a column scan works: lanes run over the words of all planes, 32 / V lanes per word.
 struct Columns {
   int64_t plane, word, column;
   bool active;

@@ -1,8 +1,8 @@
-// Crops cut out of pictures by affine matrices: bilinear samples, a border of zeros, normalisation, type, layout.
+// Crops cut out of images by affine matrices: bilinear samples, a border of zeros, normalisation, type, layout.
 //
 // Floor, 64 crops of 256x192 out of 640x480 RGB bytes, float32: write 37.7 MB, read what the crops cover (at most
 // 59 MB). H200 at 4.3 TB/s: 9 us written, up to 14 us read. One CPU core stores about 10 GB/s: 2 ms on two cores.
-// About 40 operations a pixel of three channels, and two 8-byte loads, from two rows of the picture; a rotated crop
+// About 40 operations per pixel of three channels, and two 8-byte loads, from two rows of the image; a rotated crop
 // walks across its rows, so the CPU asks for them some rows ahead. A fresh output of tens of megabytes costs 10 ms of
 // page faults in pages of 4 KB: the CPU asks for huge ones.
 #pragma once
@@ -25,10 +25,10 @@ struct Normalisation {
 
 struct CropWarp {
   TensorView images;       // uint8 [bytes], or a float type [N, C, H, W] of any strides; or absent, see offsets
-  TensorView offsets;      // uint8 only: int64 [N], first byte of each picture; without images, its address
+  TensorView offsets;      // uint8 only: int64 [N], first byte of each image; without images, its address
   TensorView shapes;       // uint8 only: int64 [N, 3], height, width, channels; HWC without gaps
-  TensorView matrices;     // [M, 2, 3] float32 (float64 for a float64 result), crop pixel to picture pixel, contiguous
-  TensorView image_index;  // int64 [M]; or absent: crop m is of picture m
+  TensorView matrices;     // [M, 2, 3] float32 (float64 for a float64 result), crop pixel to image pixel, contiguous
+  TensorView image_index;  // int64 [M]; or absent: crop m is of image m
   TensorView out;          // [M, C, height, width], any float type, dense: row-major or channels last
   Normalisation normalisation;
   bool bytes = true;

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kBand = 32;  // rows of a crop that a thread takes at a time
 
-// A thread's lines, one a channel, and the numbers of each channel.
+// A thread's lines, one per channel, and the numbers of each channel.
 template <class T>
 class RowBuffer {
  public:

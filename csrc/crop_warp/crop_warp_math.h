@@ -9,7 +9,7 @@
 namespace posekd {
 namespace {
 
-// One picture; strides in elements. Height 0: nothing to sample, the crop is zero.
+// One image; strides in elements. Height 0: nothing to sample, the crop is zero.
 template <class Pixel>
 struct Picture {
   const Pixel* data;
@@ -17,7 +17,7 @@ struct Picture {
   int height, width;
 };
 
-// Where pictures lie, as plain pointers that a kernel can take.
+// Where images lie, as plain pointers that a kernel can take.
 template <class Pixel>
 struct Pictures {
   const Pixel* data;
@@ -48,7 +48,7 @@ inline Pictures<Pixel> pictures_of(const CropWarp& args) {
   return pictures;
 }
 
-// The picture of one crop. An index that names none, and a picture outside its buffer, come back with height 0.
+// The image of one crop. An index that names none, and an image outside its buffer, come back with height 0.
 POSEKD_HD Picture<uint8_t> picture_at(const Pictures<uint8_t>& all, int64_t index) {
   Picture<uint8_t> picture{nullptr, 1, 0, all.channels, 0, 0};
   if (index < 0 || index >= all.count) return picture;
@@ -85,7 +85,7 @@ POSEKD_HD bool finite(const Affine<T>& affine) {
   return all;
 }
 
-// The four neighbours of a point: offsets from the picture's data, weights, and which are inside.
+// The four neighbours of a point: offsets from the image's data, weights, and which are inside.
 template <class T>
 struct Footprint {
   int64_t offset[4];

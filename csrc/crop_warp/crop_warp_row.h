@@ -1,4 +1,4 @@
-// One row of a crop out of a byte picture, for the CPU: most of its pixels have all four neighbours, and those are
+// One row of a crop out of a byte image, for the CPU: most of its pixels have all four neighbours, and those are
 // done in three plain loops (coordinates, loads, arithmetic) that vectorise at every level. No gather instructions:
 // they are slower than scalar loads here, and far slower on processors with mitigated microcode.
 // Included by crop_warp_cpu.cpp inside namespace POSEKD_LEVEL.
@@ -24,7 +24,7 @@ inline Interval clip(Interval within, double start, double step, double low, dou
   return result;
 }
 
-// A row of the crop as a line through the picture.
+// A row of the crop as a line through the image.
 struct Line {
   double x, y;    // where column 0 lies
   double dx, dy;  // from column to column
@@ -42,7 +42,7 @@ struct Line {
 };
 
 constexpr int kChunk = 256;       // columns at a time: the buffers stay in L1
-constexpr int kRowsAhead = 8;     // how far ahead of the output row the picture is prefetched
+constexpr int kRowsAhead = 8;     // how far ahead of the output row the image is prefetched
 constexpr double kMargin = 0.01;  // pixels; above the rounding of float coordinates below kFar
 constexpr double kFar = 65536;
 
@@ -53,7 +53,7 @@ struct alignas(64) Chunk {
   uint64_t top[kChunk], bottom[kChunk];  // the bytes of two neighbouring pixels, and what follows
 };
 
-// Fills the chunk for n columns from `begin` on, all four neighbours of which are inside the picture.
+// Fills the chunk for n columns from `begin` on, all four neighbours of which are inside the image.
 template <int C>
 POSEKD_INLINE void read_chunk(const Picture<uint8_t>& picture, const Line& line, int begin, int n, Chunk& chunk) {
   const float x = static_cast<float>(line.x + line.dx * begin), y = static_cast<float>(line.y + line.dy * begin);
@@ -159,7 +159,7 @@ void inner_columns(const Picture<uint8_t>& picture, const Line& line, Interval c
   }
 }
 
-// Columns at the picture's border: neighbour by neighbour.
+// Columns at the image's border: neighbour by neighbour.
 template <class T, class Pixel>
 void border_columns(const Picture<Pixel>& picture, const Affine<T>& affine, int row, Interval columns, int channels,
                     const T* scale, const T* shift, T* const* planes) {
@@ -174,7 +174,7 @@ void border_columns(const Picture<Pixel>& picture, const Affine<T>& affine, int 
   }
 }
 
-// One row of a byte picture into `planes`, C lines of `width` floats.
+// One row of a byte image into `planes`, C lines of `width` floats.
 template <int C>
 void byte_row(const Picture<uint8_t>& picture, const Affine<float>& affine, int row, int width, const float* scale,
               const float* shift, float* const* planes) {

@@ -1,9 +1,9 @@
 // Keypoints from heatmaps: the first maximum of a map, refined, and mapped to the image.
 //
 // Floor, [64, 17, 64, 48] float32: read 13.4 MB (H200 at 4.3 TB/s: 3.1 us; one CPU core reads about 10 GB/s from
-// memory, more from cache), write 13 KB. One comparison a pixel. DARK's refinement needs 13 pixels of the blurred map,
-// 5 (k + 5) k + 13 k operations for a blur of k taps; the whole blurred map only where one of the 13 is so small that
-// the published clamp at 1e-10 acts, for then its rescaling does not cancel.
+// memory, more from cache), write 13 KB. One comparison per pixel. DARK's refinement needs 13 pixels of the blurred
+// map, 5 (k + 5) k + 13 k operations for a blur of k taps; the whole blurred map only where one of the 13 is so small
+// that the published clamp at 1e-10 acts, for then its rescaling does not cancel.
 #pragma once
 
 #include "core/cpu_dispatch.h"

@@ -1,4 +1,4 @@
-// CUDA kernel of decode_heatmaps: one block a map, one launch. See decode_heatmaps.h for the floor.
+// CUDA kernel of decode_heatmaps: one block per map, one launch. See decode_heatmaps.h for the floor.
 #include "core/cuda_reduce.cuh"
 #include "decode_heatmaps/decode_heatmaps_math.h"
 

@@ -1,15 +1,15 @@
 // Heatmap distillation: MSE to a teacher, KL of spatial softmaxes, MSE to labels, fused.
 //
-// Floor, float32, [64, 17, 64, 48] (3.3 M elements, 13.4 MB a map), teacher and heatmap labels:
+// Floor, float32, [64, 17, 64, 48] (3.3 M elements, 13.4 MB per map), teacher and heatmap labels:
 //   forward: read s, t, g                      40 MB (H200 at 4.3 TB/s:  9.3 us)
 //   backward: read s, t, g, write ds           53 MB (H200: 12.5 us)
 //   CPU forward with gradient: read s, t, g, write ds, 53 MB in all
-// Labels given as keypoints save the read of g. Two exponentials an element each way.
-// How it gets near: one pass over the inputs. The CPU keeps a row (one joint's map, 12 KB) in L1 between the maximum,
-// the exponentials and the gradient; the GPU keeps a running maximum a thread (online softmax), so that it reads a row
-// once.
+// Labels given as keypoints save the read of g. Two exponentials per element each way.
+// How it gets near: one pass over the inputs. The CPU keeps a row (one keypoint's map, 12 KB) in L1 between the
+// maximum, the exponentials and the gradient; the GPU keeps a running maximum per thread (online softmax), so that it
+// reads a row once.
 //
-// A row is one (b, k) map of H*W pixels. Rows of weight 0 are not read. Statistics a row, in the accumulation type:
+// A row is one (b, k) map of H*W pixels. Rows of weight 0 are not read. Statistics per row, in the accumulation type:
 //   stats[row] = { sum of masked (s-t)^2, KL / T^2, sum of masked (s-g)^2, log-sum-exp of s/T, of t/T }
 #pragma once
 

@@ -1,4 +1,4 @@
-// CUDA kernels of distill_loss. See distill_loss.h for the floor. One block a row, one launch each way.
+// CUDA kernels of distill_loss. See distill_loss.h for the floor. One block per row, one launch each way.
 #include "core/cuda_reduce.cuh"
 #include "core/gaussian.h"
 #include "distill_loss/distill_loss.h"

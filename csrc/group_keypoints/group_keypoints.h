@@ -25,12 +25,12 @@
 
 namespace posekd {
 
-constexpr int kMaxJoints = 256;  // the joint order travels in the kernel's arguments
+constexpr int kMaxJoints = 256;  // the keypoint order travels in the kernel's arguments
 
 // Heatmaps and tags of a batch, both of one float type.
 struct TaggedMaps {
   TensorView heatmaps;  // [B, K, H, W] contiguous
-  TensorView tags;      // [B, K, H * W, T] contiguous, or [B, 1, H * W, T] shared by the joints
+  TensorView tags;      // [B, K, H * W, T] contiguous, or [B, 1, H * W, T] shared by the keypoints
 
   int64_t images() const { return heatmaps.shape[0]; }
   int64_t maps() const { return heatmaps.shape[0] * heatmaps.shape[1]; }

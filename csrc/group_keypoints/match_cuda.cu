@@ -1,4 +1,4 @@
-// CUDA kernel of match_by_tag: a warp an image, one launch.
+// CUDA kernel of match_by_tag: a warp per image, one launch.
 #include "core/cuda_compat.h"
 #include "group_keypoints/match_image.h"
 

@@ -1,4 +1,4 @@
-// People of one image from the peaks of its joints, for a team of threads. The rules are HigherHRNet's match_by_tag.
+// People of one image from the peaks of its keypoints, for a team of threads. The rules are HigherHRNet's match_by_tag.
 #pragma once
 
 #include "group_keypoints/assignment.h"
@@ -26,7 +26,7 @@ struct MatchTensors {
 // What the team keeps of an image while it works. Every array starts at a multiple of 16 bytes.
 struct MatchWorkspace {
   Cost *cost, *u, *v, *shortest;                    // [M, M], [M], [M], [M]
-  int *column_of, *row_of, *before, *done, *found;  // [M] each; `found`: the joint's detections as rows of its peaks
+  int *column_of, *row_of, *before, *done, *found;  // [M] each; `found`: the keypoint's detections as rows of its peaks
   int* tag_count;                                   // [M]
   float *tag_sum, *mean;                            // [M, T] each: of the first M people
   float* keys;                                      // [K * M]: first tags of all people
@@ -90,7 +90,7 @@ class Matcher {
     team_.sync();
   }
 
-  // Row m of the joint's peaks.
+  // Row m of the keypoint's peaks.
   POSEKD_TEAM const float* peak(int m) const {
     return t_.peaks + (static_cast<int64_t>(joint_) * s_.max_people + m) * stride_;
   }
@@ -185,7 +185,7 @@ class Matcher {
     team_.sync();
   }
 
-  // Scores: the mean over all joints, a missing one counting as 0.
+  // Scores: the mean over all keypoints, a missing one counting as 0.
   POSEKD_TEAM void finish() const {
     const int kept = people_ < s_.capacity ? people_ : s_.capacity;
     for (int p = team_.lane(); p < kept; p += team_.size()) {

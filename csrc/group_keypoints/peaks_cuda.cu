@@ -6,7 +6,7 @@ namespace posekd {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kPixels = 8;                  // a thread's pixels a round
+constexpr int kPixels = 8;                  // a thread's pixels per round
 constexpr int kRound = kThreads * kPixels;  // how many peaks a round can add
 
 // A peak as one number that sorts by score, then by the earlier pixel; 0 is none. Scores are positive.
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 8)
       const unsigned at = round + (k * kThreads + threadIdx.x) * N;
       if (at < end) packs[k] = *reinterpret_cast<const Pack<In, N>*>(map + at);
     }
-    unsigned above = 0;  // a bit a pixel of this thread
+    unsigned above = 0;  // a bit per pixel of this thread
 #pragma unroll
     for (int k = 0; k < kPixels / N; ++k)
 #pragma unroll

@@ -1,6 +1,6 @@
-// CPU kernel of refine, compiled once per vector level: threads over the joints of the images.
+// CPU kernel of refine, compiled once per vector level: threads over the keypoints of the images.
 //
-// All people who miss a joint search its map together. Each first reads the few tiles that promise him most, which
+// All people who miss a keypoint search its map together. Each first reads the few tiles with the highest bounds, which
 // mostly settles it; then the tiles are gone through once, each read into L1 for all whom its bound does not exclude.
 #include <cstring>
 
@@ -13,7 +13,8 @@ namespace {
 
 constexpr int kProbes = 4;  // tiles that a person reads before the common pass
 
-// The people who miss one joint, and the best pixel of each so far. Arrays are padded with people whom nothing excites.
+// The people who miss one keypoint, and the best pixel of each so far. Arrays are padded with people for whom
+// no pixel is better.
 class Searchers {
  public:
   Searchers(int64_t capacity, int channels)
@@ -76,7 +77,7 @@ class JointSearch {
   }
 
  private:
-  // A searcher reads the tiles of the highest bounds, until none beats what he has.
+  // A searcher reads the tiles of the highest bounds, until none beats the best so far.
   void probe(int64_t i) {
     const float *highest = tiles_.highest(), *box = tiles_.box(0), *mean = searchers_.mean(0) + i;
     const int64_t count = padded(tiles_.count());
@@ -168,7 +169,8 @@ void fill_missing(const RefineParams<In>& p, int64_t images, int threads) {
   });
 }
 
-// Stores the mean tag under a person's joints (NaN without joints), and adjusts the joints where that is asked for.
+// Stores the mean tag under a person's keypoints (NaN without keypoints), and adjusts the keypoints where that is asked
+// for.
 template <class In>
 void mean_and_adjust(const RefineParams<In>& p, int64_t b, int64_t person) {
   float* mean = p.mean(b, person);

@@ -1,4 +1,4 @@
-// CUDA kernels of refine: mean tags and adjustment, the tiles' bounds, then a block for every joint that is missing.
+// CUDA kernels of refine: mean tags and adjustment, the tiles' bounds, then a block for every keypoint that is missing.
 #include "core/cuda_reduce.cuh"
 #include "group_keypoints/refine_math.h"
 
@@ -6,10 +6,10 @@ namespace posekd {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kSlots = 64;  // blocks a map that share the people
+constexpr int kSlots = 64;  // blocks per map that share the people
 
-// Mean of one channel of the tags under a person's joints, for a warp: a lane reads a joint's tag, and all lanes add
-// the tags up in the order of the joints, as the definition does. NaN without joints.
+// Mean of one channel of the tags under a person's keypoints, for a warp: a lane reads a keypoint's tag, and all lanes
+// add the tags up in the order of the keypoints, as the definition does. NaN without keypoints.
 template <class In>
 __device__ float mean_tag(const RefineParams<In>& p, int64_t b, int64_t person, int channel) {
   float sum = 0.0f;
@@ -26,7 +26,7 @@ __device__ float mean_tag(const RefineParams<In>& p, int64_t b, int64_t person, 
   return count > 0 ? sum / static_cast<float>(count) : NAN;
 }
 
-// A warp a person, or a place for one: copies him, finds his mean tag, adjusts him. The places of an image fill
+// A warp per person, or a place for one: copies, finds the mean tag, adjusts. The places of an image fill
 // `blocks` blocks of a one-dimensional grid: the other dimensions end at 65535.
 template <class In>
 __global__ void __launch_bounds__(kThreads) mean_kernel(RefineParams<In> p, unsigned blocks) {
@@ -124,7 +124,7 @@ __device__ __forceinline__ Best block_best(Best best, Best* scratch) {
   return best;
 }
 
-// The search for one missing joint of one person.
+// The search for one missing keypoint of one person.
 template <class In>
 struct Search {
   const RefineParams<In>& p;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads) search_kernel(RefineParams<In> p, in
         p,      p.map(b, k), p.tag_map(b, k), p.bounds + map_index * (1 + 2 * p.channels) * tiles, p.mean(b, person),
         across, tiles};
     const int64_t pixel = search.best_pixel(scratch);
-    __syncthreads();  // everyone has seen that the joint is missing
+    __syncthreads();  // everyone has seen that the keypoint is missing
     if (threadIdx.x == 0 && pixel < p.pixels) fill_joint(p, b, person, k, pixel);
   }
 }

@@ -110,14 +110,14 @@ RefineParams<In> refine_params(const RefinePeople& args) {
           args.adjust};
 }
 
-// Channel c of the tag under joint k.
+// Channel c of the tag under keypoint k.
 template <class In>
 POSEKD_HD float tag_under(const RefineParams<In>& p, const float* joint, int64_t b, int k, int c) {
   const int x = pixel_of(joint[0], p.width), y = pixel_of(joint[1], p.height);
   return to_float(p.tag_map(b, k)[(static_cast<int64_t>(y) * p.width + x) * p.channels + c]);
 }
 
-// Moves joint k to its place within the pixel. The pixel, and so the tag under it, stays.
+// Moves keypoint k to its place within the pixel. The pixel, and so the tag under it, stays.
 template <class In>
 POSEKD_HD void adjust_joint(const RefineParams<In>& p, float* joint, int64_t b, int k) {
   const int x = pixel_of(joint[0], p.width), y = pixel_of(joint[1], p.height);
@@ -126,7 +126,7 @@ POSEKD_HD void adjust_joint(const RefineParams<In>& p, float* joint, int64_t b, 
   joint[1] = moved.y;
 }
 
-// Whether joint k of the person is to be filled: it is missing, and the person's mean tag is a number.
+// Whether keypoint k of the person is to be filled: it is missing, and the person's mean tag is a number.
 template <class In>
 POSEKD_HD bool wants(const RefineParams<In>& p, int64_t b, int64_t person, int k) {
   if (p.joint(b, person, k)[2] != 0.0f) return false;
@@ -135,7 +135,7 @@ POSEKD_HD bool wants(const RefineParams<In>& p, int64_t b, int64_t person, int k
   return true;
 }
 
-// Fills joint k from its best pixel, if the heatmap there is positive.
+// Fills keypoint k from its best pixel, if the heatmap there is positive.
 template <class In>
 POSEKD_HD void fill_joint(const RefineParams<In>& p, int64_t b, int64_t person, int k, int64_t pixel) {
   const In* map = p.map(b, k);

@@ -1,4 +1,4 @@
-// One joint's maps cut into tiles, with what is known of each tile. For refine_cpu.cpp only.
+// One keypoint's maps cut into tiles, with what is known of each tile. For refine_cpu.cpp only.
 #pragma once
 
 #include "core/scratch.h"
@@ -57,7 +57,7 @@ class Tiles {
     return first_pixel(tile) + static_cast<int64_t>(i / kTile) * p_.width + i % kTile;
   }
 
-  // Turns to a joint: reads its heatmap, and forgets the boxes.
+  // Turns to a keypoint: reads its heatmap, and forgets the boxes.
   void open(int64_t b, int k) {
     map_ = p_.map(b, k);
     tag_map_ = p_.tag_map(b, k);

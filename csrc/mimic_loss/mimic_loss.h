@@ -31,7 +31,7 @@ struct MimicLoss {
   const void* plan = nullptr;  // RoiPlan<T>, on the CPU
 
   int64_t sets() const { return targets.shape[0]; }
-  // Equations 14 and 15 of SIMPLE: a mean over boxes and joints of sums over pixels.
+  // Equations 14 and 15 of SIMPLE: a mean over boxes and keypoints of sums over pixels.
   double scale() const { return 1.0 / (static_cast<double>(targets.shape[1]) * targets.shape[2]); }
 
   // The crop that this loss is about.

@@ -33,7 +33,7 @@ struct Work {
   }
   const RoiBox<T>& box(int64_t r) const { return static_cast<const RoiPlan<T>*>(args.plan)->boxes[r]; }
 
-  // The crop of joint k in the chosen box.
+  // The crop of keypoint k in the chosen box.
   Plane<const T> sample(int64_t r, int64_t k) const {
     const int64_t image = box(r).image < 0 ? 0 : box(r).image;
     const int64_t offset = (image * K + k) * roi.height() * roi.width();
@@ -90,7 +90,7 @@ void sums(const MimicLoss& args, int threads) {
   });
 }
 
-// The gradient of joint k's crop in box r, summed over the target sets, in work.gradient; the targets' is written.
+// The gradient of keypoint k's crop in box r, summed over the target sets, in work.gradient; the targets' is written.
 template <class T>
 void crop_gradient(const Work<T>& work, int64_t r, int64_t k) {
   const MimicLoss& args = work.args;

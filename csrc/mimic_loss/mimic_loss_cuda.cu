@@ -36,8 +36,8 @@ struct Params {
   float* loss;            // [M]
   unsigned* counter;
   int sets, joints;
-  int group;  // joints a block
-  int rows;   // crop rows at once; in gradient_kernel, map rows a block
+  int group;  // keypoints per block
+  int rows;   // crop rows at once; in gradient_kernel, map rows per block
   double scale;
 
   __device__ int64_t row(int m, int64_t r, int k) const {
@@ -53,14 +53,14 @@ struct Params {
     return static_cast<float>(2.0 * scale * static_cast<double>(weight[row(m, r, k)]) *
                               static_cast<double>(upstream[m]));
   }
-  // Where the map of joint k in box r's image begins.
+  // Where the map of keypoint k in box r's image begins.
   __device__ int64_t map(int64_t r, int k) const {
     const int image = max(roi_image(boxes.boxes[5 * r], boxes.images), 0);
     return (static_cast<int64_t>(image) * joints + k) * boxes.height * boxes.width;
   }
 };
 
-// The crop of joint k, rows [p_begin, p_end), into `crop` [rows, Q]; zeros for an empty box. Ends with a barrier.
+// The crop of keypoint k, rows [p_begin, p_end), into `crop` [rows, Q]; zeros for an empty box. Ends with a barrier.
 __device__ __forceinline__ void sample(const Params& p, const DeviceBox& box, int64_t r, int k, int p_begin, int p_end,
                                        float* middle, float* crop) {
   const int Q = p.boxes.out_width;
@@ -90,7 +90,7 @@ __device__ void finish(const Params& p, double* scratch) {
   }
 }
 
-// Block (box, joint group): each joint's crop once, its weighted squared distance to every set.
+// Block (box, keypoint group): each keypoint's crop once, its weighted squared distance to every set.
 __global__ void __launch_bounds__(kRoiThreads, 4) sums_kernel(Params p) {
   POSEKD_DYNAMIC_SHARED(float, shared);
   __shared__ float warp_sums[kWarp];
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kRoiThreads, 4) sums_kernel(Params p) {
   finish(p, scratch);
 }
 
-// Block (box, joint group): the targets' gradient.
+// Block (box, keypoint group): the targets' gradient.
 __global__ void __launch_bounds__(kRoiThreads, 4) target_gradient_kernel(Params p) {
   POSEKD_DYNAMIC_SHARED(float, shared);
   float* at = shared;
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kRoiThreads, 4) target_gradient_kernel(Params 
   }
 }
 
-// Turns crop rows [begin, end) of joint k into their gradient, summed over the sets. Ends with a barrier.
+// Turns crop rows [begin, end) of keypoint k into their gradient, summed over the sets. Ends with a barrier.
 __device__ __forceinline__ void differentiate(const Params& p, int64_t r, int k, int begin, int end, float* crop) {
   const int P = p.boxes.out_height, Q = p.boxes.out_width;
   for (int i = threadIdx.x; i < (end - begin) * Q; i += blockDim.x) {
@@ -170,7 +170,7 @@ __device__ __forceinline__ void differentiate(const Params& p, int64_t r, int k,
   __syncthreads();
 }
 
-// Block (stripe, joint group, image): owns its part of the maps' gradient, as in roi_align, with the crops' gradient
+// Block (stripe, keypoint group, image): owns its part of the maps' gradient, as in roi_align, with the crops' gradient
 // recomputed a few rows at a time.
 __global__ void __launch_bounds__(kRoiThreads, 2) gradient_kernel(Params p) {
   POSEKD_DYNAMIC_SHARED(float, shared);
@@ -226,7 +226,7 @@ Params make_params(const MimicLoss& args) {
   return p;
 }
 
-// Sets how a kernel with a block a box and joint group divides its work; returns its shared bytes.
+// Sets how a kernel with a block per box and keypoint group divides its work; returns its shared bytes.
 size_t divide_crops(Params& p) {
   const int64_t group = static_cast<int64_t>(p.boxes.count) * p.joints / 1056;
   p.group = static_cast<int>(group < 1 ? 1 : group > p.joints ? p.joints : group);

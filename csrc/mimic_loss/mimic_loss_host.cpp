@@ -1,4 +1,4 @@
-// What is done once a call, before and after the kernels of a vector level run.
+// What is done once per call, before and after the kernels of a vector level run.
 #if !defined(POSEKD_EMU)
 #include "mimic_loss/mimic_loss.h"
 #include "roi_align/roi_align_plan_builder.h"

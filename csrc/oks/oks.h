@@ -1,6 +1,6 @@
 // Object keypoint similarity and the two greedy suppressions of duplicate poses, on the CPU.
 //
-// Floor: N*M*K exponentials; memory does not matter (100 poses of 17 joints are 27 KB). How it gets near: a pair is
+// Floor: N*M*K exponentials; memory does not matter (100 poses of 17 keypoints are 27 KB). How it gets near: a pair is
 // computed only where a pose that stays meets one that is still there, and no further than the threshold needs.
 #pragma once
 

@@ -18,7 +18,8 @@ double joint_similarity(const double* a, const double* b, double area, double si
   return std::exp(-(dx * dx + dy * dy) / (width * width) / area / 2);
 }
 
-// The mean over the joints. Once it can no longer exceed `enough`, some value not above that may be returned instead.
+// The mean over the keypoints. Once it can no longer exceed `enough`, some value not above that may be returned
+// instead.
 double similarity(const double* a, const double* b, double area_a, double area_b, const double* sigmas, int64_t K,
                   double enough = -1) {
   constexpr double kSlack = 1e-9;  // far more than the sums round

@@ -1,9 +1,9 @@
 // Gaussian heatmaps from keypoints. The rules are in core/gaussian.h.
 //
 // Floor, [64, 17, 64, 48] float32: nothing to read, write 13.4 MB (H200 at 4.3 TB/s written: 3.1 us; one CPU core
-// stores about 10 GB/s to memory, more to cache). Two exponentials a pixel at most, and they factor: W + H a joint
-// on the CPU, which works map by map in L1; on the GPU each thread draws 16 bytes, and pixels outside every window
-// cost two comparisons a person.
+// stores about 10 GB/s to memory, more to cache). Two exponentials per pixel at most, and they factor: W + H per
+// keypoint on the CPU, which works map by map in L1; on the GPU each thread draws 16 bytes, and pixels outside every
+// window cost two comparisons per person.
 #pragma once
 
 #include "core/cpu_dispatch.h"

@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kSerialPixels = 1 << 20;  // a quarter of a millisecond of one core: waking others can take as long
 
 // A thread's buffers: one map that is kept zero but for what is drawn, the same in the type of the result, and both
-// profiles of a joint. Behind the map and the profiles there is room for a vector, so that lines are drawn in whole
+// profiles of a keypoint. Behind the map and the profiles there is room for a vector, so that lines are drawn in whole
 // ones.
 template <class T, class Out>
 class Scratch {
@@ -71,7 +71,7 @@ POSEKD_INLINE void profile(const GaussianAxis& axis, T sigma, T* out) {
   for (int rest = axis.end - axis.begin; rest < i; ++rest) out[rest] = 0;
 }
 
-// Merges one joint into the map by the maximum. The zeros behind the profile change nothing.
+// Merges one keypoint into the map by the maximum. The zeros behind the profile change nothing.
 template <class T, class Out>
 POSEKD_INLINE void draw(const GaussianJoint& joint, T sigma, int width, const Scratch<T, Out>& scratch) {
   using V = typename Vec<T>::type;
@@ -97,7 +97,7 @@ POSEKD_INLINE void clear(const Drawn& area, int width, const Scratch<T, Out>& sc
       store_as(scratch.map() + int64_t{1} * y * width + x, V{});
 }
 
-// Draws all people of one map; gives the joint's weight.
+// Draws all people of one map; gives the keypoint's weight.
 template <class T, class Out>
 float draw_people(const RenderHeatmaps& args, int64_t index, const Scratch<T, Out>& scratch, Drawn& area) {
   const int64_t people = args.people(), joints = args.joints();

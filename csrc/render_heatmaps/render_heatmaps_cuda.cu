@@ -1,4 +1,4 @@
-// CUDA kernel of render_heatmaps: a thread draws 16 bytes of one map; a block shares the joints of the map's people.
+// CUDA kernel of render_heatmaps: a thread draws 16 bytes of one map; a block shares the keypoints of the map's people.
 #include "core/cuda_compat.h"
 #include "render_heatmaps/render_heatmaps.h"
 
@@ -6,13 +6,13 @@ namespace posekd {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kPeople = 64;  // joints a block holds at a time
+constexpr int kPeople = 64;  // keypoints a block holds at a time
 
 struct RenderParams {
   const float* keypoints;  // [B, P, K, 3]
   float* weight;           // [B, K]
   int64_t joints, people;
-  int width, height, tiles;  // tiles: blocks a map
+  int width, height, tiles;  // tiles: blocks per map
   float sigma;
   GaussianKind kind;
 };

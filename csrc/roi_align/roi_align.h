@@ -4,8 +4,8 @@
 //   forward: read the maps, write the crops           16.7 MB (H200 at 4.3 TB/s: 3.9 us, less than a launch)
 //   backward: read the crops' gradient, write the maps' gradient, the same 16.7 MB
 //   1024 boxes: 214 MB of crops each way, 50 us.
-// How it gets near: the average is separable, crop = Ay X Ax^T / count, with two banded matrices a box that are
-// computed once for all channels. A crop costs 2 products of 2 or 3 weights a value instead of 4 gathers a sample.
+// How it gets near: the average is separable, crop = Ay X Ax^T / count, with two banded matrices per box that are
+// computed once for all channels. A crop costs 2 products of 2 or 3 weights per value instead of 4 gathers per sample.
 // Backward is Ay^T G Ax / count: each thread (block) owns planes (rows of a plane) of the maps' gradient and adds the
 // boxes of its image in index order, so there are no atomics, no zero fill, and the result is deterministic.
 #pragma once

@@ -10,8 +10,8 @@ struct Params {
   void* maps;
   void* crops;
   int channels;
-  int group;  // channels a block
-  int rows;   // forward: crop rows at once; backward: map rows a block
+  int group;  // channels per block
+  int rows;   // forward: crop rows at once; backward: map rows per block
 };
 
 // Block (box, channel group): matrices once, then each channel's crop, `rows` rows at a time.

@@ -285,8 +285,8 @@ struct GradientTiles {
   int group, groups, rows, stripes;
 };
 
-// Tiles of up to 32 KB, small enough for several blocks a multiprocessor, groups of up to 4 channels that share a box's
-// matrices.
+// Tiles of up to 32 KB, small enough for several blocks per multiprocessor, groups of up to 4 channels that share a
+// box's matrices.
 inline GradientTiles gradient_tiles(int64_t images, int64_t channels, int height, int width) {
   constexpr int64_t kEnough = 528, kTileWords = 8192;
   GradientTiles tiles;

@@ -1,4 +1,4 @@
-// What is done once a call, before the kernels of a vector level run.
+// What is done once per call, before the kernels of a vector level run.
 #if !defined(POSEKD_EMU)
 #include "roi_align/roi_align.h"
 

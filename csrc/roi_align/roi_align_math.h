@@ -10,7 +10,7 @@
 namespace posekd {
 namespace {
 
-// More samples a bin than this (a bin of a million pixels) are not taken.
+// More samples per bin than this (a bin of a million pixels) are not taken.
 constexpr int kMaxGrid = 1 << 20;
 
 POSEKD_HD double rounded_product(double a, double b) { return a * b; }

@@ -253,7 +253,7 @@ class Cropper {
         rows_of_(P, height),
         middle_((P > height ? P : height) * (padded<T>(Q > width ? Q : width) + L)) {}
 
-  // Chooses the box that `crop` and `add` work with. The dear product, along the rows, comes first where
+  // Chooses the box that `crop` and `add` work with. The costlier product, along the rows, comes first where
   // there are fewer source rows than results, so that it has the fewest rows.
   void choose(const RoiBox<T>& box, bool forward, bool backward) {
     box_ = &box;

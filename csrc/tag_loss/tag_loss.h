@@ -1,10 +1,10 @@
 // Associative-embedding tag loss (Newell et al. 2017; HigherHRNet): pull and push of an image, and the gradient.
 //
-// Floor, float32, tags [16, 17, 128, 128] (17.8 MB), 30 people: the tags of 8160 joints are gathered (at most 0.5 MB of
-// cache lines), and the gradient, a map of zeros with 8160 numbers, is written once: 17.8 MB (H200: 4.2 us). All else
-// is arithmetic on a few kilobytes: 30 x 30 exponentials an image.
-// How it gets near: the forward pass computes the slopes of pull and push by every joint along with the losses, and
-// they are all that the backward pass reads. Joints that share a pixel are added up by the first of them, in order:
+// Floor, float32, tags [16, 17, 128, 128] (17.8 MB), 30 people: the tags of 8160 keypoints are gathered (at most 0.5 MB
+// of cache lines), and the gradient, a map of zeros with 8160 numbers, is written once: 17.8 MB (H200: 4.2 us). All
+// else is arithmetic on a few kilobytes: 30 x 30 exponentials per image.
+// How it gets near: the forward pass computes the slopes of pull and push by every keypoint along with the losses, and
+// they are all that the backward pass reads. Keypoints that share a pixel are added up by the first of them, in order:
 // no atomics, and the same bits every time.
 #pragma once
 
@@ -18,8 +18,8 @@ struct TagLoss {
   TensorView keypoints;     // [B, P, K, 3] float32 contiguous, tag-map pixels
   TensorView pull;          // [B] accumulation type
   TensorView push;          // [B]
-  TensorView pull_slope;    // [B, P, K]: d pull / d tag of the joint
-  TensorView push_slope;    // [B, P]: d push / d tag, the same for all joints of a person
+  TensorView pull_slope;    // [B, P, K]: d pull / d tag of the keypoint
+  TensorView push_slope;    // [B, P]: d push / d tag, the same for all keypoints of a person
   bool exponential = true;  // push by exp(-d^2), else by max(0, 1 - |d|)
 
   int64_t images() const { return tags.shape[0]; }

@@ -12,7 +12,7 @@ namespace POSEKD_LEVEL {
 namespace {
 
 constexpr int64_t kSerialItems = 32768;  // elements of a gradient that are not worth a second thread
-constexpr int64_t kSerialJoints = 1024;  // joints of a forward pass that are not
+constexpr int64_t kSerialJoints = 1024;  // keypoints of a forward pass that are not
 
 template <class Args>
 TagGrid grid_of(const Args& args) {
@@ -67,7 +67,7 @@ void image_forward(const TagGrid& grid, const T* tags, const float* keypoints, b
       push_sum += term.value;
       slope += term.slope;
     }
-    // Every pair counts twice in the sum, and a joint is a share of its person's mean.
+    // Every pair counts twice in the sum, and a keypoint is a share of its person's mean.
     push_slope[p] = people[p].joints > 0 ? 2 * push_scale * slope / joints : A(0);
     for (int k = 0; people[p].joints > 0 && k < grid.joints; ++k)
       pull_slope[int64_t{1} * p * grid.joints + k] *= 2 * pull_scale / joints;
@@ -90,11 +90,11 @@ void forward(const TagLoss& args, int threads) {
   });
 }
 
-// The gradients of an image's joints into its zeroed maps; the first joint at a pixel adds up all that share it.
+// The gradients of an image's keypoints into its zeroed maps; the first keypoint at a pixel adds up all that share it.
 template <class T, class A>
 void scatter(const TagGrid& grid, const int64_t* pixels, const A* slopes, T* gradient) {
   const int64_t total = int64_t{1} * grid.people * grid.joints;
-  const int64_t step = grid.channels == 1 ? 1 : grid.joints;  // joints of another channel never share a pixel
+  const int64_t step = grid.channels == 1 ? 1 : grid.joints;  // keypoints of another channel never share a pixel
   for (int64_t i = 0; i < total; ++i) {
     if (pixels[i] < 0) continue;
     bool first = true;

@@ -1,7 +1,7 @@
 // CUDA kernels of tag_loss. See tag_loss.h for the floor.
 //
-// Forward: a block an image, a warp a person at a time; means wait in shared memory. Backward: a thread a joint, which
-// looks for the other joints of its pixel; the caller has zeroed the maps.
+// Forward: a block per image, a warp per person at a time; means wait in shared memory. Backward: a thread per
+// keypoint, which looks for the other keypoints of its pixel; the caller has zeroed the maps.
 #include "core/cuda_reduce.cuh"
 #include "tag_loss/tag_loss.h"
 #include "tag_loss/tag_loss_math.h"
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Params p) {
   const int64_t pixel = pixel_of(i), step = p.grid.channels == 1 ? 1 : p.grid.joints;
   if (pixel < 0) return;
   for (int64_t j = i - step; j >= 0; j -= step)
-    if (pixel_of(j) == pixel) return;  // that joint adds up for all
+    if (pixel_of(j) == pixel) return;  // that keypoint adds up for all
   float sum = slope_of(i);
   for (int64_t j = i + step; j < total; j += step)
     if (pixel_of(j) == pixel) sum += slope_of(j);

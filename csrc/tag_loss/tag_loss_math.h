@@ -13,8 +13,8 @@ struct TagGrid {
   int people, joints, channels, height, width;
 };
 
-// Where joint k's tag lies in an image's [channels, H, W] maps, or -1: not visible, or outside. Positions are truncated
-// toward zero as by Python's int(), so -0.99 is pixel 0; NaN is outside.
+// Where keypoint k's tag lies in an image's [channels, H, W] maps, or -1: not visible, or outside. Positions are
+// truncated toward zero as by Python's int(), so -0.99 is pixel 0; NaN is outside.
 POSEKD_HD int64_t tag_pixel(const TagGrid& grid, const float* keypoint, int k) {
   const float x = keypoint[0], y = keypoint[1];
   if (!(keypoint[2] > 0.0f && x > -1.0f && y > -1.0f)) return -1;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from posekd.cli.eval_options import EvalOptions, data_settings, for_paradigm, in
 from posekd.cli.progress import Bar
 
 if TYPE_CHECKING:
+    from posekd.data import PoseSource
+    from posekd.data.sources.coco import KeepImages
     from posekd.engine.recipes.recipe import Recipe
     from posekd.engine.scoring import Report, Score
     from posekd.models.base import PoseModel
@@ -62,7 +65,7 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
     from posekd.engine.evaluate import evaluate
-    from posekd.engine.recipes.datasets import dataset_of, open_dataset
+    from posekd.engine.recipes.datasets import dataset_of
     from posekd.models import paradigm_name
     from posekd.paradigms import PARADIGMS
 
@@ -74,7 +77,7 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     data, changes = data_settings(options, recipe)
     _refuse_curve(options, dataset_of(data).metrics)
     settings, more = inference_settings(options, paradigm, recipe)
-    source = open_dataset(data, paradigm.evaluation_images)
+    source = _open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
     network = _open_model(name, file, card, options, source.records.skeleton.num_keypoints)
     padding = options.padding or (recipe.loader.padding if recipe is not None else LoaderSettings.padding)
     if recipe is not None and padding != recipe.loader.padding:
@@ -92,6 +95,27 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     with distributed.group(place), Bar("evaluating") as on_batch:
         report = evaluate(network, source, settings, loader=loader, results_file=options.results, on_batch=on_batch)
     _tell(options, report, name)
+
+
+def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
+    """The dataset, with the OKS sigmas in a checkpoint's card where its keypoints are those of the run, by name."""
+    from dataclasses import replace
+
+    from posekd.engine.recipes.datasets import open_dataset
+    from posekd.names import match
+
+    skeleton = (card or {}).get("skeleton")
+    with warnings.catch_warnings():
+        if skeleton is not None:  # what the label file would need is in the card
+            warnings.filterwarnings("ignore", message=".*no OKS sigmas were given")
+        source = open_dataset(data, keep_images)
+    if skeleton is None:
+        return source
+    own = source.records.skeleton
+    order = match(skeleton["keypoints"], own.keypoints)
+    sigmas = tuple(float(skeleton["sigmas"][k]) for k in order)
+    source.records = replace(source.records, skeleton=replace(own, sigmas=sigmas))
+    return source
 
 
 def _tell(options: EvalOptions, report: Report, name: str) -> None:

@@ -110,7 +110,7 @@ def for_paradigm(options: EvalOptions, paradigm: Paradigm) -> EvalOptions:
     for name in inference:
         if name not in known:
             raise ValueError(
-                f"--{_option(name)} has no meaning for a {paradigm.name} network, which {options.model} is"
+                f"--{_option(name)} has no meaning for a {paradigm.title} network, which {options.model} is"
             )
     if not paradigm.crops_boxes and "detections" in data:
         raise ValueError(f"--detections are boxes to crop: {options.model} sees whole images and needs none")
@@ -160,9 +160,6 @@ def data_settings(options: EvalOptions, recipe: Recipe | None) -> tuple[Any, lis
     _refuse_unknown(given, kind, name)
     if name == "lsp" and "split" not in given:
         raise ValueError("--dataset lsp needs --split test (or train)")
-    sigmas = getattr(own, "sigmas", None)
-    if type(own) is kind and sigmas is not None and "sigmas" not in given:
-        given["sigmas"] = sigmas
     return kind(**{"images": "", **given}), []
 
 

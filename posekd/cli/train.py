@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from posekd.cli import command_parser, is_main_process
 
@@ -31,7 +33,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     from posekd.engine.train import train
+    from posekd.engine.training.checkpoint import list_checkpoints
     from posekd.engine.training.loop import main_score
+
+    if options.resume == "auto" and is_main_process() and not list_checkpoints(Path(recipe.out) / "checkpoints"):
+        print(f"posekd: {recipe.out} holds no checkpoint: the run begins at step 0", file=sys.stderr)
 
     scores = train(recipe, resume=options.resume)
     if is_main_process():

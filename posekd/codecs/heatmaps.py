@@ -56,6 +56,11 @@ def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
     return stages
 
 
+def reorder(output: Any, order: Tensor) -> list[Tensor]:
+    """The output of a network whose keypoints stand in another order: keypoint k is its `order[k]`."""
+    return [stage[:, order] for stage in read(output)]
+
+
 def final(output: Any, num_keypoints: int) -> Tensor:
     """The heatmaps that inference uses: those of the last stage, float32 `[B, K, h, w]`.
 

@@ -105,6 +105,12 @@ def _described(output: Any) -> str:
     return ", ".join(shapes) or "nothing"
 
 
+def reorder(output: Any, order: Tensor) -> list[Tensor]:
+    """The output of a network whose keypoints stand in another order: keypoint k is its `order[k]`."""
+    said = read(output)
+    return [torch.cat((said.coarse[:, order], said.tags[:, order]), 1), said.fine[:, order]]
+
+
 def final(output: Any, num_keypoints: int) -> MergedMaps:
     """The maps that inference uses: the coarse ones enlarged, heatmaps averaged over both resolutions.
 

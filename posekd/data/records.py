@@ -20,7 +20,7 @@ IMAGE_FIELDS = ("image_ids", "image_sizes")
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of images that losses ignore: crowds, and people without labelled keypoints.
+    """Regions of images that no loss may look at: crowds, and people without labelled keypoints.
 
     Plain arrays, as in `PoseRecords`; regions of one image stand next to each other.
 
@@ -61,10 +61,10 @@ class PoseRecords:
         boxes: float32 `[N, 4]` (x, y, width, height).
         box_scores: float32 `[N]`, detector confidence (1 for labelled boxes).
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
-        exact_boxes: bool `[N]`, boxes that are crops already (LSP's whole images): no padding enlarges them. All
-            false by default.
-        ignored: regions that bottom-up training ignores.
-        metrics: names of the dataset's metrics (`engine.scoring.METRICS`); the first decides which network is the best.
+        exact_boxes: bool `[N]`, boxes that are crops already (LSP's whole images): no padding enlarges them. None
+            for none.
+        ignored: regions that bottom-up training must not look at.
+        metrics: what the dataset is scored by (`engine.scoring.METRICS`); the first decides which network is the best.
         reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
             metric asks for it.
         first_pixel: the coordinate that the dataset's own files give the first pixel. (Records count from 0.)
@@ -78,15 +78,11 @@ class PoseRecords:
     boxes: np.ndarray
     box_scores: np.ndarray
     sample_ids: np.ndarray
-    exact_boxes: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    exact_boxes: np.ndarray | None = None
     ignored: Regions = field(default_factory=Regions)
     metrics: tuple[str, ...] = ("coco_keypoints",)
     reference_lengths: np.ndarray | None = None
     first_pixel: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.exact_boxes) != len(self.boxes):
-            object.__setattr__(self, "exact_boxes", np.zeros(len(self.boxes), bool))
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -107,11 +103,16 @@ class PoseRecords:
     def join(self, other: PoseRecords) -> PoseRecords:
         """These records followed by `other`'s, with as many keypoints; facts that `other` lacks are dropped."""
         theirs = {**other._arrays(), "image_rows": other.image_rows + self.num_images}
+        exact = np.concatenate((self.are_exact(), other.are_exact()))
         changes: dict[str, Any] = {
             name: np.concatenate((array, theirs[name])) if name in theirs else None
             for name, array in self._arrays().items()
         }
-        return replace(self, **changes)
+        return replace(self, **{**changes, "exact_boxes": exact if exact.any() else None})
+
+    def are_exact(self) -> np.ndarray:
+        """Whether each box is a crop already, bool `[N]`."""
+        return np.zeros(len(self), bool) if self.exact_boxes is None else self.exact_boxes
 
     def _arrays(self) -> dict[str, np.ndarray]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

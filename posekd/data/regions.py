@@ -1,4 +1,4 @@
-"""Ignored regions of bottom-up losses, from COCO segmentations: crowds, and people without labelled keypoints."""
+"""Regions that no bottom-up loss may look at, from COCO segmentations: crowds, and people without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posekd.data.records import Regions
 
 
 def is_ignored(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation's region is ignored: a crowd, or a person without a labelled keypoint."""
+    """Whether an annotation's region is ignored: a crowd, or somebody without a labelled keypoint."""
     if annotation.get("iscrowd", 0):
         return True
     labelled = annotation.get("num_keypoints")

@@ -28,10 +28,10 @@ class AssociativeEmbeddingSettings:
     Attributes:
         sigma: standard deviation of the label Gaussians in pixels of either heatmap; null for a 64th of the heatmap's
             width (so 2 and 4 at 512), which SmallerHRNet's code does to its students.
-        kind: how the labels are drawn: `higherhrnet` truncates a keypoint to a pixel; `exact` draws it at its real
-            place, half a pixel before it, because the parser adds half a pixel. On ideal maps of twelve crowded COCO
-            images at 256 pixels that gives an AP of 0.95 instead of 0.89.
-        pull: weight of the pull term (people's tags towards their mean).
+        kind: how the labels are drawn: `higherhrnet` truncates a keypoint to a pixel; `exact` draws it where the
+            parser's half pixel will find it again, continuously. On ideal maps of twelve crowded COCO images at 256
+            pixels that is an AP of 0.95 instead of 0.89.
+        pull: weight of the pull term.
         push: weight of the push term.
         push_form: how people push each other: `exp` or `max`, see `posekd.ops.tag_loss`.
 
@@ -98,7 +98,7 @@ def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: Associat
     targets = []
     for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
         size = (maps.shape[2], maps.shape[3])
-        if settings.kind == "exact":  # the parser adds half a pixel, so a keypoint lies half a pixel before it
+        if settings.kind == "exact":  # the parser takes a pixel's middle, so a keypoint lies half a pixel before it
             keypoints = torch.cat((keypoints[..., :2] - 0.5, keypoints[..., 2:]), -1)
         targets.append(render_heatmaps(keypoints, size, settings.sigma or size[1] / 64, settings.kind)[0])
     return targets

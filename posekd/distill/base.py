@@ -139,12 +139,30 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def why_not_unlabelled(cls, settings: Any) -> str | None:
-        """Why nothing would be learnt from persons without labels, and what to set; None if something would.
+    def asks_norms_of_the_batch(cls, settings: Any) -> bool:
+        """Whether the teacher's norms follow the batch, so that they must not be folded.
 
         Args:
             settings: of this method.
         """
+        return False
+
+    @classmethod
+    def why_not_unlabelled(cls, settings: Any) -> str | None:
+        """Why nothing would be learnt from persons without labels, and what to set; None if something would.
+
+        Such persons are taught by the teacher's term alone, in methods whose settings give it a weight for them.
+
+        Args:
+            settings: of this method.
+        """
+        if getattr(settings, "unlabelled_weight", 0.0) > 0:
+            if settings.alpha > 0:
+                return None
+            return (
+                "method.alpha is 0, plain training that asks no teacher, so nothing can be learnt from persons without "
+                "labels: give alpha another value"
+            )
         return (
             "this method learns nothing from persons without labels: give it a method.unlabelled_weight above 0 (fpd "
             "and mapd have that)"

@@ -68,5 +68,5 @@ def convert_images(images: Tensor, source: InputSpec, target: InputSpec) -> Tens
 
 
 def _channels(values: list[float], images: Tensor) -> Tensor:
-    """One number per channel, `[C, 1, 1]`; filled in on the device, because a copy from the host would wait for it."""
+    """One number per channel, `[C, 1, 1]`; filled in on the device, for a copy from the host would wait for it."""
     return torch.stack([images.new_full((1, 1), value) for value in values])

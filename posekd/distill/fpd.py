@@ -2,7 +2,7 @@
 
 With student, teacher and label heatmaps s, t, g of K keypoints:
 
-    g_k(p)  a Gaussian of standard deviation sigma about keypoint k                                (Eq. 2)
+    g_k(p)  a Gaussian of standard deviation sigma about keypoint k                                   (Eq. 2)
     L_mse = (1/K) sum_k ||s_k - g_k||^2                                                            (Eq. 3)
     L_pd  = (1/K) sum_k ||s_k - t_k||^2                                                            (Eq. 4)
     L_fpd = alpha L_pd + (1 - alpha) L_mse,  alpha = 0.5                                           (Eq. 5)
@@ -22,7 +22,7 @@ with all keypoints and the weight `unlabelled_weight` (the recipe's `labels` and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,18 +116,6 @@ class FPD(Method):
         loss, mse, pd = (torch.stack(column).sum() for column in zip(*parts, strict=True))
         terms = {"labels": (1.0 - alpha) * mse, "teacher": alpha * pd}
         return name_terms(loss, {name: terms[name] for name, weight in self.weights().items() if weight != 0})
-
-    @classmethod
-    def why_not_unlabelled(cls, settings: Any) -> str | None:
-        """See `Method.why_not_unlabelled`: the teacher's term is learnt from, unless its weight is 0."""
-        if settings.unlabelled_weight == 0:
-            return super().why_not_unlabelled(settings)
-        if settings.alpha == 0:
-            return (
-                "method.alpha is 0, plain training that runs no teacher, so nothing can be learnt from persons without "
-                "labels: give alpha another value"
-            )
-        return None
 
     def weights(self) -> dict[str, float]:
         """Eq. 5: labels 1 - alpha, teacher alpha."""

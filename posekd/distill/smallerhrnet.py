@@ -117,6 +117,11 @@ class SmallerHRNet(Method):
             terms["teacher_tags"] = teacher * settings.tag_weight * l_gd
         return terms
 
+    @classmethod
+    def asks_norms_of_the_batch(cls, settings: SmallerHRNetSettings) -> bool:
+        """See `Method.asks_norms_of_the_batch`: in the mode that the authors' code leaves its teacher in."""
+        return settings.teacher_mode == "train"
+
     def weights(self) -> dict[str, float]:
         """Alpha for the labels' terms, 1 - alpha for the teacher's; for `authors` see the module's docstring."""
         settings = self.settings

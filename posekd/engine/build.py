@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from posekd.codecs.reordered import in_order_of
 from posekd.data import FewLabels, PackedLoader, PoseSource, WithUnlabelled
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
@@ -25,8 +26,12 @@ from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.training.step import Learner
 from posekd.models import PoseModel, create_model, init_backbone, save_weights
+from posekd.models.fold import fold_norms
+from posekd.models.weights import card_keypoints, read_card
+from posekd.names import match
 from posekd.paradigms import paradigm_of
 from posekd.precision import DTYPES
+from posekd.skeleton import Skeleton
 from posekd.structures import Batch, Packed, map_tensors
 
 Prepare = Callable[[Any], Batch]
@@ -59,20 +64,21 @@ def build_model(settings: ModelSettings, num_keypoints: int) -> PoseModel:
     return model
 
 
-def build_method(recipe: Recipe, num_keypoints: int, device: torch.device) -> Method:
+def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Method:
     """Student, teacher and loss on the device, compiled where the recipe says so."""
     loop, method_type = recipe.train, recipe.method_type
-    student = build_model(recipe.student, num_keypoints)
+    student = build_model(recipe.student, skeleton.num_keypoints)
     _check_student(method_type, student)
+    _check_names(student, skeleton)
     teacher: FrozenTeacher | None = None
     if loop.teacher_cache is not None and method_type.taught:
         if not recipe.paradigm.crops_boxes:
             raise ValueError(
-                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.name} student cannot use it"
+                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.title} student cannot use it"
             )
         teacher = CachedTeacher()
     elif recipe.teacher is not None and method_type.taught:
-        teacher = build_teacher(recipe, recipe.teacher, num_keypoints)
+        teacher = build_teacher(recipe, recipe.teacher, skeleton)
         _check_teacher(method_type, cast(PoseModel, teacher.model))
     student = distributed.synchronise_norms(student, device)
     method = cast(Any, method_type)(student, teacher, recipe.method)
@@ -100,9 +106,34 @@ def _check_student(method: type[Method], model: PoseModel) -> None:
             if kind.paradigm == model.paradigm and model.output in kind.outputs
         )
         raise ValueError(
-            f"{model.name} is a {_kind(model.paradigm, model.output)}, and the method trains "
+            f"{model.name} is a {_kind(model.paradigm, model.output)}, and the method trains a "
             f"{_kind(method.paradigm, *method.outputs)}: choose method.name among {', '.join(fitting) or 'none yet'}"
         )
+
+
+def _check_names(student: PoseModel, skeleton: Skeleton) -> None:
+    """Refuses initial weights that have learnt the keypoints in another order."""
+    names = student.keypoint_names
+    known = names is not None and len(names) == skeleton.num_keypoints
+    if names is not None and not (known and _same_order(names, skeleton.keypoints)):
+        raise ValueError(
+            f"student.weights has learnt the keypoints {list(names)}, in this order, and the training data have "
+            f"{list(skeleton.keypoints)}: start from other weights, or from a `backbone`"
+        )
+
+
+def _same_order(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    try:
+        return match(theirs, ours) == tuple(range(len(ours)))
+    except ValueError:  # other keypoints
+        return False
+
+
+def names_in_card(settings: ModelSettings) -> tuple[str, ...] | None:
+    """Names of a network's keypoints, from the card beside its weights; None where nobody knows."""
+    if settings.weights is None or Path(settings.weights).suffix != ".safetensors":
+        return None
+    return card_keypoints(read_card(settings.weights))
 
 
 def _check_teacher(method: type[Method], model: PoseModel) -> None:
@@ -111,17 +142,19 @@ def _check_teacher(method: type[Method], model: PoseModel) -> None:
     """
     if model.paradigm != method.teacher_paradigm or model.output not in method.teacher_outputs:
         raise ValueError(
-            f"the teacher {model.name} is a {_kind(model.paradigm, model.output)}, and the method learns from "
+            f"the teacher {model.name} is a {_kind(model.paradigm, model.output)}, and the method learns from a "
             f"{_kind(method.teacher_paradigm, *method.teacher_outputs)}: choose another teacher"
         )
 
 
 def _kind(paradigm: str, *outputs: str) -> str:
-    return f"{paradigm} network that gives {' or '.join(outputs)}"
+    """In words, after `a` or `such as`: `top-down network that gives heatmaps`."""
+    said = " or ".join(output.replace("_", " ") for output in outputs)
+    return f"{paradigm.replace('_', '-')} network that gives {said}"
 
 
-def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -> FrozenTeacher:
-    """The teacher's network, in its own dtype if `train.teacher_dtype` gives one.
+def build_teacher(recipe: Recipe, settings: ModelSettings, skeleton: Skeleton) -> FrozenTeacher:
+    """The teacher's network, its norms folded, in its own dtype if `train.teacher_dtype` gives one.
 
     Raises:
         ValueError: it has no weights.
@@ -129,7 +162,11 @@ def build_teacher(recipe: Recipe, settings: ModelSettings, num_keypoints: int) -
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
     dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
-    return FrozenTeacher(build_model(settings, num_keypoints), dtype)
+    names = names_in_card(settings)
+    network = build_model(settings, skeleton.num_keypoints if names is None else len(names)).eval()
+    if recipe.train.fold_teacher and not recipe.method_type.asks_norms_of_the_batch(recipe.method):
+        fold_norms(network, torch.randn(1, 3, *network.spec.size, generator=torch.Generator().manual_seed(0)))
+    return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, f"the teacher {settings.name}"), dtype)
 
 
 def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
@@ -320,7 +357,7 @@ def assemble(
             f"val_data {list(validation.records.skeleton.keypoints)}"
         )
     torch.manual_seed(recipe.seed)
-    method = build_method(recipe, skeleton.num_keypoints, device)
+    method = build_method(recipe, skeleton, device)
     student = method.student
     assert isinstance(student, PoseModel)
     metrics = validation.records.metrics if validation is not None else ()

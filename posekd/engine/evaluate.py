@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from posekd.codecs.reordered import in_order_of
 from posekd.data import LoaderSettings, PackedLoader, PoseRecords, PoseSource
 from posekd.engine import distributed
 from posekd.engine.progress import counted
@@ -54,6 +55,8 @@ def evaluate(
     start = time.perf_counter()
     paradigm, records = paradigm_of(model), source.records
     settings = settings_for(paradigm, settings)
+    who = f"the network {getattr(model, 'name', '')}".rstrip()
+    model = in_order_of(model, getattr(model, "keypoint_names", None), records.skeleton.keypoints, who)
     _refuse_unfit(source, paradigm.crops_boxes, results_file)
     rank, world = distributed.rank(), distributed.world()
     batches = open_batches(model, source, settings, loader=loader, spec=spec, rank=rank, world=world)
@@ -61,13 +64,14 @@ def evaluate(
     found = find_in_batches(model, shown, records.skeleton, settings, spec=spec)
     found, skipped = _gather(found, records), _skipped(batches, paradigm.unit)
     people = paradigm.suppress(found, records.skeleton, settings)
+    given = bool(records.metrics) and METRICS[records.metrics[0]].given
+    told = found if given else people
     if results_file is not None and distributed.is_main():
-        metric = METRICS[records.metrics[0]]
-        metric.write(source, found if metric.given else people, Path(results_file))
+        METRICS[records.metrics[0]].write(source, told, Path(results_file))
     scores, notes = score(source, found, people, written=results_file is not None)
     note = "; ".join(note for note in (skipped, *notes) if note)
     seconds = time.perf_counter() - start
-    return Report(scores, people, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
+    return Report(scores, told, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
 
 
 def score(

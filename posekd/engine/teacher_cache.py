@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from posekd.engine import distributed
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
 from posekd.engine.progress import counted
 from posekd.engine.recipes.recipe import Recipe
-from posekd.inputs import prepare_crops
 from posekd.precision import autocast
-from posekd.structures import PackedCropBatch
 
 MARGIN = 1.1
 
@@ -57,9 +55,11 @@ def cache_teacher(
         raise ValueError(f"margin must be 1 or more and bits 8 or 16, got {margin} and {bits}")
     if distributed.launched() > 1:
         raise ValueError("a teacher cache is written by one process: start it without torchrun")
+    if not recipe.paradigm.crops_boxes:
+        raise ValueError(f"a teacher cache holds crops of persons: a {recipe.paradigm.title} student has no use for it")
     device = pick_device(recipe.train.device)
     source = open_training_data(recipe)
-    teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton.num_keypoints)
+    teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton)
     teacher.model.to(device)
     card = MapsCard(
         persons=len(source.records),
@@ -81,7 +81,7 @@ def _heatmaps(
 ) -> Iterator[Tensor]:
     settings = replace(recipe.loader, on_bad_image="refuse")
     for packed in crop_loader(source, card.crop, settings, training=False, margin=card.margin):
-        batch = prepare_crops(cast(PackedCropBatch, packed.to(device)), teacher.spec, source.records.skeleton.flip)
+        batch = recipe.paradigm.prepare(packed.to(device), teacher.spec, source.records.skeleton.flip)
         yield _ask(teacher, batch.images, recipe.train.precision)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from posekd.engine import distributed
 from posekd.engine.build import build_job, pick_device
+from posekd.engine.recipes.changes import compare
 from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
 from posekd.engine.training import checkpoint
 from posekd.engine.training.loop import Job, fit, load_state_dict
@@ -43,7 +44,7 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
     with distributed.group(pick_device(recipe.train.device)):
         state = _state_to_resume(folder, resume)
         if state is not None:
-            _report_changes(state["facts"]["recipe"], recipe_to_dict(recipe))
+            _check_changes(state["facts"]["recipe"], recipe_to_dict(recipe))
         job = build_job(recipe, label=recipe.student.name)
         if state is not None:
             resume_job(job, state)
@@ -98,16 +99,17 @@ def _state_to_resume(folder: Path, resume: str | None) -> dict[str, Any] | None:
     return None if found is None else found[1]
 
 
-def _report_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Warns if a run is resumed with a different recipe."""
-    before, now = _flat(old), _flat(new)
-    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "out"]
-    if changed:
-        facts = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
-        warnings.warn(f"resuming under a changed recipe: {facts}", stacklevel=3)
+def _check_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Compares the recipe of a resumed run with the one that it began with, and warns about changes.
 
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {k: v for key, below in values.items() for k, v in _flat(below, f"{prefix}.{key}".lstrip(".")).items()}
+    Raises:
+        ValueError: a change with which the run cannot go on.
+    """
+    changes = compare(old, new)
+    if changes.refused:
+        raise ValueError(
+            f"the run cannot go on under this recipe: {'; '.join(changes.refused)}. Go on with the old values, or "
+            "begin a new run in another --out, from its weights (student.weights) if they fit"
+        )
+    if changes.taken:
+        warnings.warn(f"resuming under a changed recipe: {', '.join(changes.taken)}", stacklevel=3)

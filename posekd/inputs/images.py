@@ -86,4 +86,4 @@ def prepare_images(
         points = geometry.swap_flipped(points, packed.flips, flip_permutation)
         keypoints.append(torch.where(points[..., 2:] > 0, points, 0.0))
         masks.append(valid_masks(packed, output, size))
-    return ImageBatch(images, keypoints, masks, matrices, packed.image_ids, packed.pixels)
+    return ImageBatch(images, keypoints, masks, matrices, packed.image_ids, pixels=packed.pixels)

@@ -32,6 +32,7 @@ class PoseModel(nn.Module):
         config: the settings it was built from.
         num_keypoints: K, the number of keypoints it predicts.
         name: the name it was created by.
+        keypoint_names: names of the K keypoints, from the card of the run that trained it; None where nobody knows.
     """
 
     family: ClassVar[str]
@@ -41,6 +42,7 @@ class PoseModel(nn.Module):
     config: Any  # a ModelConfig; each family narrows it
     num_keypoints: int
     name: str
+    keypoint_names: tuple[str, ...] | None = None
 
     @property
     def spec(self) -> InputSpec:

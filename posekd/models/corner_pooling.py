@@ -59,7 +59,7 @@ def _check_directions(directions: tuple[str, str]) -> tuple[str, str]:
 class CornerPool(_Pool):
     """The corner pooling module of CornerNet (Law and Deng 2018, figure 7), `[B, dim, H, W] -> [B, dim, H, W]`.
 
-    For a bare pooling of one direction use `posekd.ops.corner_pool`.
+    For a bare pooling of one direction use `posekd.nn.CornerPool` or `posekd.ops.corner_pool`.
 
     Args:
         dim: channels in and out.
@@ -78,6 +78,8 @@ class CornerPool(_Pool):
 
 class CenterPool(_Pool):
     """The center pooling module of CenterNet (Duan et al. 2019, figure 5a), `[B, dim, H, W] -> [B, dim, H, W]`.
+
+    For the bare pooling use `posekd.nn.CenterPool` or `posekd.ops.center_pool`.
 
     Args:
         dim: channels in and out.

@@ -9,7 +9,7 @@ from typing import Any
 
 from posekd.files import nearest
 from posekd.models.base import ModelConfig, PoseModel
-from posekd.models.weights import load_weights, read_card
+from posekd.models.weights import card_keypoints, load_weights, read_card
 from posekd.models.zoo import MODELS, build, family_config
 from posekd.structures import InputSpec
 
@@ -35,6 +35,14 @@ def create_model(
         ValueError: unknown name or setting (the nearest valid one is named), an invalid value, or a
             checkpoint that does not fit.
         FileNotFoundError: no checkpoint at `weights`.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.models import create_model
+        >>> model = create_model("elpn_v1", num_keypoints=17, size=(128, 96)).eval()
+        >>> heatmaps = model(torch.rand(1, 3, 128, 96))
+        >>> heatmaps.shape
+        torch.Size([1, 17, 32, 24])
     """
     model = build(name, override(_config(name), overrides, name), num_keypoints)
     if weights is not None:
@@ -102,6 +110,7 @@ def create_model_from_card(card: Mapping[str, Any], weights: str | os.PathLike[s
     Raises:
         ValueError: the card lacks an entry, or holds one that is unknown here.
     """
+    names = card_keypoints(card)
     card = card.get("model", card)
     missing = [key for key in ("name", "family", "num_keypoints", "config") if key not in card]
     if missing:
@@ -110,6 +119,7 @@ def create_model_from_card(card: Mapping[str, Any], weights: str | os.PathLike[s
     model = build(card["name"], config, card["num_keypoints"])
     if weights is not None:
         load_weights(model, weights)
+    model.keypoint_names = names
     return model
 
 

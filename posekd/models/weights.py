@@ -183,7 +183,14 @@ def load_weights(model: PoseModel, path: PathLike) -> dict[str, Any]:
     if _shapes(state) != _shapes(own):
         raise ValueError(f"{path} does not fit {model.name}: " + describe_mismatch(model, state, card.get("model")))
     model.load_state_dict(state)
+    model.keypoint_names = card_keypoints(card)
     return card
+
+
+def card_keypoints(card: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """Names of the keypoints that a checkpoint's card lists; None where it lists none."""
+    skeleton = (card or {}).get("skeleton")
+    return tuple(skeleton["keypoints"]) if isinstance(skeleton, Mapping) and skeleton.get("keypoints") else None
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -1,4 +1,4 @@
-"""Kernels of pose distillation: plain functions of tensors, one file a kernel family."""
+"""Kernels of pose distillation: plain functions of tensors, one file per kernel family."""
 
 from posekd.ops.center_pool import center_pool
 from posekd.ops.corner_pool import corner_pool, corner_pool_add, corner_pool_sum

@@ -118,7 +118,7 @@ def center_pool(x_vertical: Tensor, x_horizontal: Tensor | None = None) -> Tenso
     Equal to CenterNet's chain of four corner pools, `bottom(top(x_vertical)) + right(left(x_horizontal))`, with
     one pass over each map. NaN wins. The gradient of a column (row) goes to its maximum, and among equal ones to
     the one of the largest index, as there. It is deterministic, its sums are float32 (float64 for float64), and
-    all that is kept for it is where the maxima are: H + W int32 a plane.
+    all that is kept for it is where the maxima are: H + W int32 per plane.
 
     Args:
         x_vertical: `[N, C, H, W]`, float32, float16, bfloat16 or float64, any strides.
@@ -129,6 +129,14 @@ def center_pool(x_vertical: Tensor, x_horizontal: Tensor | None = None) -> Tenso
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import center_pool
+        >>> x = torch.tensor([[1.0, 5.0], [2.0, 3.0]])[None, None]  # [1, 1, 2, 2]
+        >>> center_pool(x)  # each pixel: its column's maximum + its row's maximum
+        tensor([[[[ 7., 10.],
+                  [ 5.,  8.]]]])
     """
     checks.check_tensor("x_vertical", x_vertical, "N C H W")
     requires_grad = x_vertical.requires_grad

@@ -192,7 +192,7 @@ def corner_pool(x: Tensor, direction: str, *, ties: str = "first") -> Tensor:
     * `ties="last"`: the last met takes it, the one nearest to the pixel, as `torch.cummax` and mmcv do.
 
     The result is exact in every dtype. The gradient is deterministic, its sums are float32 (float64 for float64),
-    and all that is kept for it is one bit an element (rows padded to 32).
+    and all that is kept for it is one bit per element (rows padded to 32).
 
     Args:
         x: `[N, C, H, W]`, float32, float16, bfloat16 or float64, any strides.
@@ -204,13 +204,22 @@ def corner_pool(x: Tensor, direction: str, *, ties: str = "first") -> Tensor:
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import corner_pool
+        >>> x = torch.tensor([1.0, 3.0, 0.0, 2.0]).reshape(1, 1, 1, 4)
+        >>> corner_pool(x, "left").flatten().tolist()
+        [3.0, 3.0, 2.0, 2.0]
+        >>> corner_pool(x, "right").flatten().tolist()
+        [1.0, 3.0, 3.0, 3.0]
     """
     _check(x, direction, ties)
     return _pool(x, None, direction, ties)
 
 
 def corner_pool_add(x: Tensor, other: Tensor, direction: str, *, ties: str = "first") -> Tensor:
-    """`other + corner_pool(x, direction)` in one pass: 12 bytes of float32 traffic an element instead of 20.
+    """`other + corner_pool(x, direction)` in one pass: 12 bytes of float32 traffic per element instead of 20.
 
     The sums of the cascade: `look + ...` before its 3x3 convolutions, and the addition of the two pools before the
     last one. Half types are added in float32 and rounded once, as PyTorch does. Tensors of different dtypes are
@@ -227,6 +236,13 @@ def corner_pool_add(x: Tensor, other: Tensor, direction: str, *, ties: str = "fi
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, value or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import corner_pool, corner_pool_add
+        >>> x, other = torch.rand(2, 8, 32, 24), torch.rand(2, 8, 32, 24)
+        >>> torch.equal(corner_pool_add(x, other, "top"), other + corner_pool(x, "top"))
+        True
     """
     _check(x, direction, ties)
     checks.check_tensor("other", other, "N C H W")
@@ -242,7 +258,7 @@ def corner_pool_sum(
 ) -> Tensor:
     """`corner_pool(vertical, directions[0]) + corner_pool(horizontal, directions[1])`: the end of every corner pooling.
 
-    On the CPU in one pass, 12 bytes of float32 traffic an element instead of 20; on a GPU in two, the second of which
+    On the CPU in one pass, 12 bytes of float32 traffic per element instead of 20; on a GPU in two, the second of which
     adds. Half types are added in float32 and rounded once. Tensors of different dtypes are promoted.
 
     Args:
@@ -256,6 +272,13 @@ def corner_pool_sum(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, value or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import corner_pool_sum
+        >>> vertical, horizontal = torch.rand(2, 8, 32, 24), torch.rand(2, 8, 32, 24)
+        >>> corner_pool_sum(vertical, horizontal, ("top", "left")).shape
+        torch.Size([2, 8, 32, 24])
     """
     if not isinstance(directions, (tuple, list)) or len(directions) != 2:
         raise ValueError(f'directions must be a pair such as ("top", "left"), got {directions!r}')

@@ -18,13 +18,23 @@ MAX_NORMALISED = 32  # channels; as in csrc/crop_warp/crop_warp.h
 
 @dataclass(frozen=True)
 class PackedImages:
-    """Pictures of different sizes in one buffer.
+    """Images of different sizes in one buffer.
 
     Attributes:
         pixels: uint8 `[bytes]`.
-        offsets: int64 `[N]`, the first byte of each picture.
+        offsets: int64 `[N]`, the first byte of each image.
         shapes: int64 `[N, 3]`, height, width and channels of each; its pixels are HWC without gaps.
-        channels: of every picture, 1 or 3 (stated, so that no device must be asked).
+        channels: of every image, 1 or 3 (stated, so that no device must be asked).
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import PackedImages
+        >>> images = [torch.zeros(4, 6, 3, dtype=torch.uint8), torch.zeros(2, 5, 3, dtype=torch.uint8)]
+        >>> packed = PackedImages.from_list(images)
+        >>> packed.pixels.shape
+        torch.Size([102])
+        >>> packed.offsets.tolist(), packed.shapes.tolist()
+        ([0, 72], [[4, 6, 3], [2, 5, 3]])
     """
 
     pixels: Tensor
@@ -34,7 +44,7 @@ class PackedImages:
 
     @classmethod
     def from_list(cls, images: Sequence[Tensor]) -> PackedImages:
-        """Copies uint8 HWC pictures of equal channel count into one buffer on their device."""
+        """Copies uint8 HWC images of equal channel count into one buffer on their device."""
         channels = _check_list(images)
         device = images[0].device
         sizes = torch.tensor([image.numel() for image in images], dtype=torch.int64)
@@ -43,7 +53,7 @@ class PackedImages:
         return cls(pixels, (sizes.cumsum(0) - sizes).to(device), shapes.to(device), channels)
 
 
-# The op's arguments. `images` holds either one packed buffer (then offsets and shapes are given), or the pictures of
+# The op's arguments. `images` holds either one packed buffer (then offsets and shapes are given), or the images of
 # a list, or one float tensor [N, C, H, W].
 _SCHEMA = (
     "Tensor[] images, Tensor? offsets, Tensor? shapes, Tensor matrices, Tensor? image_index, int channels, "
@@ -64,14 +74,14 @@ def _result(*args: Any) -> Tensor:
 
 
 def _addresses(images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Where the pictures of a list lie, and their shapes, as the core wants them."""
+    """Where the images of a list lie, and their shapes, as the core wants them."""
     addresses = torch.tensor([image.data_ptr() for image in images], dtype=torch.int64)
     shapes = torch.tensor([image.shape for image in images], dtype=torch.int64)
     return addresses.to(images[0].device), shapes.to(images[0].device)
 
 
 def _numbers(scale: float, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
-    """`(value * scale - mean) / std` as one factor and one summand a channel."""
+    """`(value * scale - mean) / std` as one factor and one summand per channel."""
     given = mean or std or []
     factors = [scale / s for s in std] if std else [scale] * len(given)
     summands = [-m / s for m, s in zip(mean, std or [1.0] * len(mean), strict=True)] if mean else [0.0] * len(given)
@@ -152,25 +162,25 @@ def crop_warp(
     memory_format: torch.memory_format = torch.contiguous_format,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Cuts M crops out of N pictures by affine matrices, bilinearly, with a border of zeros.
+    """Cuts M crops out of N images by affine matrices, bilinearly, with a border of zeros.
 
     Output pixel (x, y) is sampled at `matrix @ (x, y, 1)`, integers being pixel centres, which is
-    `cv2.warpAffine` with `WARP_INVERSE_MAP`. Each of the four neighbours that lies outside the picture
+    `cv2.warpAffine` with `WARP_INVERSE_MAP`. Each of the four neighbours that lies outside the image
     contributes zero. Bytes are divided by 255; then `(value - mean) / std`, so that a zero pixel of the
-    border becomes `-mean / std`. A crop whose matrix is not finite, whose index names no picture, or whose
-    picture reaches beyond the packed buffer, consists of zero pixels (on the CPU the last two are errors).
-    There is no derivative, not even for float pictures.
+    border becomes `-mean / std`. A crop whose matrix is not finite, whose index names no image, or whose
+    image reaches beyond the packed buffer, consists of zero pixels (on the CPU the last two are errors).
+    There is no derivative, not even for float images.
 
     Args:
         images: a list of uint8 `[H, W, C]` tensors, or `PackedImages`, C = 1 or 3; or a float `[N, C, H, W]`
-            tensor of any strides. Not-contiguous pictures of a list are copied; on a GPU a list is packed
+            tensor of any strides. Not-contiguous images of a list are copied; on a GPU a list is packed
             first, so a loop that counts microseconds hands over `PackedImages`.
-        matrices: float32 (or float64) `[M, 2, 3]`, crop pixel to picture pixel.
+        matrices: float32 (or float64) `[M, 2, 3]`, crop pixel to image pixel.
         size: `(height, width)` of the crops.
-        image_index: int64 or int32 `[M]`, the picture of each crop; None for crop m from picture m.
+        image_index: int64 or int32 `[M]`, the image of each crop; None for crop m from image m.
         mean: C numbers in units of the scaled pixels, or None for 0.
         std: C numbers, or None for 1.
-        dtype: of the crops. float64 for float64 pictures only.
+        dtype: of the crops. float64 for float64 images only.
         memory_format: `torch.contiguous_format` or `torch.channels_last` of the crops.
         out: a tensor to write into, with the shape, dtype and memory format of the result. A fresh buffer of
             some tens of megabytes costs more than the crops themselves: the kernel zeroes its pages.
@@ -181,6 +191,17 @@ def crop_warp(
     Raises:
         TypeError: a wrong type of tensor.
         ValueError: a wrong shape or value, mixed devices or channel counts.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import crop_warp
+        >>> images = [torch.full((40, 60, 3), 255, dtype=torch.uint8), torch.zeros(30, 20, 3, dtype=torch.uint8)]
+        >>> half = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, 4.0]])  # from image pixel (10, 4), at half size
+        >>> crops = crop_warp(images, half.expand(2, 2, 3), (16, 12))
+        >>> crops.shape
+        torch.Size([2, 3, 16, 12])
+        >>> crops[:, 0, 0, 0].tolist()
+        [1.0, 0.0]
     """
     if isinstance(images, Tensor):
         count, channels = _check_planes(images)
@@ -208,7 +229,7 @@ def crop_warp(
 
 
 def _check_list(images: Sequence[Tensor]) -> int:
-    """Checks a list of pictures and gives their channel count."""
+    """Checks a list of images and gives their channel count."""
     if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
         raise TypeError(f"images must be a list of tensors, PackedImages or a tensor, got {type(images).__name__}")
     if len(images) == 0:
@@ -260,20 +281,20 @@ def _check_packed(images: PackedImages) -> tuple[int, int]:
 
 
 def _check_regions(images: PackedImages) -> None:
-    """On the CPU, where values can be read without waiting, refuses pictures outside the buffer."""
+    """On the CPU, where values can be read without waiting, refuses images outside the buffer."""
     shapes, ends = images.shapes, images.offsets + images.shapes.prod(1)
     wrong = (images.offsets < 0) | (shapes < 0).any(1) | (ends > images.pixels.numel())
     if wrong.any():
         i = int(wrong.nonzero()[0])
         raise ValueError(
-            f"packed picture {i} of shape {shapes[i].tolist()} at byte {int(images.offsets[i])} reaches outside "
+            f"packed image {i} of shape {shapes[i].tolist()} at byte {int(images.offsets[i])} reaches outside "
             f"the buffer of {images.pixels.numel()} bytes"
         )
     other = shapes[:, 2] != images.channels
     if other.any():
         i = int(other.nonzero()[0])
         raise ValueError(
-            f"packed picture {i} has {int(shapes[i, 2])} channels, PackedImages.channels says {images.channels}"
+            f"packed image {i} has {int(shapes[i, 2])} channels, PackedImages.channels says {images.channels}"
         )
 
 

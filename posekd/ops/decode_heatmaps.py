@@ -61,7 +61,7 @@ def decode_heatmaps(
       step from the maximum, only if `1 < x < W - 2` and `1 < y < H - 2`. A step that is not finite, or a map
       whose blurred maximum is not positive, leaves the maximum's pixel.
 
-    The score is the maximum. A joint whose maximum is not positive is put at (0, 0), as HRNet does, before
+    The score is the maximum. A keypoint whose maximum is not positive is put at (0, 0), as HRNet does, before
     the matrices are applied. A map that holds a NaN has score NaN, and is put at (0, 0) likewise. There is
     no derivative.
 
@@ -70,7 +70,8 @@ def decode_heatmaps(
         method: `"argmax"`, `"quarter"` or `"dark"`.
         matrices: float `[B, 2, 3]`, heatmap pixel to image pixel (`posekd.geometry.heatmap_matrices`), or None
             for coordinates in heatmap pixels.
-        blur_kernel: odd size of DARK's blur, 11 for maps drawn with sigma 2, 17 for sigma 3.
+        blur_kernel: odd size of DARK's blur, 3 to 63: 11 for maps drawn with sigma 2, 17 for sigma 3. Up to 9 the taps
+            are OpenCV's table, beyond it a Gaussian of sigma 0.3 ((k - 1) / 2 - 1) + 0.8.
 
     Returns:
         `[B, K, 3]` (x, y, score), float32 (float64 for float64 maps).
@@ -78,6 +79,15 @@ def decode_heatmaps(
     Raises:
         TypeError: tensors that are not of a float type.
         ValueError: a wrong shape, method, device or blur.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import decode_heatmaps, render_heatmaps
+        >>> heatmaps, _ = render_heatmaps(torch.tensor([[[20.3, 31.75, 1.0]]]), (64, 48), kind="exact")
+        >>> decode_heatmaps(heatmaps, "quarter")[0, 0, :2].tolist()
+        [20.25, 31.75]
+        >>> [round(x, 1) for x in decode_heatmaps(heatmaps, "dark")[0, 0, :2].tolist()]
+        [20.3, 31.8]
     """
     checks.check_tensor("heatmaps", heatmaps, "B K H W")
     if heatmaps.shape[2] < 1 or heatmaps.shape[3] < 1:

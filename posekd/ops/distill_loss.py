@@ -133,11 +133,12 @@ def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tupl
     # The gradient computed along with the loss is given away once: scaled in place, with no other reference to it,
     # so that autograd need not clone it. A second backward pass (retain_graph) computes it anew.
     gradient, ctx.unit_gradient = ctx.unit_gradient, None
-    if (
-        gradient is None or torch.is_grad_enabled()
-    ):  # enabled: create_graph=True, where the op must say that it has none
+    if gradient is None or torch.is_grad_enabled():
+        # Enabled means create_graph=True, where the op must say that it has no second derivative.
         gradient = _backward(upstream, *ctx.saved_tensors, *ctx.numbers)
-    elif upstream.item() != 1.0:  # on the CPU, where this costs nothing
+    elif library.plain_device((upstream,)) is None:
+        gradient = gradient * upstream  # a tracer has no value to ask for, and may hold this output elsewhere
+    elif upstream.item() != 1.0:  # on the CPU, where asking costs nothing
         gradient.mul_(upstream)
     return gradient, *nothing
 
@@ -194,8 +195,8 @@ def distill_loss(
     unmasked pixels of a map. A term whose teacher or labels are absent is 0; the other weights stay as they are,
     so plain training is `alpha=0, beta=0`.
 
-    A joint of weight 0, and a masked pixel, is not read: NaN there does no harm. The means still divide by all B*K*H*W
-    (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; the
+    A keypoint of weight 0, and a masked pixel, is not read: NaN there does no harm. The means still divide by all
+    B*K*H*W (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; the
     gradient of half inputs is multiplied by the upstream (loss-scaled) gradient before it is rounded.
 
     Args:
@@ -220,6 +221,21 @@ def distill_loss(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device; the message names it and its value.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import distill_loss
+        >>> student = torch.zeros(2, 17, 64, 48, requires_grad=True)
+        >>> teacher = torch.ones(2, 17, 64, 48)
+        >>> keypoints = torch.tensor([20.0, 30.0, 2.0]).expand(2, 17, 3)  # x, y, visibility in heatmap pixels
+        >>> loss, terms = distill_loss(student, teacher, keypoints=keypoints, return_terms=True)
+        >>> loss.shape, terms.shape
+        (torch.Size([]), torch.Size([3]))
+        >>> round(terms[0].item(), 3)  # the teacher's: half the mean squared difference
+        0.5
+        >>> loss.backward()
+        >>> student.grad.shape
+        torch.Size([2, 17, 64, 48])
     """
     inputs = Inputs(student, teacher, target, keypoints, weight, teacher_weight, mask)
     _check(inputs)

@@ -27,9 +27,17 @@ class GroupedKeypoints(NamedTuple):
     """People of a batch of images, padded to a capacity.
 
     Attributes:
-        keypoints: `[B, capacity, K, 3 + T]` float32: x, y, score, tags; rows of zeros for missing joints and people.
-        scores: `[B, capacity]` float32: the mean score over all K joints, before refinement.
+        keypoints: `[B, capacity, K, 3 + T]` float32: x, y, score, tags; rows of zeros for missing keypoints and people.
+        scores: `[B, capacity]` float32: the mean score over all K keypoints, before refinement.
         counts: `[B]` int64: the people found. **More than the capacity means that the rest was dropped.**
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import GroupedKeypoints
+        >>> people = GroupedKeypoints(torch.zeros(1, 30, 17, 4), torch.zeros(1, 30), torch.tensor([2]))
+        >>> image = 0
+        >>> people.keypoints[image, : people.counts[image]].shape  # those found, without the padding
+        torch.Size([2, 17, 4])
     """
 
     keypoints: Tensor
@@ -127,7 +135,7 @@ def top_k_peaks(
 
     Args:
         heatmaps: `[B, K, H, W]`, float32, float16 or bfloat16.
-        tags: `[B, K, H, W]`, `[B, K, H, W, T]`, or one map for all joints, `[B, 1, H, W]` or `[B, 1, H, W, T]`.
+        tags: `[B, K, H, W]`, `[B, K, H, W, T]`, or one map for all keypoints, `[B, 1, H, W]` or `[B, 1, H, W, T]`.
         max_people: how many peaks of a map are kept, 1 to 3072.
         detection_threshold: at least 0; a peak is above it.
         nms_kernel: side of the window, odd, up to 32767.
@@ -138,6 +146,14 @@ def top_k_peaks(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import top_k_peaks
+        >>> heatmaps, tags = torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 3.0)
+        >>> heatmaps[0, 0, 2, 5], heatmaps[0, 0, 6, 1] = 0.5, 0.75
+        >>> top_k_peaks(heatmaps, tags, max_people=2).tolist()  # x, y, score, tag
+        [[[[1.0, 6.0, 0.75, 3.0], [5.0, 2.0, 0.5, 3.0]]]]
     """
     check_maps(heatmaps, tags)
     check_count("max_people", max_people, 1, MOST_PEOPLE)
@@ -192,12 +208,12 @@ _match_by_tag = library.define(
 
 
 def resolve_order(joint_order: Sequence[int] | None, joints: int) -> list[int]:
-    """The order in which joints are visited: given, HigherHRNet's for 17 joints, or ascending."""
+    """The order in which keypoints are visited: given, HigherHRNet's for 17 keypoints, or ascending."""
     if joint_order is None:
         return list(COCO_ORDER) if joints == len(COCO_ORDER) else list(range(joints))
     order = list(joint_order)
     if sorted(order) != list(range(joints)):
-        raise ValueError(f"joint_order must name each of the joints 0 to {joints - 1} once, got {order}")
+        raise ValueError(f"joint_order must name each of the keypoints 0 to {joints - 1} once, got {order}")
     return [int(k) for k in order]
 
 
@@ -213,11 +229,11 @@ def match_by_tag(
 ) -> GroupedKeypoints:
     """Assigns peaks to people by their tags: HigherHRNet's `match_by_tag`.
 
-    The first joint (in `joint_order`) that has peaks starts a person with each. Of every further joint the peaks are
-    assigned to the people so far (the first `max_people` = `peaks.shape[2]` of them) by their mean tags, at the least
-    total cost, `100 * round(distance) - score` each. A peak that is assigned closer than `tag_threshold` joins,
-    any other starts a person. A person who is started with the first tag of an earlier one is that one: the joint is
-    his, and his mean tag starts anew.
+    The first keypoint (in `joint_order`) that has peaks starts a person with each. Of every further keypoint the peaks
+    are assigned to the people so far (the first `max_people` = `peaks.shape[2]` of them) by their mean tags, at the
+    least total cost, `100 * round(distance) - score` each. A peak that is assigned closer than `tag_threshold` joins,
+    any other starts a person. A person who is started with the first tag of an earlier one is that one: the keypoint
+    goes to that person, whose mean tag starts anew.
 
     Rounded distances tie often. Among equally cheap assignments the smallest sum of `min(distance, tag_threshold)`
     wins, so that peaks join people rather than start new ones. Where the cheapest assignment is unique, the result is
@@ -231,8 +247,8 @@ def match_by_tag(
         capacity: how many people an image has room for in the result; default K * max_people, which always suffices.
         detection_threshold: at least 0.
         tag_threshold: above 0.
-        joint_order: a permutation of the joints; default HigherHRNet's order at K = 17, otherwise 0 to K - 1.
-        ignore_too_many: skip a joint's peaks altogether once there are `max_people` people.
+        joint_order: a permutation of the keypoints; default HigherHRNet's order at K = 17, otherwise 0 to K - 1.
+        ignore_too_many: skip a keypoint's peaks altogether once there are `max_people` people.
         use_detection_score: False takes the distance itself as the cost.
 
     Returns:
@@ -241,6 +257,18 @@ def match_by_tag(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or value; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import match_by_tag
+        >>> peaks = torch.zeros(1, 2, 2, 4)  # 2 keypoints, 2 peaks of each: x, y, score, tag
+        >>> peaks[0, 0] = torch.tensor([[5.0, 2.0, 0.9, 1.0], [9.0, 2.0, 0.8, 7.0]])
+        >>> peaks[0, 1] = torch.tensor([[9.0, 6.0, 0.9, 7.1], [5.0, 6.0, 0.7, 1.1]])
+        >>> people = match_by_tag(peaks)
+        >>> people.counts.tolist()
+        [2]
+        >>> people.keypoints[0, :2, :, :2].tolist()
+        [[[5.0, 2.0], [5.0, 6.0]], [[9.0, 2.0], [9.0, 6.0]]]
     """
     checks.check_tensor("peaks", peaks, "B K max_people 3+T", (torch.float32,))
     if peaks.shape[3] < 4:
@@ -296,17 +324,17 @@ def refine(
     adjust: bool = True,
     fill: bool = True,
 ) -> Tensor:
-    """Adjusts the joints of grouped people, and fills the missing ones: HigherHRNet's `adjust` and `refine`.
+    """Adjusts the keypoints of grouped people, and fills the missing ones: HigherHRNet's `adjust` and `refine`.
 
-    * adjust: a joint with a score above 0 moves a quarter of a pixel toward the higher neighbour in x and in y (the
+    * adjust: a keypoint with a score above 0 moves a quarter of a pixel toward the higher neighbour in x and in y (the
       lower side when they are equal; at the border the pixel stands in for its neighbour), then by 0.5.
-    * fill: a missing joint (score 0) is put where `heatmap - round(tag distance)` is largest, in float32, the first
+    * fill: a missing keypoint (score 0) is put where `heatmap - round(tag distance)` is largest, in float32, the first
       such pixel in row-major order. The distance is to the person's mean tag, read back from the maps at the
-      truncated positions of the joints he has. The same quarter and 0.5 are added, and the joint counts if the heatmap
-      there is above 0; its tags stay 0. Scores of people do not change.
+      truncated positions of the person's keypoints. The same quarter and 0.5 are added, and the keypoint counts if the
+      heatmap there is above 0; its tags stay 0. Scores of people do not change.
 
     A pixel is never chosen whose heatmap is NaN or infinite or whose tag is NaN. Nothing is filled for a person
-    without joints, or whose mean tag is NaN. Positions outside the map are clamped into it. No derivative.
+    without keypoints, or whose mean tag is NaN. Positions outside the map are clamped into it. No derivative.
 
     Args:
         heatmaps: as for `top_k_peaks`.
@@ -321,6 +349,18 @@ def refine(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import match_by_tag, refine, top_k_peaks
+        >>> heatmaps, tags = torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16)
+        >>> heatmaps[0, 0, 4, 6] = 0.9
+        >>> heatmaps[0, 1, 9, 6] = 0.05  # below the detection threshold of 0.1
+        >>> people = match_by_tag(top_k_peaks(heatmaps, tags))
+        >>> people.keypoints[0, 0, :, :2].tolist()  # the second keypoint is missing
+        [[6.0, 4.0], [0.0, 0.0]]
+        >>> refine(heatmaps, tags, people.keypoints, people.counts)[0, 0, :, :2].tolist()
+        [[6.25, 4.25], [6.25, 9.25]]
     """
     check_maps(heatmaps, tags)
     checks.check_tensor("keypoints", keypoints, "B P K 3+T", (torch.float32,))

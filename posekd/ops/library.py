@@ -11,9 +11,10 @@ Every op is declared once with `define`, and gets
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,52 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad, profiler
 
-LIBRARY = torch.library.Library("posekd", "DEF")
+
+class _Library(torch.library.Library):
+    """Torch's, with a guard before every derivative that it registers."""
+
+    def impl(self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
+        """As `torch.library.Library.impl`."""
+        if dispatch_key == "Autograd":
+            fn = _guarded(op_name, fn)
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _guarded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The autograd kernel of op `name`, refusing the derivatives that torch would answer wrongly or in riddles."""
+
+    def guarded(keyset: Any, *args: Any, **options: Any) -> Any:
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        _refuse_tangents(name, tensors)
+        _refuse_transforms(name, tensors)
+        return kernel(keyset, *args, **options)
+
+    return guarded
+
+
+def _refuse_tangents(name: str, tensors: Sequence[Tensor]) -> None:
+    """Torch would drop the tangents silently, which is a derivative of 0."""
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(
+            f"posekd::{name} has no forward-mode derivative (torch.func.jvp, torch.func.jacfwd, "
+            "torch.autograd.forward_ad): take the derivative backward (torch.autograd.grad), detach the input, or use "
+            "the plain PyTorch definition in posekd.ops.reference"
+        )
+
+
+def _refuse_transforms(name: str, tensors: Sequence[Tensor]) -> None:
+    """Torch would speak of autograd.Function and setup_context, of which a user knows nothing."""
+    transformed = torch._C._are_functorch_transforms_active() and torch.is_grad_enabled()
+    if transformed and any(x.requires_grad for x in tensors):
+        raise RuntimeError(
+            f"posekd::{name} takes no part in torch.func's derivatives (grad, vjp, jacrev, hessian): take them with "
+            "torch.autograd.grad, or use the plain PyTorch definition in posekd.ops.reference"
+        )
+
+
+LIBRARY = _Library("posekd", "DEF")
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -110,6 +155,55 @@ def _warn_no_cuda_kernels(why: str) -> None:
     warnings.warn(f"posekd's CUDA kernels cannot run: {why}. CUDA tensors use plain PyTorch.", stacklevel=3)
 
 
+# What torch's dispatcher would look at. Where nothing but autograd and autocast is at work, a thread includes these
+# keys, excludes nothing of autograd, and a tensor has one of these sets of keys. Dispatch modes, tracing, functorch's
+# transforms, fake and functional tensors, subclasses and views that are negated on reading all differ in one of them.
+_Key = torch._C.DispatchKey
+
+
+def _bits(*keys: Any) -> int:
+    """A set of dispatch keys as one number."""
+    return functools.reduce(operator.or_, (torch._C.DispatchKeySet(key).raw_repr() for key in keys))
+
+
+_INCLUDED = _bits(_Key.BackendSelect, _Key.ADInplaceOrView)
+_AUTOGRAD = _bits(_Key.AutogradCPU) & ~_bits(_Key.CPU)
+_PLAIN_KEYS = {
+    _bits(_Key.CPU, _Key.AutogradCPU, _Key.AutocastCPU, _Key.ADInplaceOrView): "cpu",
+    _bits(_Key.CUDA, _Key.AutogradCUDA, _Key.AutocastCUDA, _Key.ADInplaceOrView): "cuda",
+}
+_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = frozenset((int, float, bool, type(None), torch.Size))
+
+
+def plain_device(args: Sequence[Any]) -> str | None:
+    """Where an op's arguments live, "cpu" or "cuda", if torch's dispatcher has nothing to do for a call with them.
+
+    None while anything beyond autograd and autocast is at work: compiling, tracing, a profiler, a mode, a transform,
+    forward-mode derivatives, a tensor that is more than its numbers.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._dispatch_tls_local_include_set().raw_repr() != _INCLUDED
+        or torch._C._dispatch_tls_local_exclude_set().raw_repr() & _AUTOGRAD
+        or torch._C._len_torch_function_stack() > 0
+        or forward_ad._current_level >= 0
+        or profiler._is_profiler_enabled
+    ):
+        return None
+    found: str | None = None
+    for x in args:
+        kind = type(x)
+        if kind in _TENSORS:
+            device = _PLAIN_KEYS.get(torch._C._dispatch_keys(x).raw_repr())
+            if device is None or (found is not None and device != found):
+                return None
+            found = device
+        elif kind not in _PLAIN_TYPES:
+            return None
+    return found
+
+
 def define(
     schema: str,
     *,
@@ -163,7 +257,7 @@ _counters: dict[tuple[int, int], Tensor] = {}
 
 
 def counter(like: Tensor) -> Tensor | None:
-    """A zero on the device of `like`, which kernels leave zero: one a stream, so that streams do not share it."""
+    """A zero on the device of `like`, which kernels leave zero: one per stream, so that streams do not share it."""
     if like.device.type != "cuda":
         return torch.zeros(1, dtype=torch.int32)
     if torch.cuda.is_current_stream_capturing():  # a graph fills its own: it may be replayed on any stream
@@ -187,6 +281,11 @@ def build_info() -> dict[str, Any]:
         `cuda_architectures`, `vector_levels` (compiled), `vector_level` (chosen for this processor), `parallel`
         ("openmp": torch's own threads; "threads": ours). `cuda_usable` and `cuda_problem` say whether CUDA
         tensors reach our kernels, and why not.
+
+    Examples:
+        >>> from posekd.ops import build_info
+        >>> build_info()["core"]  # whether the compiled core loaded
+        True
     """
     info: dict[str, Any] = {"core": _core is not None}
     if _core is None:

@@ -149,7 +149,7 @@ def mimic_loss(
         boxes: `[R, 5]` (image index, x1, y1, x2, y2) or a list of N tensors `[R_i, 4]`, input-image pixels.
         targets: `[M, R, K, h, w]`, M sets, or `[R, K, h, w]`, one; any float type. Their size is that of the crops.
         weight: `[M, R, K]`, or `[R, K]` for one set; None: 1.
-        spatial_scale: heatmap pixels to a box pixel, for example 1/4.
+        spatial_scale: heatmap pixels per box pixel, for example 1/4.
         sampling_ratio: as for `roi_align`.
         aligned: as for `roi_align`.
         return_terms: also return the loss of each set.
@@ -161,6 +161,19 @@ def mimic_loss(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device; on the CPU, a box on an image that is not
             there.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import mimic_loss
+        >>> heatmaps = torch.zeros(1, 17, 64, 64, requires_grad=True)
+        >>> boxes = torch.tensor([[0.0, 16.0, 32.0, 112.0, 160.0]])  # image, x1, y1, x2, y2 in input-image pixels
+        >>> targets = torch.ones(1, 17, 16, 12)  # the target heatmaps of each box
+        >>> loss = mimic_loss(heatmaps, boxes, targets, None, spatial_scale=1 / 4)
+        >>> loss.item()  # 16 x 12 pixels, each 1 away
+        192.0
+        >>> loss.backward()
+        >>> heatmaps.grad.shape
+        torch.Size([1, 17, 64, 64])
     """
     checks.check_tensor("heatmaps", heatmaps, "N K H W")
     check_sampling(spatial_scale, sampling_ratio)

@@ -93,7 +93,7 @@ def _points(name: str, keypoints: Tensor) -> Tensor:
 
 
 def _row(name: str, values: Tensor, poses: Tensor, like: str) -> Tensor:
-    """Checks one number a pose."""
+    """Checks one number per pose."""
     checks.check_tensor(name, values, "N")
     checks.check_shape(name, values, (poses.shape[0],), like)
     checks.check_device(name, values, poses, like)
@@ -108,9 +108,9 @@ def _sigmas(sigmas: Sequence[float] | Tensor | None, K: int) -> list[float]:
     try:
         values = sigmas.tolist() if isinstance(sigmas, Tensor) else [float(s) for s in sigmas]
     except TypeError:
-        raise TypeError(f"sigmas must be {K} numbers, one a keypoint, got {sigmas!r}") from None
+        raise TypeError(f"sigmas must be {K} numbers, one per keypoint, got {sigmas!r}") from None
     if len(values) != K:
-        raise ValueError(f"sigmas must be {K} numbers, one a keypoint, got {len(values)}")
+        raise ValueError(f"sigmas must be {K} numbers, one per keypoint, got {len(values)}")
     if not all(0 < s < float("inf") for s in values):
         raise ValueError(f"sigmas must be positive and finite, got {values}")
     return values
@@ -137,10 +137,18 @@ def oks(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape or device; K is not 17 and sigmas are not given.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import oks
+        >>> a = torch.zeros(1, 17, 2)
+        >>> b = torch.stack([torch.zeros(17, 2), torch.full((17, 2), 5.0)])
+        >>> oks(a, b, torch.tensor([900.0]), torch.tensor([900.0, 900.0])).round(decimals=2).tolist()
+        [[1.0, 0.25]]
     """
     points_a, points_b = _points("a", a), _points("b", b)
     if points_a.shape[1] != points_b.shape[1]:
-        raise ValueError(f"a has {points_a.shape[1]} keypoints a pose, b has {points_b.shape[1]}")
+        raise ValueError(f"a has {points_a.shape[1]} keypoints per pose, b has {points_b.shape[1]}")
     checks.check_device("b", b, a, "a")
     rows = _row("areas_a", areas_a, points_a, "a"), _row("areas_b", areas_b, points_b, "b")
     return _oks(points_a, points_b, *rows, _sigmas(sigmas, points_a.shape[1]))
@@ -175,6 +183,13 @@ def oks_nms(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, range or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import oks_nms
+        >>> poses = torch.tensor([0.0, 0.5, 40.0])[:, None, None].expand(3, 17, 2)  # the second is almost the first
+        >>> oks_nms(poses, torch.tensor([0.8, 0.9, 0.7]), torch.full((3,), 900.0), threshold=0.9).tolist()
+        [1, 2]
     """
     points = _points("keypoints", keypoints)
     rows = _row("scores", scores, points, "keypoints"), _row("areas", areas, points, "keypoints")
@@ -215,6 +230,13 @@ def soft_oks_nms(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, range or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import soft_oks_nms
+        >>> poses = torch.tensor([0.0, 0.5, 40.0])[:, None, None].expand(3, 17, 2)  # the second is almost the first
+        >>> soft_oks_nms(poses, torch.tensor([0.8, 0.9, 0.7]), torch.full((3,), 900.0), threshold=0.5).tolist()
+        [1, 2, 0]
     """
     points = _points("keypoints", keypoints)
     rows = _row("scores", scores, points, "keypoints"), _row("areas", areas, points, "keypoints")

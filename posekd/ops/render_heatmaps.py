@@ -80,20 +80,22 @@ def render_heatmaps(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draws one Gaussian a joint, peak 1, where the batch lives.
+    """Draws one Gaussian per keypoint, peak 1, where the batch lives.
 
     The kinds differ in where the centre is and how far the Gaussian reaches; each is the rule of public code,
     for every sigma:
 
     * `"msra"`: HRNet (`JointsDataset.generate_target`). Centre `int(x + 0.5)`, window of 3 sigma. The weight
-      is `min(visibility, 1)`, and 0 when the window lies outside the map; a joint is drawn if its weight is
+      is `min(visibility, 1)`, and 0 when the window lies outside the map; a keypoint is drawn if its weight is
       above 0.5. Where 3 sigma is not an integer HRNet's window is lopsided, its peak up to one pixel off.
-    * `"higherhrnet"`: HigherHRNet (`HeatmapGenerator`). Centre `int(x)`, window of 3 sigma + 1. A joint
+    * `"higherhrnet"`: HigherHRNet (`HeatmapGenerator`). Centre `int(x)`, window of 3 sigma + 1. A keypoint
       counts (weight 1) if its visibility is above 0 and its centre inside the map. Where 3 sigma is not an
       integer the window's corner is rounded half to even, and the peak lies between pixels.
-    * `"exact"`: DARK's unbiased encoding. Continuous centre, no window, weights as for `"msra"`.
+    * `"exact"`: DARK's unbiased encoding. Continuous centre c, no window. The weight is `min(visibility, 1)`, and 0
+      when `int(c - 3 sigma)` is at least the map's size or `int(c + 3 sigma + 1)` is below 0 on either axis (`int`
+      truncates toward zero); a keypoint is drawn if its weight is above 0.5.
 
-    A joint with a NaN or infinite coordinate, or a NaN visibility, is not drawn and has weight 0. There is no
+    A keypoint with a NaN or infinite coordinate, or a NaN visibility, is not drawn and has weight 0. There is no
     derivative. Positions are taken as float32.
 
     Args:
@@ -112,6 +114,16 @@ def render_heatmaps(
     Raises:
         TypeError: keypoints that are not a float tensor, or a `dtype` that is not a float type.
         ValueError: a wrong shape, size, sigma or kind.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import render_heatmaps
+        >>> keypoints = torch.tensor([[[20.0, 30.0, 2.0], [5.0, 5.0, 0.0]]])  # x, y, visibility
+        >>> heatmaps, weights = render_heatmaps(keypoints, (64, 48), sigma=2.0)
+        >>> heatmaps.shape, weights.tolist()
+        (torch.Size([1, 2, 64, 48]), [[1.0, 0.0]])
+        >>> heatmaps[0, 0, 30, 20].item()
+        1.0
     """
     checks.check_tensor("keypoints", keypoints, "B P K 3" if _people_given(keypoints) else "B K 3")
     if keypoints.shape[-1] != 3:

@@ -174,22 +174,25 @@ def roi_align(
 ) -> Tensor:
     """Crops boxes out of feature maps, each resized to `output_size` (ROIAlign of Mask R-CNN, average pooling).
 
-    Equal to `torchvision.ops.roi_align`, whose default is `aligned=False`: a bin's value is the mean of
-    `sampling_ratio`^2 bilinear samples (`ceil(bin size)` an axis if it is 0 or negative); a sample more than one pixel
-    outside the map counts as 0; a box is at least 1 pixel wide only if not `aligned`. An inverted box gives a mirrored
-    crop (zeros with adaptive sampling, also where torchvision's CPU kernel fails). A box with a coordinate that is not
-    finite gives zeros.
+    **The default is `aligned=True`; torchvision's is False.** Pass `aligned=False` for what `torchvision.ops.roi_align`
+    gives by default; with the same `aligned` the two are equal. The pooling is always the average, as torchvision's:
+    there is no `pool_mode` (mmcv's argument), and so no maximum.
+
+    A bin's value is the mean of `sampling_ratio`^2 bilinear samples (`ceil(bin size)` per axis if it is 0 or negative);
+    a sample more than one pixel outside the map counts as 0; a box is at least 1 pixel wide only if not `aligned`. An
+    inverted box gives a mirrored crop (zeros with adaptive sampling, also where torchvision's CPU kernel fails). A box
+    with a coordinate that is not finite gives zeros.
 
     The gradient goes to `input` alone. It is deterministic, on CUDA too: no atomics. Coordinates and sums are float32
-    for half inputs (float64 for float64). A bin takes at most 2^20 samples an axis.
+    for half inputs (float64 for float64). A bin takes at most 2^20 samples per axis.
 
     Args:
         input: `[N, C, H, W]`, float32, float16, bfloat16 or float64.
         boxes: `[R, 5]` (image index, x1, y1, x2, y2), or a list of N tensors `[R_i, 4]`; input-image pixels, that is
-            `1 / spatial_scale` to a map pixel. On CUDA a box on an image that is not there gives zeros.
+            `1 / spatial_scale` per map pixel. On CUDA a box on an image that is not there gives zeros.
         output_size: height and width of a crop, or one number for both.
-        spatial_scale: map pixels to a box pixel.
-        sampling_ratio: samples a bin along each axis; 0: as many as the bin has pixels, rounded up.
+        spatial_scale: map pixels per box pixel.
+        sampling_ratio: samples per bin along each axis; 0: as many as the bin has pixels, rounded up.
         aligned: pixel centres at half-integers, so that a box of whole pixels copies them.
 
     Returns:
@@ -198,6 +201,16 @@ def roi_align(
     Raises:
         TypeError: an argument of a wrong type.
         ValueError: a wrong shape, size, scale or device; on the CPU, a box on an image that is not there.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import roi_align
+        >>> features = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> boxes = torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]])  # image, x1, y1, x2, y2
+        >>> roi_align(features, boxes, 2).tolist()
+        [[[[5.0, 6.0], [9.0, 10.0]]]]
+        >>> roi_align(torch.rand(2, 8, 64, 48), [boxes[:, 1:], boxes[:, 1:]], (7, 5), spatial_scale=1 / 4).shape
+        torch.Size([2, 8, 7, 5])
     """
     checks.check_tensor("input", input, "N C H W")
     size: Any = (output_size, output_size) if checks.is_whole(output_size) else output_size

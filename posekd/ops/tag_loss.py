@@ -75,7 +75,7 @@ def _backward_fake(
 
 
 def _supports(tags: Tensor, keypoints: Tensor) -> bool:
-    """The device kernels have no float64 and a limit of people; without joints there is nothing to launch for."""
+    """The device kernels have no float64 and a limit of people; without keypoints there is nothing to launch for."""
     too_much = tags.dtype == torch.float64 or keypoints.shape[1] > MOST_PEOPLE_ON_DEVICE
     return tags.numel() > 0 and keypoints.numel() > 0 and not (library.on_device(tags) and too_much)
 
@@ -121,21 +121,21 @@ library.no_double_backward("tag_loss_backward")
 def tag_loss(tags: Tensor, keypoints: Tensor, *, kind: str = "exp") -> tuple[Tensor, Tensor]:
     """Pulls the tags of a person together, and pushes people apart, per image.
 
-    With `t` the tag at a joint's pixel, `m_p` the mean over the joints of person p and n the people of an image
+    With `t` the tag at a keypoint's pixel, `m_p` the mean over the keypoints of person p and n the people of an image
 
         pull = 1/n sum_p mean_k (t_pk - m_p)^2
         push = 0.5 / (n (n - 1)) sum_{p != q} exp(-(m_p - m_q)^2)      or max(0, 1 - |m_p - m_q|)
 
-    as HigherHRNet's `AELoss`. Only joints with visibility above 0 inside the map count, and only people with such
-    a joint; an image with nobody has pull 0 and push 0, one with a single person push 0. Positions are truncated
-    toward zero, so -0.99 is pixel 0 and inside; joints beyond the border, or with NaN, are ignored, as
+    as HigherHRNet's `AELoss`. Only keypoints with visibility above 0 inside the map count, and only people with such
+    a keypoint; an image with nobody has pull 0 and push 0, one with a single person push 0. Positions are truncated
+    toward zero, so -0.99 is pixel 0 and inside; keypoints beyond the border, or with NaN, are ignored, as
     HigherHRNet's loader does. Any number of people goes (HigherHRNet's loader stops at 30).
 
-    The gradient flows through the mean. Joints that share a pixel add up, in a fixed order, before they are rounded;
+    The gradient flows through the mean. Keypoints that share a pixel add up, in a fixed order, before they are rounded;
     the result is deterministic. Sums are float32 (float64 for float64 tags).
 
     Args:
-        tags: `[B, K, H, W]`, or `[B, 1, H, W]`, one map for all joints; float32, float16, bfloat16 or float64.
+        tags: `[B, K, H, W]`, or `[B, 1, H, W]`, one map for all keypoints; float32, float16, bfloat16 or float64.
         keypoints: float `[B, P, K, 3]` (x, y, visibility) in tag-map pixels, padded with visibility 0. Positions are
             taken as float32.
         kind: `"exp"` or `"max"`.
@@ -145,6 +145,18 @@ def tag_loss(tags: Tensor, keypoints: Tensor, *, kind: str = "exp") -> tuple[Ten
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, value or device.
+
+    Examples:
+        >>> import torch
+        >>> from posekd.ops import tag_loss
+        >>> tags = torch.zeros(1, 2, 8, 8, requires_grad=True)
+        >>> one, other = [[1.0, 1.0, 1.0], [2.0, 3.0, 1.0]], [[6.0, 1.0, 1.0], [7.0, 3.0, 1.0]]  # x, y, visibility
+        >>> pull, push = tag_loss(tags, torch.tensor([[one, other]]))
+        >>> pull.tolist(), push.tolist()  # all tags are equal: nothing to pull together, everything to push apart
+        ([0.0], [0.5])
+        >>> (0.001 * pull + 0.001 * push).sum().backward()
+        >>> tags.grad.shape
+        torch.Size([1, 2, 8, 8])
     """
     checks.check_tensor("tags", tags, "B K H W")
     checks.check_tensor("keypoints", keypoints, "B P K 3")

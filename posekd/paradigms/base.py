@@ -106,3 +106,8 @@ class Paradigm:
     prepare: Prepare
     predict: Predict
     suppress: Callable[[Instances, Skeleton, Any], Instances]
+
+    @property
+    def title(self) -> str:
+        """The name in a sentence: `top-down`."""
+        return self.name.replace("_", "-")

@@ -121,7 +121,7 @@ def find_people(
     """
     paradigm = paradigm_of(model)
     if not paradigm.crops_boxes and (boxes is not None or box_scores is not None):
-        raise ValueError(f"a {paradigm.name} network sees whole images: it needs no boxes")
+        raise ValueError(f"a {paradigm.title} network sees whole images: it needs no boxes")
     settings = settings_for(paradigm, settings)
     source = ImagesInMemory(images, skeleton, boxes, box_scores)
     loader = LoaderSettings(batch_size, workers=0)
@@ -140,7 +140,9 @@ def settings_for(paradigm: Paradigm, settings: Any) -> Any:
     if settings is None:
         return paradigm.inference()
     if not isinstance(settings, paradigm.inference):
-        raise TypeError(f"a {paradigm.name} network needs {paradigm.inference.__name__}, got {type(settings).__name__}")
+        raise TypeError(
+            f"a {paradigm.title} network needs {paradigm.inference.__name__}, got {type(settings).__name__}"
+        )
     return settings
 
 

@@ -87,4 +87,4 @@ def test_the_whole_program_runs_resumes_and_reports(program, tmp_path, monkeypat
     assert (tmp_path / "out" / "pck.png").stat().st_size > 1000
     shown = capsys.readouterr().out
     assert "mean pose" in shown
-    assert "unlabelled pictures: fpd_200_800 - student_200" in shown
+    assert "unlabelled images: fpd_200_800 - student_200" in shown

@@ -67,7 +67,7 @@ def test_the_baselines_batches_and_losses_are_ours_on_the_same_persons(loader, b
     maps, weights = render_heatmaps(to_heatmap(ours.keypoints), (32, 24), 1.0, "msra")
     assert torch.equal(theirs["weights"], weights)
     differing = (theirs["heatmaps"] - maps).abs().amax((-2, -1)) > 1e-5
-    assert differing.float().mean() < 0.02, "a joint exactly between two pixels may be rounded to either"
+    assert differing.float().mean() < 0.02, "a keypoint exactly between two pixels may be rounded to either"
     method = MAPD(TinyPose(spec, keypoints=17), FrozenTeacher(TinyPose(spec, seed=1, keypoints=17)))
     method.settings = dataclasses.replace(method.settings, sigma=1.0)
     eager, fused = train_loop.EagerMapd(method)(theirs), method(ours)

@@ -1,4 +1,4 @@
-"""The benchmarks as a product: samples, ratios, JSON, comparison with an earlier file, page and picture."""
+"""The benchmarks as a product: samples, ratios, JSON, comparison with an earlier file, page and image."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""`posekd eval` on MPII and LSP: the papers' tables, the JSON, the picture, and options that do not fit."""
+"""`posekd eval` on MPII and LSP: the papers' tables, the JSON, the image, and options that do not fit."""
 
 from __future__ import annotations
 

@@ -45,7 +45,9 @@ def run(tmp_path_factory):
 def scores(folder, *words):
     file = folder / "report.json"
     with threads(1):
-        assert main(["eval", *words, "--workers", "0", "--device", "cpu", "--batch-size", "4", "--report", str(file)]) == 0
+        assert (
+            main(["eval", *words, "--workers", "0", "--device", "cpu", "--batch-size", "4", "--report", str(file)]) == 0
+        )
     return json.loads(file.read_text())
 
 

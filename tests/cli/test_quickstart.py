@@ -45,7 +45,7 @@ def test_quickstart_trains_compares_and_writes(tmp_path, capsys):
     change = "raised" if results["gain"] > 0 else "lowered" if results["gain"] < 0 else "left"
     assert f"without labels {change} the student's AP" in " ".join(out.split())
 
-    # the teacher's pictures are others, and the students see theirs for as many steps, but for a part of an epoch
+    # the teacher's images are others, and the students see theirs for as many steps, but for a part of an epoch
     assert read_recipe(str(tmp_path / "teacher" / "recipe.yaml")).train_data.seed == 1003
     steps = [read_log(tmp_path / name / "log.jsonl")[-1]["step"] for name in ("distilled", "undistilled")]
     assert steps[1] == pytest.approx(steps[0], rel=0.2)
@@ -69,7 +69,7 @@ def test_a_quickstart_that_cannot_be_says_so_before_it_trains(tmp_path):
     for words, message in [
         (
             ["--train_data.images", "10"],
-            "persons with labels, on one picture in 10, do not fill a batch of 32",
+            "persons with labels, on one image in 10, do not fill a batch of 32",
         ),
         (["--labels.images", "5", "--labels.others", "left_out"], "the quickstart itself decides who has labels"),
     ]:

@@ -46,7 +46,7 @@ def values(terms) -> dict[str, float]:
 @pytest.fixture
 def batch():
     batch = random_batch()
-    assert 0 < labels(batch)[1].mean() < 1, "the batch must have labelled and unlabelled joints"
+    assert 0 < labels(batch)[1].mean() < 1, "the batch must have labelled and unlabelled keypoints"
     return batch
 
 
@@ -93,7 +93,7 @@ def test_the_teacher_may_teach_joints_that_have_no_label(batch):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_unlabelled_persons_learn_from_the_teacher_alone(batch, masked, loss):
-    """Two of four persons lose their labels: their loss is `unlabelled_weight` times the teacher's term, all joints."""
+    """Two of four persons lose their labels: their loss is `unlabelled_weight` times the teacher's, all keypoints."""
     student, teacher = TinyPose(seed=0).eval(), TinyPose(seed=1).eval()
     settings = FPDSettings(alpha=0.4, masked=masked, loss=loss, unlabelled_weight=0.9)
     method = FPD(student, FrozenTeacher(teacher), settings)

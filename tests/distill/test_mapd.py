@@ -38,7 +38,7 @@ def setting():
 
 def test_the_three_terms_are_equations_1_to_3_weighted_as_equation_4(setting):
     student, teacher, batch, (s, t, g, w) = setting
-    assert 0 < w.mean() < 1, "the batch must have labelled and unlabelled joints"
+    assert 0 < w.mean() < 1, "the batch must have labelled and unlabelled keypoints"
     terms = MAPD(student, FrozenTeacher(teacher))(batch)
     expected = {"labels": 0.775 * mse(s, g, w), "teacher_mse": 0.15 * mse(s, t, w), "teacher_kl": 0.075 * kl(t, s, w)}
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-5)
@@ -81,7 +81,7 @@ def test_clamped_kl_is_equation_2_by_the_letter(setting):
 
 @pytest.mark.parametrize("kind", ["spatial_softmax", "clamped"])
 def test_unlabelled_persons_learn_from_the_teacher_alone(kind):
-    """Two of four persons lose their labels: w_k = sqrt(0.6 / 0.15) = 2 for all of their joints in Eq. 1 and 2."""
+    """Two of four persons lose their labels: w_k = sqrt(0.6 / 0.15) = 2 for all of their keypoints in Eq. 1 and 2."""
     student, teacher, batch = TinyPose(seed=0).eval(), TinyPose(seed=1).eval(), random_batch()
     batch.keypoints[2:] = 0
     s, t, g, w = heatmaps_and_labels(batch, student, teacher)

@@ -41,17 +41,17 @@ class TinyBottomUp(nn.Module):
 
 
 def batch(people: int = 4, seed: int = 0, side: int = SIDE) -> ImageBatch:
-    """Noise; one image with people, some joints unlabelled or outside, and one with nobody; masks with holes."""
+    """Noise; one image with people, some keypoints unlabelled or outside, and one with nobody; masks with holes."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(B, people, K, 3, generator=generator)
     points[..., :2] = points[..., :2] * (side + 16) - 8
     points[..., 2] = (points[..., 2] > 0.2).float() * 2
     points[1, ..., 2] = 0
-    points[0, 0, :, 2] = 0  # somebody without a visible joint
+    points[0, 0, :, 2] = 0  # somebody without a visible keypoint
     masks = [torch.rand(B, side // s, side // s, generator=generator) > 0.2 for s in (4, 2)]
     scaled = [points * torch.tensor([1 / s, 1 / s, 1]) for s in (4, 2)]
     images = torch.randn(B, 3, side, side, generator=generator)
-    return ImageBatch(images, scaled, masks, torch.eye(2, 3).repeat(B, 1, 1), torch.arange(B), torch.arange(B))
+    return ImageBatch(images, scaled, masks, torch.eye(2, 3).repeat(B, 1, 1), torch.arange(B))
 
 
 def gaussians(points: Tensor, size: int, sigma: float) -> Tensor:
@@ -197,7 +197,7 @@ def test_resolved_weights():
 
 
 def test_exact_labels_lie_where_the_parser_finds_them():
-    """The parser adds half a pixel: a joint at 7.3 is drawn about 6.8, whole pixels and fractions alike."""
+    """The parser adds half a pixel: a keypoint at 7.3 is drawn about 6.8, whole pixels and fractions alike."""
     data = batch(people=1)
     for points in data.keypoints:
         points[0, 0] = torch.tensor([7.3, 5.0, 2.0])
@@ -257,5 +257,5 @@ def test_what_is_refused():
         SmallerHRNet(TinyBottomUp(1), FrozenTeacher(TinyBottomUp(2, keypoints=4)))(batch())
     wrong = nn.Conv2d(3, 3, 1)
     wrong.spec = SPEC
-    with pytest.raises(ValueError, match="a network with two outputs"):
+    with pytest.raises(ValueError, match="a bottom-up network gives two outputs"):
         AssociativeEmbedding(wrong)(batch())

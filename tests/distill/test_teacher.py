@@ -52,7 +52,7 @@ def test_a_teacher_in_bfloat16_gives_nearly_the_same_loss():
 
 
 def test_a_bgr_teacher_with_other_normalisation_sees_the_same_picture():
-    """Both specifications, applied to one 0..255 picture by hand, are what the conversion turns into each other."""
+    """Both specifications, applied to one 0..255 image by hand, are what the conversion turns into each other."""
     theirs = InputSpec(size=SPEC.size, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.25), bgr=True)
     pixels = torch.rand(2, 3, *SPEC.size, dtype=torch.float64)
     ours = (pixels - torch.tensor(SPEC.mean).double()[:, None, None]) / torch.tensor(SPEC.std).double()[:, None, None]

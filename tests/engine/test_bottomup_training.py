@@ -96,15 +96,15 @@ def test_settings_follow_from_the_student():
 
 
 def test_paradigms_do_not_mix(tmp_path):
-    with pytest.raises(ValueError, match=r"higherhrnet_w32 is a bottom_up network.*embedding, smallerhrnet"):
+    with pytest.raises(ValueError, match=r"higherhrnet_w32 is a bottom-up network.*embedding, smallerhrnet"):
         build_job(recipe_from_dict(values(method={"name": "supervised"})))
     top_down = {"name": "hrnet_w32", "overrides": {"size": [64, 64], "width": 8, "modules": [1, 1, 1], "blocks": 1}}
-    with pytest.raises(ValueError, match=r"hrnet_w32 is a top_down network.*choose method.name among fpd"):
+    with pytest.raises(ValueError, match=r"hrnet_w32 is a top-down network.*choose method.name among fpd"):
         build_job(recipe_from_dict(values(student=top_down)))
     path = tmp_path / "teacher.safetensors"
     save_weights(create_model("hrnet_w32", **top_down["overrides"]), path)
     teacher = {**top_down, "weights": str(path)}
-    with pytest.raises(ValueError, match="hrnet_w32 is a top_down network"):
+    with pytest.raises(ValueError, match="hrnet_w32 is a top-down network"):
         build_job(recipe_from_dict(values(method={"name": "smallerhrnet"}, teacher=teacher)))
     with pytest.raises(ValueError, match="labels and unlabelled_data must be null"):
         recipe_from_dict(values(labels={"images": 2}))
@@ -140,6 +140,6 @@ def test_teacher_and_student_by_the_ordinary_commands(tmp_path, capsys):
     assert "6 images in" in capsys.readouterr().out
     assert isinstance(json.loads(results.read_text()), list)
     assert main(["eval", best, *words, "--decode", "dark"]) == 2
-    assert "--decode has no meaning for a bottom_up network" in capsys.readouterr().err
+    assert "--decode has no meaning for a bottom-up network" in capsys.readouterr().err
     assert main(["eval", best, *words, "--detections", str(results)]) == 2
     assert "sees whole images and needs none" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from posekd.engine.recipes.datasets import DATASETS, open_dataset
 from posekd.engine.recipes.recipe import recipe_from_dict, recipe_to_dict
 from posekd.engine.scoring import METRICS
 from posekd.models import create_model, save_weights
+from posekd.skeleton import COCO
 
 PEOPLE = {"name": "synthetic", "images": 4, "size": [96, 96]}
 CPU = torch.device("cpu")
@@ -25,7 +26,9 @@ def recipe(folder, **changes):
 
 
 class TestValidation:
-    @pytest.mark.parametrize(("training", "asked", "used"), [(True, None, True), (True, False, False), (False, True, True)])
+    @pytest.mark.parametrize(
+        ("training", "asked", "used"), [(True, None, True), (True, False, False), (False, True, True)]
+    )
     def test_channels_last_follows_the_training_unless_inference_says_otherwise(self, tmp_path, training, asked, used):
         plan = recipe(tmp_path, train__channels_last=training, inference={"channels_last": asked})
         assert validation_settings(plan).channels_last is used
@@ -50,32 +53,47 @@ class TestWhatFits:
     def test_a_bottom_up_student_needs_a_method_for_it(self, tmp_path):
         student = {"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP}
         plan = recipe(tmp_path, student=student, inference={})
-        with pytest.raises(ValueError, match="bottom_up network that gives tagged_heatmaps, and the method trains top_down") as e:
-            build_method(plan, 17, CPU)
+        with pytest.raises(
+            ValueError, match="bottom-up network that gives tagged heatmaps, and the method trains a top-down"
+        ) as e:
+            build_method(plan, COCO, CPU)
         assert "choose method.name among associative_embedding, smallerhrnet" in str(e.value)
 
     def test_a_teacher_that_says_something_else_is_refused(self, tmp_path):
         teacher = create_model("higherhrnet_w32", **TINY_BOTTOM_UP)
         save_weights(teacher, tmp_path / "teacher.safetensors")
-        given = {"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP, "weights": str(tmp_path / "teacher.safetensors")}
+        given = {
+            "name": "higherhrnet_w32",
+            "overrides": TINY_BOTTOM_UP,
+            "weights": str(tmp_path / "teacher.safetensors"),
+        }
         plan = recipe(tmp_path, method={"name": "mapd"}, teacher=given)
-        with pytest.raises(ValueError, match="the teacher higherhrnet_w32 is a bottom_up network that gives tagged_heatmaps"):
-            build_method(plan, 17, CPU)
+        with pytest.raises(
+            ValueError, match="the teacher higherhrnet_w32 is a bottom-up network that gives tagged heatmaps"
+        ):
+            build_method(plan, COCO, CPU)
+
+
+OLD = {
+    "eval": {"flip": True, "nms_threshold": 0.5},
+    "schedule": {"factor": 0.3},
+    "method": {"name": "fpd", "unlabelled": 0.7},
+}
 
 
 class TestOldNames:
-    OLD = {"eval": {"flip": True, "nms_threshold": 0.5}, "schedule": {"factor": 0.3}, "method": {"name": "fpd", "unlabelled": 0.7}}
-
     def test_recipe_keys_are_read_under_their_old_names_and_told(self, tmp_path):
         values = recipe_to_dict(recipe(tmp_path))
         for group in ("inference", "schedule", "method"):
             del values[group]
-        with pytest.warns(UserWarning) as told:
-            plan = recipe_from_dict({**values, **self.OLD})
+        with pytest.warns(UserWarning, match="is called") as told:
+            plan = recipe_from_dict({**values, **OLD})
         assert (plan.inference.flip_test, plan.inference.oks_threshold) == (True, 0.5)
         assert (plan.schedule.gamma, plan.method.unlabelled_weight) == (0.3, 0.7)
         lines = {str(line.message) for line in told}
-        assert "the recipe key eval.nms_threshold is called inference.oks_threshold now; it is read all the same" in lines
+        assert (
+            "the recipe key eval.nms_threshold is called inference.oks_threshold now; it is read all the same" in lines
+        )
         assert "the recipe key schedule.factor is called schedule.gamma now; it is read all the same" in lines
 
     def test_new_names_are_told_nothing(self, tmp_path):
@@ -89,7 +107,7 @@ class TestOldNames:
         with pytest.raises(ValueError, match="eval is called inference now, and both are given: keep inference"):
             recipe_from_dict({**values, "eval": {}})
         values["inference"] = {"flip": True, "flip_test": False}
-        with pytest.raises(ValueError, match="inference.flip is called inference.flip_test now, and both are given"):
+        with pytest.raises(ValueError, match=r"inference\.flip is called inference\.flip_test now, and both are given"):
             recipe_from_dict(values)
 
 

@@ -24,7 +24,7 @@ LOADER = LoaderSettings(batch_size=3, workers=0)
 
 
 class Painted:
-    """A `PoseSource` of people whose joints are squares of one grey each: the network below reads them."""
+    """A `PoseSource` of people whose keypoints are squares of one grey each: the network below reads them."""
 
     def __init__(self, labelled: bool = True) -> None:
         boxes = [(20, 30, 60, 80), (200, 100, 48, 64), (90, 20, 96, 128)]
@@ -76,7 +76,7 @@ class Painted:
 
 
 class Reader(nn.Module):
-    """Sees the colours of `Painted`: heatmap k is the share of a 4 x 4 block that has joint k's colour."""
+    """Sees the colours of `Painted`: heatmap k is the share of a 4 x 4 block that has keypoint k's colour."""
 
     spec = InputSpec(size=(256, 192), mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
 
@@ -137,7 +137,7 @@ def test_data_without_labels_are_written_not_scored(tmp_path):
 
 
 def test_a_network_that_sees_nothing_scores_zero():
-    """All-zero heatmaps: every joint at the crop's corner with score 0. Nothing fails."""
+    """All-zero heatmaps: every keypoint at the crop's corner with score 0. Nothing fails."""
 
     class Blind(Reader):
         def forward(self, images):

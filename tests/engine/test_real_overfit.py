@@ -1,4 +1,4 @@
-"""Real pictures through the ordinary commands: small networks learn twelve of them by heart."""
+"""Real images through the ordinary commands: small networks learn twelve of them by heart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def only(labels: Path, ids: list[int], to: Path) -> Path:
 
 
 def train(recipe: str, images: Path, labels: Path, out: Path, words: dict[str, str]) -> None:
-    """`posekd train` without augmentation, on these pictures alone."""
+    """`posekd train` without augmentation, on these images alone."""
     words = {
         "student.backbone": "null",
         "method.kind": "exact",
@@ -47,7 +47,7 @@ def train(recipe: str, images: Path, labels: Path, out: Path, words: dict[str, s
 
 @pytest.fixture
 def twelve(real_data: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Where the pictures are, and the labels of twelve of them."""
+    """Where the images are, and the labels of twelve of them."""
     folder = real_data / "coco" / "coco-mini"
     labels = folder / "annotations" / "person_keypoints_train2017.json"
     ids = first_images(labels)
@@ -60,7 +60,7 @@ def twelve(real_data: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_top_down(twelve: tuple[Path, Path], tmp_path: Path) -> None:
     words = {
         # ELPN cut down; continuous targets and DARK, because a 40x32 map cannot hold rounded centres exactly enough;
-        # wider crops, because some labelled joints lie outside the usual ones.
+        # wider crops, because some labelled keypoints lie outside the usual ones.
         "student.name": "elpn_v1",
         "student.overrides": "{size: [160, 128], width: 24, modules: [1, 1, 1], blocks: 1, stem_width: 32, "
         "stage1_width: 16, stage1_blocks: 1}",
@@ -95,7 +95,7 @@ def test_bottom_up(twelve: tuple[Path, Path], tmp_path: Path) -> None:
     weights = "null"
     for epochs, rate, sigma in STAGES:
         words = {
-            # HigherHRNet cut down; a crop of 1.75 times the short side holds every picture wholly
+            # HigherHRNet cut down; a crop of 1.75 times the short side holds every image wholly
             "student.weights": weights,
             "student.overrides": "{size: [448, 448], widths: [48, 96, 192], modules: [1, 1], blocks: 2, "
             "stem_width: 32, stage1_width: 16, stage1_blocks: 1, deconv_width: 24, deconv_blocks: 1}",

@@ -144,3 +144,22 @@ def test_the_compile_flag_chooses_the_networks(tmp_path, teacher, monkeypatch, w
     method = build.build_job(tiny(tmp_path, teacher, train__compile=which)).learner.method
     networks = {"student": method.student, "teacher": method.teacher.model}
     assert compiled == [network for name, network in networks.items() if name in expected]
+
+
+class TestResumingUnderAnotherRecipe:
+    def test_another_optimiser_or_width_is_refused_in_a_sentence(self, tmp_path, teacher):
+        train(tiny(tmp_path, teacher))
+        wider = {"name": "elpn_v1", "overrides": {**TINY_NET, "width": 16}}
+        for change, text in (
+            ({"optim": {"name": "sgd"}}, "optim.name 'adam' -> 'sgd'"),
+            ({"student": wider}, "student.overrides.width 8 -> 16"),
+        ):
+            with pytest.raises(ValueError, match="the run cannot go on under this recipe") as caught:
+                train(tiny(tmp_path, teacher, **change), resume="auto")
+            assert text in str(caught.value)
+            assert len(str(caught.value)) < 500
+
+    def test_another_precision_begins_with_a_fresh_scale(self, tmp_path, teacher):
+        train(tiny(tmp_path, teacher))
+        with pytest.warns(UserWarning, match="train.precision 'fp32' -> 'fp16'"):
+            train(tiny(tmp_path, teacher, train__precision="fp16", train__epochs=3), resume="auto")

@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 60, 80
 
 
 def person(annotation_id: int, image_id: int, **changes) -> dict:
-    """A person with all 17 joints along the diagonal of its box."""
+    """A person with all 17 keypoints along the diagonal of its box."""
     box = [10.0, 5.0, 30.0, 40.0]
     keypoints = [v for i in range(17) for v in (box[0] + i, box[1] + 2 * i, 2)]
     entry = {
@@ -35,7 +35,7 @@ def labels(annotations: list[dict], image_ids=(1, 2, 3)) -> dict:
 
 
 def write(folder: Path, content: dict | str, **changes) -> CocoSettings:
-    """Writes the annotation file and one picture for each entry; gives the settings that read it."""
+    """Writes the annotation file and one image for each entry; gives the settings that read it."""
     images = folder / "images"
     images.mkdir(exist_ok=True)
     file = folder / "labels.json"

@@ -1,4 +1,4 @@
-"""Pictures, matrices and float64 crops for the tests of crop_warp."""
+"""Images, matrices and float64 crops for the tests of crop_warp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers import backends
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FORMATS = [torch.contiguous_format, torch.channels_last]
 IDENTITY = torch.eye(3)[None, :2]
-# Outputs are at most 3 or so; a picture holds steps of up to one from pixel to pixel, so a coordinate that float32
+# Outputs are at most 3 or so; an image holds steps of up to one from pixel to pixel, so a coordinate that float32
 # rounds by 1e-5 of a pixel moves a value by as much.
 ATOL = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -34,7 +34,7 @@ def bilinear(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np
 
 
 def some_images(count: int = 3, channels: int = 3, height: int = 37, width: int = 45) -> list[Tensor]:
-    """Ragged pictures of noise."""
+    """Ragged images of noise."""
     rng = np.random.default_rng(count)
     sizes = [(height + 3 * i, width - 5 * i) for i in range(count)]
     return [torch.from_numpy(rng.integers(0, 256, (h, w, channels), dtype=np.uint8)) for h, w in sizes]

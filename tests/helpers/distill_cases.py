@@ -15,7 +15,7 @@ EPS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfl
 
 
 def make_case(B: int = 2, K: int = 3, H: int = 8, W: int = 12, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs with a joint of weight 0 and a quarter of the pixels masked."""
+    """Random inputs with a keypoint of weight 0 and a quarter of the pixels masked."""
     rng = torch.Generator().manual_seed(seed)
     random = lambda *shape: torch.rand(*shape, generator=rng, dtype=torch.float64)  # noqa: E731
     weight = random(B, K)

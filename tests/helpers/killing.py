@@ -7,6 +7,7 @@ checkpoint is half written. Prints what happened as JSON.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from posekd.engine.training import checkpoint, loop
 
 
 def recipe(folder: Path, workers: int) -> Recipe:
-    """Eight persons on eight pictures, beside the run's folder; two epochs of four steps."""
+    """Eight persons on eight images, beside the run's folder; two epochs of four steps."""
     data = folder.parent / "data"
     if not data.is_dir():
         data.mkdir()
@@ -50,6 +51,7 @@ def in_child(work: Callable[[], None]) -> int:
     """Exit code of `work` in a forked process; negative for a signal."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.dump_traceback_later(120, exit=True)  # a child that hangs says where
         code = 1
         try:
             work()

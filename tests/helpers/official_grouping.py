@@ -61,7 +61,7 @@ class Parser:
         return Parse(np.stack(people) if people else np.zeros(shape, np.float32), scores, self.ambiguous)
 
     def peaks(self, heat: np.ndarray, tags: np.ndarray) -> np.ndarray:
-        """Detections of one joint, `[N, 3 + T]` float64, highest first."""
+        """Detections of one keypoint, `[N, 3 + T]` float64, highest first."""
         highest = ndimage.maximum_filter(heat, self.nms_kernel, mode="constant", cval=-np.inf)
         kept = np.where(highest == heat, heat, 0).ravel()
         top = np.argsort(-kept, kind="stable")[: self.max_people]

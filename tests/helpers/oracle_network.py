@@ -11,12 +11,12 @@ from posekd import geometry, ops
 from posekd.paradigms.bottom_up import resize_matrices
 from posekd.structures import InputSpec, PackedImageBatch
 
-REACH = 6.0  # of a joint's tag, in pixels of the tag map
+REACH = 6.0  # of a keypoint's tag, in pixels of the tag map
 STEP = 3.0  # between the tags of two people
 
 
 class BottomUpOracle(nn.Module):
-    """Paints the labels of the picture it sees by HigherHRNet's rule: every second call of a flip test is mirrored."""
+    """Paints the labels of the image it sees by HigherHRNet's rule: every second call of a flip test is mirrored."""
 
     def __init__(
         self, flip_permutation: Sequence[int], size: int = 512, flip: bool = True, sigma: float = 2.0,
@@ -43,7 +43,7 @@ class BottomUpOracle(nn.Module):
         return [torch.cat((heat, tags), 1), self.paint(fine, (height // 2, width // 2))]
 
     def points(self, size: tuple[int, int], mirrored: bool) -> Tensor:
-        """Joints `[B, P, K, 3]` in pixels of the images that the network sees: column x mirrored is `width - 1 - x`."""
+        """Keypoints `[B, P, K, 3]` in pixels of what the network sees: column x mirrored is `width - 1 - x`."""
         matrices = geometry.invert_matrices(resize_matrices(self.packed.image_sizes, size, self.square))
         points = geometry.transform_keypoints(self.packed.keypoints, matrices[:, None])
         if mirrored:
@@ -56,7 +56,7 @@ class BottomUpOracle(nn.Module):
 
 
 def paint_tags(points: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tag maps `[B, K, *size]`: near a joint its person's tag (of the nearest, where several are), elsewhere 0."""
+    """Tag maps `[B, K, *size]`: near a keypoint its person's tag (of the nearest, where several are), elsewhere 0."""
     B, P, K, _ = points.shape
     y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in size), indexing="ij")
     nearest = torch.full((B, K, *size), REACH**2)

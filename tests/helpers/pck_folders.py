@@ -24,7 +24,7 @@ def picture(path: Path, size: tuple[int, int] = (HEIGHT, WIDTH), channels: int =
 
 
 def figure(K: int, seed: int, center: tuple[float, float] = (160.0, 120.0), spread: float = 60.0) -> np.ndarray:
-    """K joints about a centre, whole pixels, counting from 0."""
+    """K keypoints about a centre, whole pixels, counting from 0."""
     rng = np.random.default_rng(seed)
     return (rng.uniform(-spread, spread, (K, 2)) + center).round()
 
@@ -36,7 +36,7 @@ def hrnet_person(image: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def mpii_folder(folder: Path, people: list[dict[str, Any]], **settings: Any) -> MpiiSettings:
-    """HRNet's format, with a picture for each name."""
+    """HRNet's format, with an image for each name."""
     for person in people:
         picture(folder / "images" / str(person.get("image", "none.jpg")))
     (folder / "labels.json").write_text(json.dumps(people))
@@ -94,7 +94,7 @@ def release(path: Path, images: list[tuple[str, bool, list[dict[str, Any]], list
 
 
 def lsp_folder(folder: Path, numbers: range = range(1, 2001), **settings: Any) -> tuple[LspSettings, np.ndarray]:
-    """LSP's `joints.mat` of 2000 people, and pictures for some; joints `[2000, 14, 2]`."""
+    """LSP's `joints.mat` of 2000 people, and images for some; keypoints `[2000, 14, 2]`."""
     joints = np.stack([figure(LSP.num_keypoints, n, (50.0, 60.0), 30.0) for n in range(1, 2001)]) + 0.25
     occluded = np.zeros((2000, 14))
     occluded[:, 3] = 1

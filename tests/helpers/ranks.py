@@ -15,11 +15,14 @@ import torch
 from helpers.tiny_job import make_job
 from helpers.tiny_pose import SPEC, TinyPose, random_batch
 from posekd.cli import main as posekd
+from posekd.codecs import heatmaps
 from posekd.data import LoaderSettings, PoseRecords
 from posekd.data.loading.packing import PackedDataset
 from posekd.distill import MAPD, FrozenTeacher
+from posekd.distill.convert import resample
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
+from posekd.engine.scoring.coco import coco_results
 from posekd.engine.training import checkpoint, loop
 from posekd.engine.training.loop import fit
 from posekd.paradigms import TopDownInference
@@ -48,7 +51,7 @@ class MicroBatches:
 
 
 def nobody(batch, number):
-    """Odd micro-batches, which are all of rank 1's, show no labelled joint."""
+    """Odd micro-batches, which are all of rank 1's, show no labelled keypoint."""
     if number % 2:
         batch.keypoints.zero_()
 
@@ -73,7 +76,7 @@ def job_for(folder, kind, rank=0, world=1, **settings):
 
 
 def people(count=7):
-    """A source of random pictures, one person each."""
+    """A source of random images, one person each."""
     five = Skeleton("three", ("nose", "left_a", "right_a"), (), (0, 2, 1), (0.05,) * 3)
     rng = np.random.default_rng(0)
 
@@ -94,7 +97,7 @@ def people(count=7):
             return self.images[row]
 
         def image_name(self, row):
-            return f"picture {row}"
+            return f"image {row}"
 
         def coco_ground_truth(self):
             r = self.records
@@ -111,9 +114,24 @@ def people(count=7):
     return Source()
 
 
+def ask(teacher, images):
+    """The teacher's heatmaps in the student's pixels."""
+    return resample(heatmaps.read(teacher.outputs(images, SPEC))[-1], (8, 6))
+
+
+def plain(found):
+    """The people of a report as plain values."""
+    return {name: getattr(found, name).tolist() for name in ("keypoints", "scores", "areas", "image_ids", "sample_ids")}
+
+
 def evaluate_people():
-    report = evaluate(TinyPose(SPEC), people(), TopDownInference(flip=False), loader=LoaderSettings(2, workers=0))
-    return {"results": report.results, "numbers": report.coco.numbers(), "persons": report.persons}
+    report = evaluate(TinyPose(SPEC), people(), TopDownInference(flip_test=False), loader=LoaderSettings(2, workers=0))
+    return {
+        "results": coco_results(report.found),
+        "found": plain(report.found),
+        "numbers": report.main.result.numbers(),
+        "persons": report.count,
+    }
 
 
 def commands(folder, file):

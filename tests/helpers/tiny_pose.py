@@ -29,7 +29,7 @@ class TinyPose(nn.Module):
 
 
 def random_batch(count: int = 4, seed: int = 0, spec: InputSpec = SPEC, keypoints: int = K) -> CropBatch:
-    """Noise images; joints inside the crop, one of five unlabelled."""
+    """Noise images; keypoints inside the crop, one of five unlabelled."""
     generator = torch.Generator().manual_seed(seed)
     height, width = spec.size
     points = torch.rand(count, keypoints, 3, generator=generator)

@@ -22,7 +22,7 @@ AREA = 10_000.0  # large; 50^2 is medium, 20^2 small
 
 
 def person(ann_id, image_id=1, x=100.0, *, area=AREA, visible=(2, 2, 2, 2, 2), iscrowd=0):
-    """Five joints on a line; K = 5 on purpose."""
+    """Five keypoints on a line; K = 5 on purpose."""
     keypoints = [v for k, seen in enumerate(visible) for v in (x + 10 * k, 50.0, seen)]
     return {
         "id": ann_id,
@@ -123,7 +123,7 @@ def test_sigmas_decide():
 def test_only_labelled_joints_count():
     who = person(1, visible=(2, 0, 1, 0, 0))
     bad = guess(who)
-    bad["keypoints"][3] += 500  # joint b is not labelled
+    bad["keypoints"][3] += 500  # keypoint b is not labelled
     result = evaluate_coco(truth(who), [bad], SIGMAS)
     assert result.AP == pytest.approx(1)
     assert result.people[0].labelled == 2

@@ -13,7 +13,7 @@ NAMES = list(CROWDPOSE.keypoints)
 
 
 def truth(indices=(0.1, 0.5, 0.9)) -> dict:
-    """One person an image; box 100 x 100, joints on a diagonal."""
+    """One person an image; box 100 x 100, keypoints on a diagonal."""
     joints = [v for k in range(14) for v in (10.0 + 5 * k, 20.0 + 5 * k, 2)]
     images = [{"id": i, "file_name": "", "height": 200, "width": 200, "crowdIndex": c} for i, c in enumerate(indices)]
     people = [
@@ -25,7 +25,7 @@ def truth(indices=(0.1, 0.5, 0.9)) -> dict:
 
 
 def found(labels: dict, shifts: dict[int, float]) -> list[dict]:
-    """Each labelled person of these images, all joints moved to the right."""
+    """Each labelled person of these images, all keypoints moved to the right."""
     results = []
     for image, shift in shifts.items():
         joints = list(labels["annotations"][image]["keypoints"])
@@ -63,7 +63,7 @@ def test_borders_of_the_levels(index, level):
 
 
 def test_area_is_053_of_the_box():
-    """OKS of a shift d: the mean over joints of exp(-d^2 / (2 (2 sigma)^2 0.53 w h))."""
+    """OKS of a shift d: the mean over keypoints of exp(-d^2 / (2 (2 sigma)^2 0.53 w h))."""
     labels = truth((0.5,))
     shift = 6.0
     oks = sum(math.exp(-(shift**2) / (2 * (2 * s) ** 2 * 0.53 * 100 * 100)) for s in CROWDPOSE.sigmas) / 14

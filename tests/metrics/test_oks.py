@@ -55,7 +55,7 @@ def test_nms_removes_the_weaker_of_two_poses_above_the_threshold(similarity, kep
 
 def test_nms_keeps_a_pose_exactly_at_the_threshold():
     poses = np.zeros((2, 2, 2))
-    poses[1, 1] = 1e6  # one joint of two coincides: OKS is 1/2
+    poses[1, 1] = 1e6  # one keypoint of two coincides: OKS is 1/2
     assert oks_nms(poses, [0.9, 0.8], [100.0, 100.0], 0.5, sigmas=[SIGMA, SIGMA]).tolist() == [0, 1]
     assert oks_nms(poses, [0.9, 0.8], [100.0, 100.0], 0.499, sigmas=[SIGMA, SIGMA]).tolist() == [0]
 
@@ -109,7 +109,7 @@ def test_duplicates_are_removed_by_the_kernel(monkeypatch):
 
 
 def test_rescoring_counts_joints_above_the_threshold_only():
-    # HRNet's rule: box score x mean of the joint scores above 0.2; 0.2 itself does not count
+    # HRNet's rule: box score x mean of the keypoint scores above 0.2; 0.2 itself does not count
     joints = [[0.9, 0.5, 0.2, 0.1], [0.2, 0.1, 0.0, -1.0]]
     assert rescore([0.5, 1.0], joints) == pytest.approx([0.5 * 0.7, 0.0])
     assert rescore([1.0], [[0.9, 0.5, 0.2, 0.1]], threshold=0.15) == pytest.approx([1.6 / 3])

@@ -1,4 +1,4 @@
-"""PCK and PCKh: by hand on a few joints, and the stored MPII predictions to the last digit."""
+"""PCK and PCKh: by hand on a few keypoints, and the stored MPII predictions to the last digit."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class TestRules:
         assert groups["Head"] == 50  # neck and head top, as in LSP's tables
 
     def test_the_curve_and_its_area(self):
-        """One joint missed by 0.105 of the length: 0 up to 0.10, 100 from 0.11 on."""
+        """One keypoint missed by 0.105 of the length: 0 up to 0.10, 100 from 0.11 on."""
         args = people([[10.5]])
         result = pckh_of_points(*args)
         assert result.thresholds == pytest.approx(np.linspace(0, 0.5, 51))
@@ -146,8 +146,8 @@ class TestLengths:
         ({"head_size": 4.0}, r"head_size must have shape \(2,\)"),
         ({"head_size": [5.0, 0.0]}, "head_size must be positive, but 1 of 2 people have another, first person 1"),
         ({"head_size": [np.nan, 5.0]}, "first person 0 with nan: leave such people out"),
-        ({"pred": np.full((2, 3, 2), np.nan)}, "pred holds a NaN or infinite number at a labelled joint"),
-        ({"gt": np.full((2, 3, 2), np.inf)}, "gt holds a NaN or infinite number at a labelled joint, first for"),
+        ({"pred": np.full((2, 3, 2), np.nan)}, "pred holds a NaN or infinite number at a labelled keypoint"),
+        ({"gt": np.full((2, 3, 2), np.inf)}, "gt holds a NaN or infinite number at a labelled keypoint, first for"),
         ({"pred": [["a"]]}, "pred must be numbers"),
     ],
 )  # fmt: skip

@@ -126,7 +126,7 @@ def test_a_card_builds_it_again():
     model = create_model("smallerhrnet_1_5m", 3, modules=(1, 1), widths=(4, 8, 12), blocks=1, size=(64, 64))
     again = create_model_from_card(json.loads(json.dumps(model_card(model))))
     assert again.config == model.config
-    assert again.bottom_up
+    assert (again.paradigm, again.output) == ("bottom_up", "tagged_heatmaps")
 
 
 def test_settings_that_the_heads_would_not_read_are_refused():

@@ -80,7 +80,7 @@ M2 = some_matrices(2)
         ([BYTES[0], BYTES[1][..., :1]], {}, ValueError, r"images\[1\] has 1 channels, images\[0\] 3"),
         (torch.stack(BYTES[:1] * 2), {}, TypeError, r"got uint8; pass a list of \[H, W, C\] tensors"),
         (torch.rand(2, 9, 9), {}, ValueError, r"images must have 4 dimensions"),
-        (PackedImages(PACKED.pixels[:-1], PACKED.offsets, PACKED.shapes), {}, ValueError, r"picture 1 .*outside"),
+        (PackedImages(PACKED.pixels[:-1], PACKED.offsets, PACKED.shapes), {}, ValueError, r"image 1 .*outside"),
         (PackedImages(PACKED.pixels, PACKED.offsets, PACKED.shapes, 1), {}, ValueError, r"has 3 channels.*says 1"),
         (PackedImages(PACKED.pixels, PACKED.offsets.int(), PACKED.shapes), {}, TypeError, r"int64 offsets"),
         (PackedImages(PACKED.pixels, PACKED.offsets, PACKED.shapes[:, :2]), {}, ValueError, r"shapes \[N, 3\]"),

@@ -259,7 +259,7 @@ POSES, SCORES, AREAS = people(4)
     ("call", "error", "message"),
     [
         (lambda: oks(POSES[0], POSES, AREAS, AREAS), ValueError, r"a must have 3 dimensions \[N, K, 3\]"),
-        (lambda: oks(POSES, POSES[:, :5], AREAS, AREAS), ValueError, r"a has 17 keypoints a pose, b has 5"),
+        (lambda: oks(POSES, POSES[:, :5], AREAS, AREAS), ValueError, r"a has 17 keypoints per pose, b has 5"),
         (lambda: oks(POSES, POSES, AREAS[:2], AREAS), ValueError, r"areas_a must have shape \(4,\)"),
         (lambda: oks_nms(POSES[..., :1], SCORES, AREAS, 0.9), ValueError, r"keypoints must be \[N, 1 or more, 2"),
         (lambda: oks_nms(POSES, SCORES[:3], AREAS, 0.9), ValueError, r"scores must have shape \(4,\)"),

@@ -32,7 +32,7 @@ SPEC = InputSpec(size=(64, 64))
 
 
 class SmoothNet(nn.Module):
-    """Maps that depend on the picture: a few wide convolutions with fixed weights, peaks well above the threshold."""
+    """Maps that depend on the image: a few wide convolutions with fixed weights, peaks well above the threshold."""
 
     def __init__(self, keypoints: int = 17) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class SmoothNet(nn.Module):
 
 
 class Pictures(SyntheticPeople):
-    """Synthetic people in pictures of several shapes."""
+    """Synthetic people in images of several shapes."""
 
     def __init__(self, shapes: list[tuple[int, int]]) -> None:
         self.parts = [SyntheticPeople(SyntheticSettings(images=1, size=s, seed=i)) for i, s in enumerate(shapes)]
@@ -204,7 +204,7 @@ def test_maps_of_a_batch_are_those_of_the_official_procedure(pictures, flip, sca
 
 
 class Blobs:
-    """Three joints a person, one a colour; how bright they are says whose they are."""
+    """Three keypoints a person, one a colour; how bright they are says whose they are."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def test_a_batch_gives_what_each_image_gives_alone(scales):
 
 
 class Crowd:
-    """38 people in one blank picture, each in a cell of a 6 x 7 grid."""
+    """38 people in one blank image, each in a cell of a 6 x 7 grid."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(1)
@@ -292,7 +292,7 @@ class Crowd:
 
 
 def test_thirty_eight_people_stay_thirty_eight():
-    """HigherHRNet's parser keeps 30 peaks a joint, whoever they belong to: here as `max_people=30`."""
+    """HigherHRNet's parser keeps 30 peaks a keypoint, whoever they belong to: here as `max_people=30`."""
     source = Crowd()
     found = {}
     for limit in (BottomUpInference().max_people, 30):
@@ -304,13 +304,13 @@ def test_thirty_eight_people_stay_thirty_eight():
     assert len(people.scores) == 38
     truth = source.records.keypoints[:, :, :2]
     distance = np.abs(people.keypoints.numpy()[:, None, :, :2] - truth[None]).max((2, 3))
-    assert (distance.min(1) < 5).all()  # each is somebody, with all joints
+    assert (distance.min(1) < 5).all()  # each is somebody, with all keypoints
     assert sorted(distance.argmin(1)) == list(range(38))
     assert len(found[30].scores) < 38
 
 
 def test_a_square_is_the_training_crop_of_that_scale():
-    """Pictures of any shape share a batch, and the network sees what it saw in training without augmentation."""
+    """Images of any shape share a batch, and the network sees what it saw in training without augmentation."""
     shapes = [(50, 100), (100, 75), (61, 61)]
     source, spec = Pictures(shapes), InputSpec(size=(128, 128))
     keys = [(0, row) for row in range(len(shapes))]
@@ -348,7 +348,7 @@ def test_a_square_must_be_a_multiple_of_64():
 
 
 class PaintedBorder(nn.Module):
-    """One joint in the picture and one in what the picture is filled up with."""
+    """One keypoint in the image and one in what the image is filled up with."""
 
     def __init__(self) -> None:
         super().__init__()

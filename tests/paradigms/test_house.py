@@ -20,19 +20,21 @@ from posekd.paradigms import PARADIGMS
 HOUSE = Path(posekd.__file__).parent
 SOURCES = sorted(HOUSE.rglob("*.py"))
 
-GROUND = {"geometry", "structures", "skeleton", "files", "precision", "lengths"}
+GROUND = {"geometry", "structures", "names", "skeleton", "files", "precision", "lengths"}
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
 INFERENCE = CODECS | ROOMS | {"viz", "paradigms"}
 EVERYTHING = INFERENCE | {"engine", "cli", "deploy"}
 ALLOWED: dict[str, set[str]] = {
     "geometry": set(),
-    "skeleton": set(),
+    "names": set(),
+    "skeleton": {"names"},
     "files": set(),
     "precision": set(),
     "lengths": {"skeleton"},
     "structures": {"geometry"},
     "ops": GROUND | {"_C"},
+    "nn": GROUND | {"ops"},
     "codecs": GROUND | {"ops"},
     "models": CODECS,
     "data": CODECS,

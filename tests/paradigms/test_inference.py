@@ -27,7 +27,7 @@ GROUPED = BottomUpInference(detection_threshold=0.3, refine=False)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> CocoKeypoints:
-    """Pictures and labels on the disk: five pictures of two or three people."""
+    """Images and labels on the disk: five images of two or three people."""
     path = tmp_path_factory.mktemp("coco")
     return CocoKeypoints(write_coco(path, 5, settings=SyntheticSettings(size=(96, 128), people=(2, 3))))
 
@@ -142,7 +142,7 @@ def test_boxes_that_do_not_fit_are_refused(images, top_down, given: dict[str, An
 
 
 def test_a_network_that_sees_whole_images_refuses_boxes(images, boxes, bottom_up):
-    with pytest.raises(ValueError, match="a bottom_up network sees whole images: it needs no boxes"):
+    with pytest.raises(ValueError, match="a bottom-up network sees whole images: it needs no boxes"):
         find_people(bottom_up, images, COCO, boxes=boxes)
     with pytest.raises(ValueError, match="it needs no boxes"):
         find_people(bottom_up, images, COCO, box_scores=[np.ones(len(own)) for own in boxes])
@@ -151,8 +151,8 @@ def test_a_network_that_sees_whole_images_refuses_boxes(images, boxes, bottom_up
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
-        ("top_down", BottomUpInference(), "a top_down network is asked by TopDownInference, got BottomUpInference"),
-        ("bottom_up", TopDownInference(), "a bottom_up network is asked by BottomUpInference, got TopDownInference"),
+        ("top_down", BottomUpInference(), "a top-down network is asked by TopDownInference, got BottomUpInference"),
+        ("bottom_up", TopDownInference(), "a bottom-up network is asked by BottomUpInference, got TopDownInference"),
     ],
 )
 def test_settings_of_another_paradigm_are_refused(folder, images, request, name, wrong, message):

@@ -105,7 +105,7 @@ def test_flip_test_is_the_explicit_computation():
 
 
 def test_flip_test_of_a_symmetric_network_keeps_the_joints_apart():
-    """A left joint seen in the mirror must come back as the left joint."""
+    """A left keypoint seen in the mirror must come back as the left keypoint."""
     left = torch.zeros(1, 5, 16, 12)
     left[0, 1, 8, 3] = 1  # left_a at column 3
 
@@ -227,7 +227,7 @@ def test_results_are_rescored_and_freed_of_duplicates_within_an_image():
     other = one + np.array([500.0, 0.0, 0.0])
     poses = poses_of(np.stack([one, other, one, one]), [0.5, 1.0, 1.0, 0.25], [3, 3, 3, 1])
     results = coco_results(suppress(poses, THREE, TopDownInference()), category_id=2)
-    # mean of the joint scores above 0.2: 0.7. Row 0 is a duplicate of row 2, row 3 is in another image.
+    # mean of the keypoint scores above 0.2: 0.7. Row 0 is a duplicate of row 2, row 3 is in another image.
     assert [(r["image_id"], round(r["score"], 6)) for r in results] == [(1, 0.175), (3, 0.7), (3, 0.7)]
     assert results[1]["keypoints"][::3] == [500.0, 510.0, 520.0]  # equal scores: the earlier row first
     assert all(r["category_id"] == 2 and len(r["keypoints"]) == 9 for r in results)

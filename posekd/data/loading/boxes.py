@@ -21,6 +21,6 @@ def crops_of(
         padding: factor by which crops are larger than boxes; boxes that are crops already are not enlarged.
         rows: which persons.
     """
-    boxes, exact = torch.from_numpy(records.boxes[rows]), torch.from_numpy(records.exact_boxes[rows])
+    boxes, exact = torch.from_numpy(records.boxes[rows]), torch.from_numpy(records.are_exact()[rows])
     centers, scales = geometry.box_to_center_scale(boxes, size, padding)
     return centers, torch.where(exact[:, None], geometry.box_to_center_scale(boxes, size, 1.0)[1], scales)

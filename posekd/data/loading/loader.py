@@ -166,6 +166,12 @@ def crop_loader(
         margin: factor by which crops show more than `settings.padding` says.
     """
     settings = settings or LoaderSettings()
+    if training and augmentation is not None and augmentation.half_body > 0 and not source.records.skeleton.upper_body:
+        warnings.warn(
+            f"augmentation.half_body is {augmentation.half_body}, but it is not known which keypoints of "
+            f"{source.records.skeleton.name!r} are the upper body, so nobody is halved: name them (`upper_body`)",
+            stacklevel=2,
+        )
     dataset = CropDataset(
         _cached(source, settings),
         size,

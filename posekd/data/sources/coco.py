@@ -43,14 +43,15 @@ class CocoSettings:
             `score`) to take boxes from, instead of the labels.
         detection_threshold: detections with a lower score are left out; in the detector's units, usually 0..1.
         category: name of the category; needed only if several have keypoints.
-        flip_pairs: pairs of keypoint names that a mirror exchanges; inferred from left and right if None.
-        sigmas: K OKS constants. If None: the official ones of COCO's or CrowdPose's keypoints, else a default, with a
-            warning.
+        flip_pairs: pairs of keypoints that a mirror exchanges, by name or by index from 0; inferred from the names
+            if None.
+        sigmas: K OKS constants; COCO's for its 17 points, else a default that warns, if None.
         image_ids: take only these images.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
-        keep_images: which images to keep: those with a "labelled" person, those that are "annotated" at all (also with
-            only crowds or people without keypoints), or "all". None chooses what the network needs: the labelled ones
-            for top-down networks; for bottom-up networks the annotated ones in training and all in evaluation.
+        keep_images: which images count: those with a "labelled" person, those that are "annotated" at all (crowds and
+            people without keypoints among them), or "all". None is what the network needs: top-down the labelled
+            ones, bottom-up the annotated ones for training and all for evaluation.
+        upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
     """
 
     images: str
@@ -58,11 +59,12 @@ class CocoSettings:
     detections: str | None = None
     detection_threshold: float = 0.0
     category: str | None = None
-    flip_pairs: list[tuple[str, str]] | None = None
+    flip_pairs: list[tuple[str | int, str | int]] | None = None
     sigmas: list[float] | None = None
     image_ids: list[int] | None = None
     on_missing_image: Literal["refuse", "skip"] = "refuse"
     keep_images: KeepImages | None = None
+    upper_body: list[str] | None = None
 
 
 class CocoKeypoints:
@@ -83,7 +85,9 @@ class CocoKeypoints:
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
         category = pick_category(labels, settings.category, label_file)
-        skeleton = skeleton_from_category(category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas)
+        skeleton = skeleton_from_category(
+            category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas, upper_body=settings.upper_body
+        )
         keep = settings.keep_images or "labelled"
         if settings.detections is None:
             persons = _labelled_persons(labels, images, category["id"], skeleton, label_file, keep)
@@ -231,7 +235,7 @@ def _detected_persons(
             persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
     if unlisted:
         warnings.warn(
-            f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",
+            f"{file}: {unlisted} detections lie on images that {settings.annotations} does not list: left out.",
             stacklevel=3,
         )
     return persons

@@ -1,4 +1,4 @@
-"""Reading COCO JSON. The message about a broken entry names it, with its value and what to do."""
+"""Reading COCO JSON: every broken entry is named, with its value and what to do."""
 
 from __future__ import annotations
 
@@ -82,8 +82,7 @@ def _check_category(category: Mapping[str, Any], who: str) -> None:
     names = category.get("keypoints") or []
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{who}: keypoints must be different names, got {names!r:.200}")
-    # CrowdPose's official files have COCO's edges, for 17 keypoints; they are not used
-    if tuple(names) == CROWDPOSE.keypoints:
+    if tuple(names) == CROWDPOSE.keypoints:  # whose official files have COCO's edges, of 17 points; nobody reads them
         return
     for edge in category.get("skeleton") or []:
         known = isinstance(edge, list) and len(edge) == 2 and all(type(joint) is int for joint in edge)

@@ -1,4 +1,4 @@
-"""Reading and writing MATLAB files with scipy, with messages that say what is missing."""
+"""Reading and writing MATLAB files: scipy where it is installed, and a sentence for whatever is missing."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class MpiiSettings:
         split: split of the official `.mat`: `train`, `valid` (with `validation_list`), or `test` (the single people of
             the test images, without labels). HRNet's files are one split each.
         head_boxes: `.mat` with the head boxes of the same people in the same order (HRNet's `gt_valid.mat`); PCKh
-            needs them, and HRNet's JSON has none. If it has keypoints, predictions are scored against those.
+            needs them, and HRNet's JSON has none. The keypoints in it, if any, are what is scored.
         validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
             (Tompson's `detections.mat`).
         first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have been
@@ -198,7 +198,7 @@ def _suspect_one_based(records: PoseRecords, file: str) -> None:
     beyond, first = ((points == ends) & labelled[..., None]).sum(), ((points == 0) & labelled[..., None]).sum()
     if beyond and not first:
         warnings.warn(
-            f"{file}: {beyond} coordinates equal the width or height of their image and none is 0: the keypoints seem "
-            "to count pixels from 1; set first_pixel: 1 if they do",
+            f"{file}: {beyond} coordinates equal the width or height of their image and none is 0: these keypoints "
+            "seem to count pixels from 1; set first_pixel: 1 if they do",
             stacklevel=3,
         )

@@ -32,7 +32,7 @@ class SyntheticSettings:
         split: "train" or "val"; the two never share an image, whatever the seeds.
         seed: image i of (split, seed) is always the same.
         size: `(height, width)` of the images in pixels.
-        people: smallest and largest number of people per image.
+        people: fewest and most people per image.
         difficulty: 0..1; more clutter, occlusion, grain, unusual poses and mismatched clothes.
         keep_images: keep rendered images in memory; otherwise they are drawn anew each time.
     """
@@ -65,7 +65,7 @@ def render(settings: SyntheticSettings, index: int) -> tuple[np.ndarray, list[di
 
     Args:
         settings: everything but `images` and `keep_images` matters.
-        index: number of the image, from 0.
+        index: of the image.
 
     Returns:
         uint8 RGB `[H, W, 3]`, and its COCO annotations (image id `index + 1`).
@@ -134,9 +134,9 @@ def write_coco(
     """Writes one split as a COCO folder: `<split>/*.jpg`, `annotations/person_keypoints_<split>.json`.
 
     Args:
-        folder: created if it does not exist.
+        folder: made if it is not there.
         images: number of images.
-        seed: seed of the images.
+        seed: of the images.
         settings: split, size, people, difficulty; the defaults if None.
         image_format: "jpg" (quality 92) or "png" (exact).
 

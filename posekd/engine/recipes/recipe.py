@@ -105,7 +105,7 @@ class Recipe:
                 raise ValueError(f"the student {self.student.name} needs {key} of type {kind.__name__}, got {found}")
         if not self.paradigm.crops_boxes and (self.labels is not None or self.unlabelled_data is not None):
             raise ValueError(
-                f"a {self.paradigm.name} student needs labels for all people: labels and unlabelled_data must be null"
+                f"a {self.paradigm.title} student needs labels for all people: labels and unlabelled_data must be null"
             )
         problem = self.method_type.why_not_unlabelled(self.method)
         if problem is not None and self.has_unlabelled:
@@ -119,7 +119,10 @@ class Recipe:
     @property
     def method_type(self) -> type[Method]:
         """The method whose settings `method` is."""
-        return next(method for method, settings in METHODS.values() if type(self.method) is settings)
+        for method, settings in METHODS.values():
+            if type(self.method) is settings:
+                return method
+        raise ValueError(f"{type(self.method).__name__} are not the settings of a method")
 
     @property
     def has_unlabelled(self) -> bool:

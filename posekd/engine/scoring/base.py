@@ -71,7 +71,7 @@ class Report:
     Attributes:
         scores: name of each metric (`scoring.METRICS`) -> what it says, the dataset's first one first; without those
             that nothing could be scored by.
-        found: the people, without duplicates.
+        found: the people that the first metric scores: given persons, or people found without duplicates.
         count: rows that went through the network.
         unit: what a row is: `person` (a crop) or `image`.
         metrics: names of the dataset's metrics; the first decides which network is the best.

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from posekd.data import BadImageError
 from posekd.engine import distributed
@@ -21,6 +21,7 @@ from posekd.engine.training.optim import ScheduleSettings, rate_factor, set_rate
 from posekd.engine.training.settings import LoopSettings
 from posekd.engine.training.step import Batch, Learner, NonFiniteError, train_step
 from posekd.engine.training.stopping import LoadingError, StopSignal
+from posekd.models.identify import few
 from posekd.viz.curves import plot_curves
 
 
@@ -190,7 +191,7 @@ def _pull(job: Job, batches: Iterator[Loaded], stop: StopSignal) -> list[Loaded]
         failure = error
     stopping, failing = distributed.any_of(stop.requested, failure is not None)
     if stopping:
-        _stop(job)
+        _stop(job, stop)
     if failing:
         reasons = [reason for reason in distributed.gather(failure and _sentence(failure)) if reason is not None]
         raise LoadingError(f"{reasons[0]}. {_rescue(job)}") from failure
@@ -250,11 +251,12 @@ def _save_if_due(job: Job) -> None:
 
 def _stop_if_asked(job: Job, stop: StopSignal) -> None:
     if distributed.any_of(stop.requested)[0]:
-        _stop(job)
+        _stop(job, stop)
 
 
-def _stop(job: Job) -> None:
-    save(job)
+def _stop(job: Job, stop: StopSignal) -> None:
+    with stop.saving():
+        save(job)
     raise KeyboardInterrupt(f"stopped after step {job.learner.step}; the state is saved, and --resume auto goes on")
 
 
@@ -309,14 +311,17 @@ def load_state_dict(job: Job, state: dict[str, Any]) -> None:
         ValueError: the checkpoint is of another network, or of a run with or without an average.
     """
     learner = job.learner
+    _refuse_other_keypoints(state["facts"], job.facts)
     if (state["ema"] is None) != (learner.ema is None):
         raise ValueError("the checkpoint and the recipe disagree on train.ema_decay: one keeps an average")
     try:
         learner.method.load_state_dict(state["method"])
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint is of another architecture than the recipe's student: {error}") from error
+        found = _mismatch(dict(learner.method.state_dict()), state["method"])
+        raise ValueError(f"the checkpoint is of another architecture than the recipe's student: {found}") from error
     checkpoint.restore_optimizer(learner.optimizer, state["optimizer"])
-    learner.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # a run that was begun without one takes a fresh scale
+        learner.scaler.load_state_dict(state["scaler"])
     if learner.ema is not None:
         learner.ema.model.load_state_dict(state["ema"]["model"])
         learner.ema.updates = state["ema"]["updates"]
@@ -324,3 +329,23 @@ def load_state_dict(job: Job, state: dict[str, Any]) -> None:
     job.validated, job.scores = state["validated"], state["scores"]
     if state["best"] is not None:
         job.best = state["best"]
+
+
+def _mismatch(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """The first few differences between two state dicts."""
+    shapes = [
+        f"{key} (checkpoint {tuple(given[key].shape)}, recipe {tuple(own[key].shape)})"
+        for key in own
+        if key in given and given[key].shape != own[key].shape
+    ]
+    parts = few("missing", own.keys() - given.keys()), few("unexpected", given.keys() - own.keys())
+    return "; ".join(filter(None, (*parts, few("of another shape", shapes))))
+
+
+def _refuse_other_keypoints(old: dict[str, Any], new: dict[str, Any]) -> None:
+    before, now = (facts.get("skeleton", {}).get("keypoints") for facts in (old, new))
+    if before is not None and now is not None and list(before) != list(now):
+        raise ValueError(
+            f"the checkpoint learns the keypoints {list(before)}, the training data have {list(now)}, in this order: "
+            "go on with the data that it began with"
+        )

@@ -20,6 +20,8 @@ class LoopSettings:
         channels_last: memory format of networks and images.
         compile: which networks are compiled by `torch.compile`: `none`, `student`, `teacher` or `both`.
         teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
+        fold_teacher: fold the teacher's batch norms into its convolutions: the same answers to rounding, sooner. (Not
+            where a method wants its norms to follow the batch.)
         shard_teacher: spread the teacher's parameters over the processes (FSDP2), if it does not fit on one GPU.
         teacher_cache: folder that `posekd cache-teacher` wrote: its heatmaps are used, and the teacher is not run.
         max_skips: under fp16, the largest number of steps in a row that the gradient scaler may skip.
@@ -38,6 +40,7 @@ class LoopSettings:
     channels_last: bool = False
     compile: Literal["none", "student", "teacher", "both"] = "none"
     teacher_dtype: Precision | None = None
+    fold_teacher: bool = True
     shard_teacher: bool = False
     teacher_cache: str | None = None
     max_skips: int = 20

@@ -33,7 +33,7 @@ def sample(image: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def unpack(pixels: Tensor, offsets: Tensor, shapes: Tensor, channels: int) -> list[Tensor]:
-    """The pictures of a packed buffer as `[C, H, W]` views; one that is not wholly inside it comes back empty."""
+    """The images of a packed buffer as `[C, H, W]` views; one that is not wholly inside it comes back empty."""
     pictures = []
     for start, (height, width, depth) in zip(offsets.tolist(), shapes.tolist(), strict=True):
         end = start + height * width * depth

@@ -50,7 +50,7 @@ class _People:
         self.tag_counts: list[int] = []
 
     def candidates(self) -> Tensor:
-        """Mean tags `[P, T]` of those whom later joints may join."""
+        """Mean tags `[P, T]` of those whom later keypoints may join."""
         limit = self.max_people
         sums, counts = torch.stack(self.tag_sums[:limit]), torch.tensor(self.tag_counts[:limit])
         return sums / counts[:, None].to(sums)
@@ -61,7 +61,7 @@ class _People:
         self.tag_counts[person] += 1
 
     def start(self, joint: int, peak: Tensor) -> None:
-        """A new person, unless one with the same key exists: that one takes the joint and forgets its other tags."""
+        """A new person, unless one with the same key exists: that one takes the keypoint and forgets its other tags."""
         key = float(peak[3])
         if key not in self.keys:
             self.keys.append(key)
@@ -167,7 +167,7 @@ def _pixels(people: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _mean_tag(person: Tensor, planes: Tensor, pixel: Tensor) -> Tensor | None:
-    """Mean `[T]` of the tags under the person's joints, added in joint order in float32; None without joints."""
+    """Mean `[T]` of the tags under the person's keypoints, added in their order in float32; None without keypoints."""
     present = (person[:, 2] > 0).nonzero().flatten().tolist()
     if not present:
         return None
@@ -178,7 +178,7 @@ def _mean_tag(person: Tensor, planes: Tensor, pixel: Tensor) -> Tensor | None:
 
 
 def _best_pixels(maps: Tensor, planes: Tensor, mean: Tensor) -> Tensor:
-    """For each joint the first pixel `[K]` of the largest finite heatmap - round(tag distance), in float32."""
+    """For each keypoint the first pixel `[K]` of the largest finite heatmap - round(tag distance), in float32."""
     squares = torch.zeros_like(planes[..., 0])
     for channel in range(planes.shape[-1]):
         squares = squares + (planes[..., channel] - mean[channel]).square()

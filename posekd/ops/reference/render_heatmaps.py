@@ -24,11 +24,11 @@ def _axis(center: Tensor, size: int, sigma: float, kind: str) -> tuple[Tensor, T
         begin, end = torch.round(middle - radius), torch.round(middle + radius + 1)
         peak = begin + radius
         inside = (middle >= 0) & (middle < size)
-    else:  # DARK's unbiased encoding: no window, the visibility test of "msra" on the continuous centre
+    else:  # DARK's unbiased encoding: no window; adjust_target_weight truncates its ends toward zero
         radius = 3 * sigma
         begin, end = torch.full_like(center, -1.0), torch.full_like(center, size + 1.0)
         peak = center
-        inside = (center - radius < size) & (center + radius + 1 >= 0)
+        inside = (torch.trunc(center - radius) < size) & (torch.trunc(center + radius + 1) >= 0)
     profile = torch.exp(-((pixel - peak[..., None]) ** 2) / (2 * sigma**2))
     window = (pixel >= begin[..., None]) & (pixel < end[..., None])
     return torch.where(window, profile, 0.0), inside

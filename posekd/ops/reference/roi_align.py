@@ -16,7 +16,7 @@ class Axis:
     Attributes:
         start: `[R]`, position of the box's low edge in pixels.
         bin: `[R]`, size of an output bin; negative where the box is inverted.
-        grid: `[R]`, samples a bin; 0 where there are none.
+        grid: `[R]`, samples per bin; 0 where there are none.
         outputs: number of bins.
         length: number of pixels.
     """
@@ -42,7 +42,7 @@ class Axis:
 def axes(
     boxes: Tensor, size: tuple[int, int], out: tuple[int, int], scale: float, ratio: int, aligned: bool
 ) -> tuple[Axis, Axis, Tensor]:
-    """The vertical and horizontal axis of boxes `[R, 4]` (x1, y1, x2, y2), and the samples a value averages."""
+    """The vertical and horizontal axis of boxes `[R, 4]` (x1, y1, x2, y2), and how many samples a value averages."""
     offset = 0.5 if aligned else 0.0
     corners = boxes * scale - offset
     start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tag_pixels(keypoints: Tensor, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where each joint's tag lies in an image's flat maps, int64 `[B, P, K]`, and which joints have one, bool."""
+    """Where each keypoint's tag lies in an image's flat maps, int64 `[B, P, K]`, and which keypoints have one, bool."""
     x, y, visibility = keypoints.float().unbind(-1)
     inside = (visibility > 0) & (x > -1) & (y > -1) & (x < width) & (y < height)  # false for NaN
     column, row = (torch.where(inside, position, 0).trunc().long() for position in (x, y))
@@ -16,7 +16,7 @@ def tag_pixels(keypoints: Tensor, channels: int, height: int, width: int) -> tup
 
 
 def _people(tags: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distances of the joints to their person's mean tag `[B, P, K]`, the means, joint counts and present people."""
+    """Distances of keypoints to their person's mean tag `[B, P, K]`, the means, keypoint counts, present people."""
     wide = tags.to(torch.promote_types(tags.dtype, torch.float32))
     pixels, inside = tag_pixels(keypoints, *tags.shape[1:])
     values = torch.where(inside, wide.flatten(1).gather(1, pixels.flatten(1)).view_as(pixels), 0)
@@ -44,7 +44,7 @@ def tag_loss(tags: Tensor, keypoints: Tensor, exponential: bool) -> tuple[Tensor
 
 
 def tag_slopes(tags: Tensor, keypoints: Tensor, exponential: bool) -> tuple[Tensor, Tensor]:
-    """The derivatives of pull `[B, P, K]` and push `[B, P]` (equal for all joints of a person) by the joints' tags."""
+    """The derivatives of pull `[B, P, K]` and push `[B, P]` (equal for all of a person's keypoints) by their tags."""
     distance, mean, count, present = _people(tags, keypoints)
     n, joints = present.sum(-1), count.clamp(min=1)
     pull_slope = 2 * distance / (joints * n.clamp(min=1)[:, None])[..., None]
@@ -62,7 +62,7 @@ def tag_loss_backward(
     keypoints: Tensor,
     tags: Tensor,
 ) -> Tensor:
-    """The gradient by `tags` (whose values do not matter); joints that share a pixel add up."""
+    """The gradient by `tags` (whose values do not matter); keypoints that share a pixel add up."""
     pixels, inside = tag_pixels(keypoints, *tags.shape[1:])
     slope = pull_upstream[:, None, None] * pull_slope + (push_upstream[:, None] * push_slope)[..., None]
     flat = pull_slope.new_zeros(tags.shape).flatten(1)

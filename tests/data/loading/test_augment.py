@@ -1,4 +1,4 @@
-"""CropAugmentation: the draws' distribution, and that pixels and joints move together."""
+"""CropAugmentation: the draws' distribution, and that pixels and keypoints move together."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TestHalfBody:
 
 
 def dots(keypoints, height=160, width=200):
-    """A dark picture with a soft white dot at each joint, uint8 `[H, W, 3]`."""
+    """A dark image with a soft white dot at each keypoint, uint8 `[H, W, 3]`."""
     y, x = np.mgrid[:height, :width]
     image = np.zeros((height, width))
     for jx, jy in keypoints[:, :2]:
@@ -136,7 +136,7 @@ class TestPrepare:
     @pytest.mark.parametrize("rotation", [0.0, 35.0, -80.0])
     @pytest.mark.parametrize("origin", [(0, 0), (31, 17)])
     def test_joints_stay_on_their_pixels(self, flip, rotation, origin):
-        """The dot of every labelled joint is found in the crop where its keypoint says."""
+        """The dot of every labelled keypoint is found in the crop where its keypoint says."""
         for joint in range(3):
             batch = prepare_crops(packed(dots(JOINTS[[joint]]), JOINTS, rotation, 1.1, flip, origin), SPEC, SWAP)
             y, x = divmod(int(batch.images[0, 0].argmax()), SPEC.size[1])

@@ -48,10 +48,10 @@ def test_joined_and_chosen_persons_keep_what_their_boxes_are(people):
     source = SyntheticPeople(SyntheticSettings(images=4, size=(120, 160), seed=1))
     source.records = replace(people.records, exact_boxes=exact)
     joined = WithUnlabelled(source, people).records
-    assert joined.exact_boxes.tolist() == exact.tolist() + (~exact).tolist()
+    assert joined.are_exact().tolist() == exact.tolist() + (~exact).tolist()
     few = FewLabels(source, LabelSettings(2, "left_out")).records
-    assert few.exact_boxes.all()
-    assert len(few.exact_boxes) == len(few)
+    assert few.are_exact().all()
+    assert len(few.are_exact()) == len(few)
 
 
 @pytest.mark.parametrize("padding", [1.0, 1.25, 1.5])

@@ -1,4 +1,4 @@
-"""JPEGs decoded at 1/2, 1/4 or 1/8: crops are those of whole pictures, and none gets fewer pixels than it has."""
+"""JPEGs decoded at 1/2, 1/4 or 1/8: crops are those of whole images, and none gets fewer pixels than it has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.inputs import prepare_crops, prepare_images
 from posekd.structures import InputSpec
 
-HEIGHT, WIDTH = 479, 641  # odd: a reduced picture is rounded up
+HEIGHT, WIDTH = 479, 641  # odd: a reduced image is rounded up
 SIZE = (64, 48)
 SPEC = InputSpec(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 BOXES = {10: [150, 90, 320, 330], 11: [200, 120, 160, 220], 12: [300, 200, 90, 120], 13: [310, 210, 20, 30]}
@@ -34,14 +34,14 @@ BOXES = {10: [150, 90, 320, 330], 11: [200, 120, 160, 220], 12: [300, 200, 90, 1
 
 
 def smooth(height=HEIGHT, width=WIDTH):
-    """A picture of slow waves, RGB, whose pixels every way of averaging preserves."""
+    """An image of slow waves, RGB, whose pixels every way of averaging preserves."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / 37 + y / 53), np.cos(x / 41 - y / 29), np.sin(y / 61)]
     return (127 + 100 * np.stack(waves, -1)).round().astype(np.uint8)
 
 
 def folder(path, pictures, ids=tuple(BOXES), extension="jpg"):
-    """A COCO folder of these RGB pictures, each with people of some of the boxes."""
+    """A COCO folder of these RGB images, each with people of some of the boxes."""
     (path / "images").mkdir(parents=True)
     people = [
         person(100 * image + i, image, bbox=BOXES[i], area=999, keypoints=_joints(BOXES[i]))
@@ -65,7 +65,7 @@ def _joints(box):
 
 
 def both_ways(source, keys, **options):
-    """The batch of some keys from whole pictures, and from reduced ones."""
+    """The batch of some keys from whole images, and from reduced ones."""
     return [CropDataset(source, SIZE, reduced_decode=r, **options).__getitems__(keys) for r in (False, True)]
 
 
@@ -74,14 +74,14 @@ AUGMENTATION = CropAugmentation(scale=0.4, rotation=60.0, rotation_probability=0
 
 @pytest.mark.parametrize(("row", "reduction"), [(0, 8), (1, 4), (2, 2), (3, 1)])
 def test_a_crop_of_a_smooth_picture_is_that_of_the_whole_one(tmp_path, row, reduction):
-    """Within 6 of 255 grey values, 1 on average, but for the edge of the picture, where the border of zeros begins."""
+    """Within 6 of 255 grey values, 1 on average, but for the edge of the image, where the border of zeros begins."""
     source = folder(tmp_path, [smooth()])
     whole, reduced = both_ways(source, [(0, row)])
     assert (reduced.pixels.reductions.tolist() or [1]) == [reduction]
     assert reduced.pixels.data.numel() < 1.5 * whole.pixels.data.numel() / reduction**2
     one, other = (prepare_crops(batch, SPEC, range(17)) for batch in (whole, reduced))
     assert torch.equal(one.keypoints, other.keypoints)
-    assert torch.equal(one.matrices, other.matrices), "a crop's place is told in pixels of the whole picture"
+    assert torch.equal(one.matrices, other.matrices), "a crop's place is told in pixels of the whole image"
     inside = inside_of(one.matrices[0], source, row)
     difference = (one.images - other.images).abs() * 255 * inside
     assert difference.max() < 6
@@ -107,7 +107,7 @@ def test_augmented_crops_agree_too(tmp_path, epoch):
 
 
 def inside_of(matrix, source, row):
-    """Which pixels of a crop are sampled 8 pixels or more inside its picture, `[H, W]` of 0 and 1."""
+    """Which pixels of a crop are sampled 8 pixels or more inside its image, `[H, W]` of 0 and 1."""
     height, width = source.records.image_sizes[source.records.image_rows[row]]
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     at = np.stack([x, y, np.ones_like(x)], -1) @ matrix.numpy().T
@@ -115,7 +115,7 @@ def inside_of(matrix, source, row):
 
 
 def test_a_bright_spot_is_where_its_keypoint_says(tmp_path):
-    """Spots at the joints of the largest person, found in the crop of the reduced picture within half a pixel."""
+    """Spots at the keypoints of the largest person, found in the crop of the reduced image within half a pixel."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     joints = np.array(_joints(BOXES[10])).reshape(17, 3)
     pictures = [
@@ -161,7 +161,7 @@ def test_the_person_who_needs_most_decides_for_an_image(tmp_path):
 
 
 class TestWhole:
-    """What stays whole: other formats, drawn and cached pictures, evaluation."""
+    """What stays whole: other formats, drawn and cached images, evaluation."""
 
     def test_a_png(self, tmp_path):
         source = folder(tmp_path, [smooth()], extension="png")
@@ -252,8 +252,8 @@ def test_a_matrix_into_a_reduced_picture():
 def test_real_crops_agree_with_the_whole_picture(real_data, record_property):
     """coco-mini's training people in crops of 64 x 48, of which most are reduced.
 
-    A reduced picture is averaged, so it is closer to the whole picture averaged over as many pixels (within 2 grey
-    values on average) than to the whole picture sampled, which skips pixels (within 8).
+    A reduced image is averaged, so it is closer to the whole image averaged over as many pixels (within 2 grey
+    values on average) than to the whole image sampled, which skips pixels (within 8).
     """
     root = real_data / "coco" / "coco-mini"
     settings = CocoSettings(str(root / "train2017"), str(root / "annotations" / "person_keypoints_train2017.json"))

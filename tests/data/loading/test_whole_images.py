@@ -1,4 +1,4 @@
-"""Whole images: HigherHRNet's augmentation, masks and joints at every resolution, as its own procedure gives them."""
+"""Whole images: HigherHRNet's augmentation, masks and keypoints at every resolution, as its procedure gives them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 @pytest.fixture
 def scene(tmp_path):
-    """Image 1: two people and one without joints. 2: a crowd alone. 3: nobody. All 60 x 80."""
+    """Image 1: two people and one without keypoints. 2: a crowd alone. 3: nobody. All 60 x 80."""
     crowd = np.zeros((coco_folder.HEIGHT, coco_folder.WIDTH), np.uint8)
     crowd[20:50, 5:30] = 1
     nobody = {"num_keypoints": 0, "keypoints": [0] * 51}
@@ -68,7 +68,7 @@ def test_which_images_are_kept(tmp_path, scene):
 
 
 def test_crowdposes_files_have_the_edges_of_coco(tmp_path, scene):
-    """14 joints and edges up to 17: the official files are so."""
+    """14 keypoints and edges up to 17: the official files are so."""
     joints = [v for k in range(14) for v in (10.0 + k, 20.0 + k, 2)]
     scene["annotations"] = [coco_folder.person(1, 1, keypoints=joints, num_keypoints=14)]
     scene["categories"] = [{"id": 1, "name": "person", "keypoints": list(CROWDPOSE.keypoints), "skeleton": [[16, 14]]}]
@@ -142,7 +142,7 @@ def official_matrix(center, side, res, rotation) -> np.ndarray:
 
 
 def official(source, row, draw, res):
-    """Picture, joints and mask of one resolution: warp, then mirror the result."""
+    """Image, keypoints and mask of one resolution: warp, then mirror the result."""
     records = source.records
     image = source.load_image(row)
     matrix = official_matrix(draw.center, draw.side, res, draw.rotation)
@@ -173,7 +173,7 @@ def test_pictures_joints_and_masks_of_every_resolution_are_the_official_ones(tmp
             draw = dataset.draw(key)
             flips.append(draw.flip)
             picture, _, _ = official(source, key[1], draw, 64)
-            # cv2 samples at 1/32 of a pixel; the pictures are white noise
+            # cv2 samples at 1/32 of a pixel; the images are white noise
             assert np.abs(batch.images[i].permute(1, 2, 0).numpy() - picture).mean() < 0.02
             for res, points, masks in zip((16, 32), batch.keypoints, batch.masks, strict=True):
                 _, joints, mask = official(source, key[1], draw, res)
@@ -279,7 +279,7 @@ def test_settings_that_cannot_be_are_refused():
 
 @pytest.mark.data
 def test_real_crowds_and_unlabelled_people_are_masked(real_data):
-    """coco-mini: 5 crowds and 81 people without joints in training, as many regions."""
+    """coco-mini: 5 crowds and 81 people without keypoints in training, as many regions."""
     folder = real_data / "coco" / "coco-mini"
     file = folder / "annotations" / "person_keypoints_train2017.json"
     source = CocoKeypoints(CocoSettings(str(folder / "train2017"), str(file), keep_images="annotated"))

@@ -1,4 +1,4 @@
-"""Corrupt inputs in bulk: whatever the bytes, there comes a picture of the stated size, or a sentence with the file."""
+"""Corrupt inputs in bulk: whatever the bytes, there comes an image of the stated size, or a sentence with the file."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_jpeg_of_any_kind_can_be_reduced_in_stored_orientation_and_the_rest_co
     if kind == "turned jpeg":
         corners = np.array([image[0, 0], image[0, -1], image[-1, 0], image[-1, -1]], int)
         expected = COLOUR[..., ::-1][[0, 0, -1, -1], [0, -1, 0, -1]]
-        assert np.abs(corners - expected).max() <= 45, "the picture's corners, averaged"
+        assert np.abs(corners - expected).max() <= 45, "the image's corners, averaged"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,7 +157,7 @@ def test_any_bytes_at_all(tmp_path, data, start):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_dataset_of_all_kinds_loads_but_for_the_broken_ones(tmp_path):
-    """Through the loader: whole pictures of every kind come, stumps are skipped and counted."""
+    """Through the loader: whole images of every kind come, stumps are skipped and counted."""
     content = labels([person(i, i) for i in range(2 * len(KINDS))], range(2 * len(KINDS)))
     for entry in content["images"]:
         data, (height, width) = list(KINDS.values())[entry["id"] // 2]

@@ -103,5 +103,5 @@ class TestRefusals:
 
     def test_a_turned_size_points_at_the_exif_orientation(self, tmp_path):
         path = save(tmp_path / "a.png", PICTURE)
-        with pytest.raises(BadImageError, match="annotations say 24 x 36; were they made on the picture turned"):
+        with pytest.raises(BadImageError, match="annotations say 24 x 36; were they made on the image turned"):
             read_rgb(path, (36, 24))

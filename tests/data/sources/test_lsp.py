@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("scipy")
 
@@ -16,6 +15,7 @@ from scipy.io import loadmat, savemat
 
 from posekd import geometry
 from posekd.data import LspSettings, open_lsp
+from posekd.data.loading.boxes import crops_of
 from posekd.data.sources.lsp import lsp_records, read_lsp
 from posekd.skeleton import LSP
 
@@ -65,11 +65,12 @@ def test_lsp_is_cropped_to_the_whole_picture_and_the_extended_set_to_its_joints(
     images, annotations = lspet_folder(tmp_path / "extended", 1)
     mixed = replace(settings, extended_images=images, extended_annotations=annotations)
     records = open_lsp(mixed).records
-    center, scale = geometry.box_to_center_scale(torch.from_numpy(records.boxes), (128, 128))
-    corners = geometry.crop_matrices(center, scale, None, None, (128, 128))
-    # the picture is 100 wide and 120 high: crop pixel (0, 0) is 10 pixels left of its corner
-    assert corners[0, :, 2].tolist() == pytest.approx([-10, 0], abs=1e-4)
-    assert scale[0].tolist() == pytest.approx([120, 120])
+    for padding in (geometry.PADDING, 1.0):
+        center, scale = crops_of(records, (128, 128), padding)
+        corners = geometry.crop_matrices(center, scale, None, None, (128, 128))
+        # the image is 100 wide and 120 high: crop pixel (0, 0) is 10 pixels left of its corner
+        assert corners[0, :, 2].tolist() == pytest.approx([-10, 0], abs=1e-4)
+        assert scale[0].tolist() == pytest.approx([120, 120])
     x, y, w, h = records.boxes[1]
     labelled = records.keypoints[1, records.keypoints[1, :, 2] > 0, :2]
     np.testing.assert_allclose([x, y, x + w, y + h], [*labelled.min(0), *labelled.max(0)], atol=1e-4)
@@ -124,20 +125,20 @@ class TestRefusals:
             read_lsp(self.put(tmp_path, np.zeros((3, 14, 5))))
 
     def test_flags_that_are_none(self, tmp_path):
-        with pytest.raises(ValueError, match="the third value of a joint is a flag, 0 or 1; found 7"):
+        with pytest.raises(ValueError, match="the third value of a keypoint is a flag, 0 or 1; found 7"):
             read_lsp(self.put(tmp_path, np.full((14, 3, 5), 7.0)))
 
     def test_a_converted_file_is_suspected(self, tmp_path):
-        """LSP's flags in the layout of the extended set would make nearly all joints unlabelled."""
+        """LSP's flags in the layout of the extended set would make nearly all keypoints unlabelled."""
         joints = np.zeros((14, 3, 5))
         joints[3, 2] = 1
-        with pytest.warns(UserWarning, match="fewer than half of the joints are visible"):
+        with pytest.warns(UserWarning, match="fewer than half of the keypoints are visible"):
             read_lsp(self.put(tmp_path, joints))
 
     def test_a_labelled_joint_without_a_place(self, tmp_path):
         joints = np.ones((14, 3, 5))
         joints[2, 0, 3] = np.nan
-        with pytest.raises(ValueError, match="picture 4 has a labelled joint that is NaN"):
+        with pytest.raises(ValueError, match="image 4 has a labelled keypoint that is NaN"):
             read_lsp(self.put(tmp_path, joints))
 
     def test_the_extended_set_has_no_test_split(self, tmp_path):

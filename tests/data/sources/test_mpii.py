@@ -119,7 +119,7 @@ def test_one_based_joints_given_as_zero_based_are_suspected_at_the_border(tmp_pa
     joints = figure(16, 0) + 1
     joints[3, 0] = WIDTH  # the last column, if the first is 1
     settings = mpii_folder(tmp_path, [hrnet_person("a.png", joints=joints.tolist())], first_pixel=0)
-    with pytest.warns(UserWarning, match="1 coordinates equal the width or height of their picture and none is 0"):
+    with pytest.warns(UserWarning, match="1 coordinates equal the width or height of their image and none is 0"):
         open_mpii(settings)
 
 
@@ -145,7 +145,7 @@ class TestRelease:
         source = open_mpii(self.settings(tmp_path, "train"))
         np.testing.assert_array_equal(source.records.keypoints[:, 0, :2], [figure(16, s)[0] for s in (1, 3, 6)])
         assert [Path(source.image_name(r)).name for r in source.records.image_rows] == ["a.png", "a.png", "c.png"]
-        # joint 5 has no point, 3 is occluded ('0' as text), 8 and 9 have no flag
+        # keypoint 5 has no point, 3 is occluded ('0' as text), 8 and 9 have no flag
         assert source.records.keypoints[0, :, 2].tolist() == [2, 2, 2, 1, 2, 0, *[2] * 10]
         np.testing.assert_array_equal(source.records.reference_lengths, [30, 30, np.nan])
 
@@ -225,10 +225,10 @@ class TestRelease:
         [
             (rect(1, objpos={"x": 3}), r"annolist\(1\).annorect\(1\).objpos has no field 'y'; it has \['x'\]"),
             (rect(1, annopoints={"point": {"x": 3, "id": 2}}), "annopoints.point has no field 'y'"),
-            (rect(1, annopoints={"point": {"x": 3, "y": 3, "id": 16}}), r"joint id 16 is outside 0..15"),
+            (rect(1, annopoints={"point": {"x": 3, "y": 3, "id": 16}}), r"keypoint id 16 is outside 0..15"),
             (
                 rect(1, annopoints={"point": {"x": np.nan, "y": 3, "id": 2}}),
-                "joint right_hip has no finite coordinates",
+                "keypoint right_hip has no finite coordinates",
             ),
             (rect(1, x2=np.zeros((0, 0))), "has a head box without x2"),
         ],
@@ -249,7 +249,7 @@ class TestRelease:
         ({"joints": [[0, 0]] * 14}, r"person 0: joints must have shape \(16, 2\), got \(14, 2\)"),
         ({"joints_vis": [1] * 3}, r"person 0: joints_vis must have shape \(16,\), got \(3,\)"),
         ({"joints": [["a", 0]] * 16}, "person 0: joints must be numbers"),
-        ({"joints": [[float("nan"), 0.0]] * 16}, "person 0: a labelled joint is NaN or infinite"),
+        ({"joints": [[float("nan"), 0.0]] * 16}, "person 0: a labelled keypoint is NaN or infinite"),
     ],
 )
 def test_broken_json_is_answered(tmp_path, change, message):
@@ -329,7 +329,7 @@ class TestRealFiles:
         arrays = read_mpii(MpiiSettings("", str(folder / "detections_our_format.mat")))
         assert len(native) == len(arrays) == 2958
         np.testing.assert_array_equal(native.visibility > 0, arrays.visibility > 0)
-        # 17 coordinates of 13 joints are 0 in the arrays, and only there
+        # 17 coordinates of 13 keypoints are 0 in the arrays, and only there
         differ = np.abs(native.joints - arrays.joints) > 1e-3
         assert (differ.sum(), differ.any(-1).sum()) == (17, 13)
         assert not arrays.joints[differ].any()

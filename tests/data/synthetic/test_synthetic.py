@@ -116,7 +116,7 @@ class TestLabels:
         assert 0.1 < behind.mean() < 0.6
 
     def test_sides_are_anatomical_and_the_face_tells_them(self, scenes):
-        """Facing the camera, a person's left is on the right of the picture; from behind it is the other way."""
+        """Facing the camera, a person's left is on the right of the image; from behind it is the other way."""
         facing, behind = [], []
         for seed in range(40):
             figures = draw_figures(np.random.default_rng(seed), 4, (240, 320), 0.5)
@@ -244,7 +244,7 @@ def test_a_contact_sheet_tiles_the_pictures():
 
 
 def test_drawing_is_fast_enough():
-    """150 pictures of 320 x 240 a second on one core; processor time, and half of it, since machines differ."""
+    """150 images of 320 x 240 a second on one core; processor time, and half of it, since machines differ."""
     render(SyntheticSettings(), 0)
     start = time.process_time()
     for i in range(40):

@@ -87,7 +87,7 @@ def test_another_method_is_a_one_word_change():
         ({"train": {}}, "no val_data to validate on"),
         (
             {"labels": {"images": 4}},
-            "learns nothing from persons without labels: give it a method.unlabelled_weight above 0 (fpd and mapd have that)",
+            "learns nothing from persons without labels: give it a method.unlabelled_weight above 0 (fpd and mapd ",
         ),
         ({"unlabelled_data": {"name": "synthetic"}}, "and unlabelled_data to null"),
         (

@@ -229,7 +229,7 @@ def test_one_missing_joint_does_not_take_its_person_out_of_the_score(tmp_path):
     savemat(tmp_path / "p.mat", {"preds": preds})
     keypoints, ids = read_predictions(tmp_path / "p.mat", labels)
     assert ids.tolist() == [0, 1]
-    with pytest.raises(ValueError, match="pred holds a NaN or infinite number at a labelled joint, first for person 1"):
+    with pytest.raises(ValueError, match="a NaN or infinite number at a labelled keypoint, first for person 1"):
         score_pckh(keypoints, ids, labels)
     labels.keypoints[1, 3] = 0
     assert score_pckh(keypoints, ids, labels)[0].people == 2

@@ -62,7 +62,7 @@ def distance(weights, others):
 
 @pytest.mark.parametrize("kind", ["train", "nobody"])
 def test_two_processes_equal_one_with_two_accumulated_micro_batches(tmp_path, quick, kind):
-    """ "nobody": rank 1's batches never show a labelled joint; it neither hangs nor fails, and counts as such."""
+    """ "nobody": rank 1's batches never show a labelled keypoint; it neither hangs nor fails, and counts as such."""
     first, second = in_two_processes(kind, tmp_path)
     job = ranks.job_for(tmp_path / "one", kind, accumulate=2)
     fit(job)

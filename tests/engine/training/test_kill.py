@@ -19,16 +19,14 @@ PATHS = os.pathsep.join(map(str, (Path(posekd.__file__).parents[1], TESTS)))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_run_killed_at_twenty_random_points_equals_the_uninterrupted_one(tmp_path):
     """Thirteen kills with decoding in the process, seven with two workers, five of all in a half-written checkpoint."""
-    done = subprocess.run(
-        [sys.executable, killing.__file__, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": PATHS},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    # files, not pipes: a worker whose process was killed may hold a pipe open after everything is said
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    with out.open("w") as stdout, err.open("w") as stderr:
+        words = [sys.executable, killing.__file__, str(tmp_path)]
+        env = {**os.environ, "PYTHONPATH": PATHS}
+        done = subprocess.run(words, stdout=stdout, stderr=stderr, check=False, env=env, timeout=280)
+    assert done.returncode == 0, err.read_text()[-3000:]
+    result = json.loads(out.read_text().splitlines()[-1])
     assert result["killed"] == 20
     assert result["kinds"]["half"] >= 3
     assert result["began"] >= 12, "most of them after a first step"

@@ -96,7 +96,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_step_term_and_sampl
     with pytest.raises(NonFiniteLossError) as caught:
         fit(job)
     error = caught.value
-    assert (error.step, error.sample_ids) == (2, [101]), "the one person whose picture holds the NaN"
+    assert (error.step, error.sample_ids) == (2, [101]), "the one person whose image holds the NaN"
     assert error.term in {"labels", "teacher_mse", "teacher_kl"}
     assert "step 2" in str(error)
     assert "because of the annotations 101" in str(error)

@@ -1,0 +1,77 @@
+"""What may change when a run goes on: the recipe in its checkpoint, key by key against the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from posekd.engine.recipes.renames import modernise
+
+REFUSED: dict[str, str] = {
+    "student.name": "the weights are of the other network",
+    "student.overrides": "the weights are of the other network",
+    "optim.name": "the optimiser's state is of the other kind",
+}
+"""Keys, or groups of them, that a checkpoint cannot follow -> why."""
+NO_EFFECT: dict[str, str] = {
+    "student.weights": "the checkpoint's weights are used",
+    "student.backbone": "the checkpoint's weights are used",
+}
+"""Keys that matter at the start of a run alone -> why not now."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Differences between two recipes.
+
+    Attributes:
+        taken: `key old -> new` of what the run goes on with.
+        refused: the same, with the reason, of what it cannot.
+    """
+
+    taken: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
+    """Compares the recipe of a checkpoint with the one to go on by.
+
+    Args:
+        old: plain values, under present or former names; keys that did not exist then are taken to have had the new
+            value.
+        new: plain values, as `recipe_to_dict` gives them.
+    """
+    before, now = _flat(modernise(old, quiet=True)), _flat(new)
+    taken, refused = [], []
+    for key in sorted(before.keys() | now.keys()):
+        if key == "out" or before.get(key) == now.get(key) or (key not in before and _is_new(key, old)):
+            continue
+        change = f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        why = _reason(REFUSED, key)
+        if key == "train.ema_decay" and None in (before.get(key), now.get(key)):
+            why = "one keeps an average and the other does not"
+        if why is not None:
+            refused.append(f"{change} ({why})")
+        else:
+            effect = _reason(NO_EFFECT, key)
+            taken.append(f"{change} (no effect: {effect})" if effect else change)
+    return Changes(tuple(taken), tuple(refused))
+
+
+def _is_new(key: str, old: Mapping[str, Any]) -> bool:
+    """Whether a key came to a group after the checkpoint was written; a group that was chosen by name may differ."""
+    group = key.partition(".")[0]
+    return group in ("train", "loader", "optim", "schedule", "inference", "augmentation") and group in modernise(
+        old, quiet=True
+    )
+
+
+def _reason(table: Mapping[str, str], key: str) -> str | None:
+    return next((why for name, why in table.items() if key == name or key.startswith(f"{name}.")), None)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {k: v for key, below in values.items() for k, v in _flat(below, f"{prefix}.{key}".lstrip(".")).items()}
