@@ -140,7 +140,7 @@ def test_supervised_is_the_label_term_alone(setting):
         ({"alpha": -0.1}, ">= 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0"),
         ({"unlabelled_weight": -1.0}, "got unlabelled_weight -1.0 and alpha 0.15"),
-        ({"alpha": 0.0, "unlabelled_weight": 1.0}, "stands in place of an alpha above 0"),
+        ({"alpha": 0.0, "unlabelled_weight": 1.0}, "must be 0 or more, and above 0 only if alpha is"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -250,7 +250,7 @@ class TestRefusals:
     def test_image_entries_that_contradict_each_other(self, tmp_path):
         content = labels([person(1, 1)], image_ids=(1, 1))
         content["images"][1]["width"] = 81
-        with pytest.raises(ValueError, match="image id 1 stands there twice, with width 80 and 81"):
+        with pytest.raises(ValueError, match="image id 1 is listed twice, with width 80 and 81"):
             CocoKeypoints(write(tmp_path, content))
 
     def test_an_image_entry_without_a_size(self, tmp_path):

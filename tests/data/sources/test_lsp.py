@@ -160,7 +160,7 @@ class TestRefusals:
     def test_the_extended_set_twice(self, tmp_path):
         images, annotations = lspet_folder(tmp_path, 1)
         twice = LspSettings(images, annotations, "train", images, annotations)
-        with pytest.raises(ValueError, match=r"is LSP Extended's joints\.mat already"):
+        with pytest.raises(ValueError, match=r"is LSP Extended's joints\.mat: where"):
             read_lsp(twice)
 
     def test_pictures_that_are_not_in_the_split(self, tmp_path):

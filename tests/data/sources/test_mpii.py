@@ -284,7 +284,7 @@ class TestOtherFiles:
         records = mpii_records(read_mpii(MpiiSettings("", file)), 1)
         assert records.reference_lengths.tolist() == [30]
         np.testing.assert_array_equal(records.keypoints[0, :, :2], figure(16, 0))
-        with pytest.raises(ValueError, match="names no images: it can be scored against"):
+        with pytest.raises(ValueError, match="names no images: predictions can be scored against it"):
             open_mpii(MpiiSettings(str(tmp_path), file))
 
     def test_scipy_is_asked_for_by_its_extra(self, tmp_path, monkeypatch):
