@@ -40,8 +40,8 @@ from posekd.viz.draw import draw_poses, save_sheet
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
 PICTURES = 4  # rows of poses.png
 NETWORKS = ("teacher", "distilled", "undistilled")
-SHARE = 10  # a labelled image in so many
-OTHER_PICTURES = 1000  # the teacher's, by their seed
+SHARE = 10  # one image in this many is labelled
+OTHER_PICTURES = 1000  # added to the seed of the teacher's images
 
 EPILOG = """DIR then holds results.json, curves.png, poses.png, and a folder for each of the three runs with its
 recipe, log and weights. Recipe keys can be overridden for all three: --train.device cuda. (The student that has
@@ -88,7 +88,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
 
     Args:
         out: the folder; runs of an earlier quickstart in it are replaced.
-        seed: of the images, the weights, the order and the augmentation.
+        seed: seed of the images, the weights, the order and the augmentation.
         overrides: `--group.key value` words for both recipes (tests make them tiny).
 
     Returns:
