@@ -25,15 +25,9 @@ _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")  # folders whose entries are this pr
 def replacing(path: PathLike, *, sync: bool = False) -> Iterator[Path]:
     """Gives a temporary file to write to, and moves it to `path` when the block ends without an error.
 
-<<<<<<< HEAD
-    If `path` is a symbolic link, the file that it points to is replaced and the link stays. The result has permissions
-    as the file that it replaces, or those of a newly created one. A pipe, a device or an open file of this process
-    (`/dev/stdout`) gets the bytes instead, at the end of the block.
-=======
     If `path` is a symbolic link, the file that it points to is replaced and the link stays. The result has the
     permissions of the file that it replaces, or those of a newly created one. A pipe, a device or an open file of this
     process (`/dev/stdout`) gets the bytes instead, at the end of the block.
->>>>>>> main
 
     Args:
         path: the file; its folder is created if it does not exist.

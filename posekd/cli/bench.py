@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""`posekd bench [NAME] ...`: the microbenchmarks of the kernels; `posekd bench train CONFIG`: that of training."""
-=======
 """`posekd bench [NAME] ...`: the microbenchmarks of the kernels; `posekd bench train CONFIG`: a training loop's."""
->>>>>>> main
 
 from __future__ import annotations
 

@@ -23,13 +23,8 @@ _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
 )  # fmt: skip
 
-<<<<<<< HEAD
-EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are those
-of the run unless an option overrides them; each override is reported.
-=======
 EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are the
 run's unless an option overrides them; each override is reported.
->>>>>>> main
 
 examples:
   posekd eval runs/v1                                # the run's own number: its best network, data and settings
@@ -225,11 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         "--nms-threshold",
         type=float,
         metavar="OKS",
-<<<<<<< HEAD
-        help="remove the weaker of poses with a higher OKS (0.9; bottom-up: 1)",
-=======
         help="of two poses with a higher OKS, remove the weaker (0.9; bottom-up 1: keep all)",
->>>>>>> main
     )
     add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
     add("--precision", choices=("fp32", "bf16", "fp16"))
@@ -243,15 +234,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
     add("--batch-size", type=int, default=32, metavar="N", help="persons per batch; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")
-<<<<<<< HEAD
-    add("--on-bad-image", choices=("refuse", "skip"), default="refuse", help="what to do about unreadable images")
-=======
     add(
         "--on-bad-image",
         choices=("refuse", "skip"),
         default="refuse",
         help="what to do about missing or unreadable images",
     )
->>>>>>> main
     add("--device", help="cpu, cuda, cuda:1... (default: the GPU if there is one)")
     return parser

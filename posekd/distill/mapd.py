@@ -77,11 +77,7 @@ class MAPDSettings:
             raise ValueError(f"mapd: temperature must be positive, got {self.temperature}")
         if self.unlabelled_weight < 0 or (self.unlabelled_weight > 0 and self.alpha == 0):
             raise ValueError(
-<<<<<<< HEAD
-                "mapd: unlabelled_weight must be 0 or more, and above 0 only if alpha is; got unlabelled_weight "
-=======
                 "mapd: unlabelled_weight must be 0 or more, and above 0 only with an alpha above 0; got "
->>>>>>> main
                 f"{self.unlabelled_weight} and alpha {self.alpha}"
             )
 

@@ -17,13 +17,8 @@ the coarse heatmap term once more in its place, summed over the batch. Hence thr
     paper     mean over B of the printed sum
     authors   sum over B of the coarse heatmap term, so L_pd(coarse) counts 1 + B times and no tag is distilled
 
-<<<<<<< HEAD
-Tags are not heatmaps: they are several units apart, so even the mean is ten or twenty times the teacher's heatmap term
-when both have been learnt. `tag_weight` multiplies L_gd; 0.001 sets it beside L_pull and L_push.
-=======
 Tags are not heatmaps: they lie several units apart, so even the mean is ten or twenty times the teacher's heatmap
 term when both have been learnt. `tag_weight` multiplies L_gd; 0.001 sets it beside L_pull and L_push.
->>>>>>> main
 """
 
 from __future__ import annotations

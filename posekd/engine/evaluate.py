@@ -138,7 +138,7 @@ def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.
     if metrics and METRICS[metrics[0]].given and not crops_boxes:
         raise ValueError(
             f"this dataset is scored by {metrics[0]}, person by person, and a network that sees whole images does not "
-            "say whom it has found: evaluate it on crops"
+            "say which person it has found: evaluate it on crops"
         )
     if results_file is not None:
         if not metrics:

@@ -32,7 +32,7 @@ class PoseModel(nn.Module):
         config: the settings it was built from.
         num_keypoints: K, the number of keypoints it predicts.
         name: the name it was created by.
-        keypoint_names: names of the K keypoints, from the card of the run that trained it; None where nobody knows.
+        keypoint_names: names of the K keypoints, from the card of the run that trained it; None if they are not known.
     """
 
     family: ClassVar[str]

@@ -38,15 +38,9 @@ class MpiiSettings:
             needs them, and HRNet's JSON has none. If it has keypoints, predictions are scored against those.
         validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
             (Tompson's `detections.mat`).
-<<<<<<< HEAD
-        first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have been
-            shifted already.
-        on_missing_image: "refuse", or "skip" images whose file is missing, with a counted warning.
-=======
         first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have
             been moved already.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
->>>>>>> main
     """
 
     images: str

@@ -112,7 +112,7 @@ def paint_background(rng: np.random.Generator, size: tuple[int, int], difficulty
 
 
 def _distract(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Something limb-like or head-like that belongs to nobody."""
+    """Something like a limb or a head that belongs to no person."""
     height, width = canvas.shape[:2]
     colour = [*(rng.uniform(20, 235) + rng.normal(0, 35, 3)).clip(0, 255).tolist(), 0]
     at = rng.uniform(0, 1, 2) * (width, height)
