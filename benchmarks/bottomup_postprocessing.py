@@ -30,7 +30,7 @@ REACH = 6.0  # of a keypoint's tag, in pixels of the tag map
 
 
 class Painted(nn.Module):
-    """Gives the painted maps of an image, and of its mirror image, in turn; costs nothing."""
+    """Gives the painted maps of an image and of its mirror image in turn, at no cost."""
 
     def __init__(self, outputs: Sequence[list[Tensor]]) -> None:
         super().__init__()

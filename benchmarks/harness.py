@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, medians with their spread, a table, a JSON file, a comparison.
+"""Common parts of the benchmarks: interleaved rounds, medians with their spread, a table, a JSON file, a comparison.
 
 Inputs past `SMALL_BYTES` are cold: before each sample the caches are filled with something else, as training fills them
 between two calls. Smaller problems are timed in a loop, warm, and reported in microseconds.
@@ -31,7 +31,7 @@ from posekd.ops import build_info
 
 COPY_BYTES = 256 << 20
 SAMPLE_MS = 5.0
-SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency rules
+SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency dominates
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _once(function: Callable[[], object], device: str) -> float:
 
 
 def _repeats(function: Callable[[], object], device: str) -> int:
-    """How many calls make a sample of at least `SAMPLE_MS`: the first after other work pays for cold code."""
+    """The number of calls per sample of at least `SAMPLE_MS`; the first call after other work is slow (cold code)."""
     function()
     return max(1, min(1000, math.ceil(SAMPLE_MS / max(_once(function, device), 1e-4))))
 
@@ -189,7 +189,7 @@ def _commit() -> str | None:
 
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
-    """Where and with what the figures were taken."""
+    """The machine and the versions with which the figures were measured."""
     driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

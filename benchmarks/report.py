@@ -21,7 +21,7 @@ NO_GPU = " GPU: not yet measured (`docs/gpu.md` has the commands)."
 
 HEAD = """# What the kernels reach
 
-Written by `benchmarks/report.py` from `{source}`; do not edit. {where}. Each contestant was timed once a round, in
+Written by `benchmarks/report.py` from `{source}`; do not edit. {where}. Each contestant was timed once per round, in
 turn; figures are medians, a ratio's quartiles are in brackets, and above 1 means that posekd is faster. `{caches}`
 caches (see `benchmarks/harness.py`). The copy ran at {copy:.1f} GB/s, read plus written; its share is given where at
 least {small} MB must move.{gpu}
@@ -49,7 +49,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def page(records: Sequence[dict[str, Any]], source: str, plot: str) -> str:
-    """The records as Markdown, a table a benchmark."""
+    """The records as Markdown, one table per benchmark."""
     facts = records[0]["environment"]
     where = f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, posekd {facts['posekd']}"
     if facts.get("commit"):
@@ -93,7 +93,7 @@ def ratios(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """A line per op and baseline, logarithmic: a dot per case, and a stroke from the least ratio to the largest."""
+    """One line per op and baseline, logarithmic: a dot per case, and a stroke from the least to the largest ratio."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,7 +110,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     axes.grid(axis="x", color="#eeeeee", zorder=0)
     axes.set(xscale="log", ylim=(-0.6, len(rows) - 0.4))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("times as fast as the other, a dot per case (grey: a yardstick that does other work)")
+    axes.set_xlabel("times as fast as the other, one dot per case (grey: a yardstick that does other work)")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -53,7 +53,7 @@ PARTS = ("transfer", "crop", "teacher", "student", "loss", "backward", "optimize
 
 
 def synthetic_recipe(recipe: Recipe, images: int, folder: Path) -> Recipe:
-    """The recipe on JPEGs of COCO's size and an untrained teacher: as fast as the real ones, and as wrong."""
+    """The recipe on JPEGs of COCO's size and an untrained teacher, which cost the same time."""
     people = write_coco(folder, images, settings=SyntheticSettings(size=(480, 640), people=(1, 4)))
     teacher = recipe.teacher
     if teacher is not None:
@@ -109,7 +109,7 @@ def baseline_steps(job: Job, recipe: Recipe) -> Iterator[tuple[int, float]]:
 def measure(
     loops: dict[str, Iterator[tuple[int, float]]], steps: int, rounds: int, idle: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Samples a second and share of waiting of each loop, in turn.
+    """Samples per second and share of waiting of each loop, in turn.
 
     Args:
         loops: by name.
@@ -140,7 +140,7 @@ def measure(
 
 
 def take_apart(job: Job, groups: Sequence[Sequence[PackedCropBatch]], steps: int) -> dict[str, float]:
-    """Milliseconds a step of each part, the device idle between them."""
+    """Milliseconds per step of each part, the device idle between them."""
     learner, device = job.learner, job.learner.device
     spent = dict.fromkeys(PARTS, 0.0)
     clock = SimpleNamespace(start=0.0)
@@ -233,7 +233,7 @@ def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True) -> dict[
 
 
 def _as_published(recipe: Recipe) -> Recipe:
-    """Float32, eager, contiguous; one batch a step."""
+    """Float32, eager, contiguous; one batch per step."""
     plain = replace(recipe.train, precision="fp32", compile="none", teacher_dtype=None, channels_last=False)
     return replace(recipe, train=replace(plain, accumulate=1, ema_decay=None))
 
@@ -264,7 +264,7 @@ def report(result: dict[str, Any]) -> None:
     for part, ms in result["step_ms"].items():
         print(f"    {part:<12}{ms:8.2f} ms {ms / total:5.0%}")
     worker = result["worker"]
-    print(f"  a worker needs {worker['all_ms']:.2f} ms a person, {worker['decode_ms']:.2f} of it to decode", end="")
+    print(f"  a worker needs {worker['all_ms']:.2f} ms per person, {worker['decode_ms']:.2f} of it to decode", end="")
     capacity = max(1, worker["workers"]) * 1e3 / worker["all_ms"]
     print(f": {worker['workers']} of them give {capacity:.0f} samples/s" if worker["workers"] else "")
     memory = result["memory_mib"]

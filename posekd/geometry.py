@@ -150,14 +150,14 @@ def translate_matrices(matrices: Tensor, offsets: Tensor) -> Tensor:
 
 
 def reduce_matrices(matrices: Tensor, reductions: Tensor) -> Tensor:
-    """Matrices into images decoded at a fraction of their size, given those into the whole images.
+    """Matrices into images decoded at a fraction of their size, from those into the whole images.
 
-    A pixel of an image decoded at 1 / r covers r x r pixels, the first from the corner on, and its centre is theirs:
-    x becomes (x + 1/2) / r - 1/2, also where the size is no multiple of r.
+    A pixel of an image decoded at 1 / r covers r x r pixels of the whole image, and the centres of both agree:
+    x becomes (x + 1/2) / r - 1/2, also where the size is not a multiple of r.
 
     Args:
         matrices: `[..., 2, 3]`, output pixel to pixel of the whole image.
-        reductions: `[...]`, r; where it is 1, the matrix stays what it is.
+        reductions: `[...]`, r; a matrix with r = 1 is unchanged.
     """
     _check_matrices(matrices)
     m, r = matrices.to(torch.float64), reductions[..., None, None].to(torch.float64)
@@ -209,7 +209,7 @@ def swap_flipped(keypoints: Tensor, flips: Tensor, permutation: Sequence[int] | 
         `[B, ..., K, 3]`.
     """
     if len(permutation) != keypoints.shape[-2]:
-        raise ValueError(f"flip permutation of {len(permutation)} keypoints for {keypoints.shape[-2]} keypoints")
+        raise ValueError(f"the flip permutation has {len(permutation)} entries for {keypoints.shape[-2]} keypoints")
     order = torch.as_tensor(permutation, device=keypoints.device)
     mirrored = flips.view(-1, *(1,) * (keypoints.ndim - 1))
     return torch.where(mirrored, keypoints.index_select(-2, order), keypoints)

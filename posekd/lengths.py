@@ -36,7 +36,7 @@ def torso_lengths(keypoints: Any, skeleton: Skeleton) -> NDArray[np.float64]:
 
     Args:
         keypoints: `[N, K, 3]` (x, y, visibility).
-        skeleton: the K keypoints; it must have the two keypoints.
+        skeleton: the K keypoints; it must have `left_shoulder` and `right_hip`.
 
     Returns:
         float64 `[N]` in pixels, NaN where one of the two is not labelled or both lie on one point.

@@ -1,8 +1,8 @@
 """HigherHRNet's parser as its users run it: pooling and top-k in torch, the rest in NumPy, one map after another.
 
 The algorithm of `lib/core/group.py`, written for the benchmark. SciPy solves the assignment where the original asks the
-slower `munkres`, the maps are brought to the host once instead of once per person, and a keypoint that a person has is
-not searched: it is no slower than the original.
+slower `munkres`, the maps are copied to the host once instead of once per person, and only the keypoints that a person
+lacks are searched. So it is no slower than the original.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def quarter(heat: Array, x: int, y: int) -> tuple[float, float]:
 
 
 def refine(person: Array, heatmaps: Array, tags: Array) -> None:
-    """Fills the keypoints that a person misses: a pass over a whole map each."""
+    """Fills in the keypoints that a person lacks, with one pass over a whole map for each."""
     joints = np.flatnonzero(person[:, 2] > 0)
     mean = np.mean([tags[k, int(person[k, 1]), int(person[k, 0])] for k in joints], axis=0)
     for k in np.flatnonzero(person[:, 2] == 0):

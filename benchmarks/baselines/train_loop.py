@@ -1,9 +1,9 @@
-"""A distillation step the way published code is written: what `train_throughput.py` compares with.
+"""A distillation step written like published code: the baseline of `train_throughput.py`.
 
 As in deep-high-resolution-net.pytorch (`lib/dataset/JointsDataset.py`, `lib/core/loss.py`) and the distillation code
 built on it: each sample is decoded by OpenCV, flipped, warped and normalised in NumPy by a worker, which also draws its
 heatmaps; batches of float32 images and maps cross to the device; networks run eagerly in float32; the losses are sums
-of separate operations, the labels' one keypoint after another; Adam is torch's default.
+of separate operations, for the labels one keypoint after another; Adam is torch's default.
 
 Only the draws of the augmentation are taken from posekd, so that both see the same batches.
 """
@@ -126,7 +126,7 @@ class EagerMapd(nn.Module):
         super().__init__()
         self.student, self.settings = method.student, method.settings
         assert method.teacher is not None
-        self.teacher = [method.teacher.model]  # in a list: neither trained nor counted
+        self.teacher = [method.teacher.model]  # in a list, so that it is not a submodule
         self.mse = JointsLoss()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

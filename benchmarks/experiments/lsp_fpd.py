@@ -2,7 +2,7 @@
 
     python benchmarks/experiments/lsp_fpd.py --data FOLDER [--out runs/lsp_fpd] [--seeds 0 1 2] [--threads 2]
 
-FOLDER holds `images/` and `joints.mat` of LSP. Five trainings a seed, by the shipped recipes
+FOLDER holds `images/` and `joints.mat` of LSP. Five trainings per seed, by the shipped recipes
 `supervised/hourglass_2x64_lsp_128x128` and `fpd/hourglass_1x32_lsp_128x128`, all of the same number of optimiser steps:
 
     teacher          2 stages of 64 channels, all 1000 training labels
@@ -181,7 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="LSP's folder: images/ and joints.mat")
     parser.add_argument("--out", type=Path, default=Path("runs/lsp_fpd"), help="folder of the runs and results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights, order, augmentation and labels")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="seeds of weights, order, augmentation and labels"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options, overrides = parser.parse_known_args(argv)
     torch.set_num_threads(options.threads)

@@ -2,7 +2,7 @@
 
     python benchmarks/experiments/smallerhrnet_sweep.py [--out runs/smallerhrnet_sweep] [--seeds 0 1 2] [--threads 2]
 
-Six trainings a seed, by the shipped recipes `smallerhrnet/tiny_teacher` and `smallerhrnet/tiny`, half as long again;
+Six trainings per seed, by the shipped recipes `smallerhrnet/tiny_teacher` and `smallerhrnet/tiny`, half as long again;
 every student of a seed starts from the same weights, sees the same batches and takes as many steps:
 
     teacher      labels alone
@@ -18,8 +18,8 @@ more; none is picked by its score. Beside each difference stands its paired boot
 comparison counts only if the student alone reaches an AP of 0.30: below that the task was not learnt, and the report
 says so.
 The task is small, two people in 128x128 pixels, so that a seed costs minutes. Its size and schedule were fixed after
-trainings of the undistilled student alone (AP 0.46 after 8 epochs), before any distilled one had been seen. The arm
-`light` was added after the first seed's other arms had been: read it as a suggestion of theirs, not as a test.
+trainings of the undistilled student alone (AP 0.46 after 8 epochs), before any distilled one was trained. The arm
+`light` was added after the first seed's other arms had finished: read it as a suggestion, not as a test.
 A killed run goes on where it stopped when it is started again.
 """
 
@@ -156,7 +156,9 @@ def report(results: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/smallerhrnet_sweep"), help="folder of runs and results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, order and augmentation")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of weights, order and augmentation"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options, overrides = parser.parse_known_args(argv)
     torch.set_num_threads(options.threads)

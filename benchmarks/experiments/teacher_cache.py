@@ -45,7 +45,7 @@ ARMS = ("live", "cache")
 
 
 def recipes(folder: Path, seed: int, overrides: Sequence[str]) -> dict[str, Recipe]:
-    """Of the teacher and of the two students of a seed."""
+    """The recipes of the teacher and of the two students of a seed."""
     seeds = ["--seed", str(seed), "--train_data.seed", str(seed), "--val_data.seed", str(seed), *overrides]
     teacher = read_recipe(TEACHER, [*seeds, "--out", str(folder / "teacher")])
     weights = str(folder / "teacher" / "last.safetensors")
@@ -91,7 +91,7 @@ def report(results: dict[str, Any]) -> None:
     for row in results["seeds"]:
         points = ", ".join(f"{name} {value:.3f}" for name, value in row["AP"].items())
         pace = ", ".join(f"{arm} {row['ms_per_step'][arm]:.0f}" for arm in ARMS)
-        print(f"seed {row['seed']}: AP {points}; ms a step {pace}")
+        print(f"seed {row['seed']}: AP {points}; ms per step {pace}")
     card, total = results["seeds"][0]["cache"], results["summary"]
     print(f"cache: {card['bytes_per_person']:,} bytes per person, largest error {card['error']:.2g}")
     for name, row in total["AP"].items():
@@ -107,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/teacher_cache"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="of timed steps (default 5)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps a round (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timed steps (default 5)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per round (default 5)")
     options, overrides = parser.parse_known_args(argv)
     torch.set_num_threads(options.threads)
     env = environment(SimpleNamespace(device="cpu", threads=options.threads, warm=True))  # type: ignore[arg-type]

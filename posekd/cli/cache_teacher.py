@@ -8,7 +8,7 @@ from pathlib import Path
 from posekd.cli import command_parser
 
 EPILOG = """Any key of the recipe can be overridden, as for train: --teacher.weights FILE --train.device cuda.
-Then train with --train.teacher_cache DIR: the cached heatmaps are moved as each augmented image is."""
+Then train with --train.teacher_cache DIR: the cached heatmaps are warped in the same way as each augmented image."""
 
 
 def main(argv: Sequence[str]) -> int:

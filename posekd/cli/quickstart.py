@@ -1,11 +1,11 @@
 """`posekd quickstart`: on synthetic people a teacher, a student without it and the same student with it, side by side.
 
-The case that distillation is for: you have images of your own, labels for a tenth of them, and a teacher that was
-trained on other images. The three runs are ordinary ones. The teacher follows `configs/supervised/quickstart.yaml` on
-labelled images of its own; the distilled student `configs/mapd/quickstart.yaml` on all of yours; the undistilled one
-the same with `method.name: supervised`, on the labelled tenth, more epochs and so as many steps. Both start from the
-same weights. The networks of the last step are compared, none is picked by its validation score. The share of labels
-and `method.unlabelled_weight` were fixed before such a student had been trained.
+It shows a typical case for distillation: you have images, labels for a tenth of them, and a teacher that was trained on
+other images. The three runs are ordinary ones. The teacher is trained by `configs/supervised/quickstart.yaml` on
+labelled images of its own, and the distilled student by `configs/mapd/quickstart.yaml` on all of your images. The
+undistilled student uses the same recipe with `method.name: supervised` on the labelled tenth, for more epochs and so
+for as many steps. Both start from the same weights. The networks of the last step are compared; none is chosen by its
+validation score. The share of labels and `method.unlabelled_weight` were fixed before such a student had been trained.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from posekd.viz.draw import draw_poses, save_sheet
 TEACHER, STUDENT = "supervised/quickstart", "mapd/quickstart"
 PICTURES = 4  # rows of poses.png
 NETWORKS = ("teacher", "distilled", "undistilled")
-SHARE = 10  # a labelled image in so many
-OTHER_PICTURES = 1000  # the teacher's, by their seed
+SHARE = 10  # one image in this many is labelled
+OTHER_PICTURES = 1000  # added to the seed of the teacher's images
 
 EPILOG = """DIR then holds results.json, curves.png, poses.png, and a folder for each of the three runs with its
 recipe, log and weights. Recipe keys can be overridden for all three: --train.device cuda. (The student that has
@@ -88,7 +88,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
 
     Args:
         out: the folder; runs of an earlier quickstart in it are replaced.
-        seed: of the images, the weights, the order and the augmentation.
+        seed: seed of the images, the weights, the order and the augmentation.
         overrides: `--group.key value` words for both recipes (tests make them tiny).
 
     Returns:

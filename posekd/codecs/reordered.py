@@ -50,7 +50,7 @@ def in_order_of(model: nn.Module, names: Sequence[str] | None, wanted: Sequence[
 
     Args:
         model: the network.
-        names: of its keypoints, from its card; None where nobody knows, and then it stays as it is.
+        names: of its keypoints, from its card; None if they are not known; the order is then kept.
         wanted: names of the data's keypoints.
         who: the network, for the message.
 

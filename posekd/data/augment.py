@@ -29,7 +29,7 @@ class CropAugmentation:
             paper: scale 0.75 to 1.25, rotation +-30 degrees).
         rotation_probability: share of crops that are rotated at all.
         half_body: probability of cropping to the upper or lower body, for persons with many keypoints.
-        half_body_min_joints: only persons with more labelled keypoints than this are halved.
+        half_body_min_joints: only persons with more labelled keypoints than this are cropped to half a body.
     """
 
     flip: float = 0.5

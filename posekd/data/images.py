@@ -59,7 +59,7 @@ def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None, 
     if not is_complete(data):
         raise BadImageError(f"{path}: the file is truncated ({len(data)} bytes, without its end marker)")
     if data[:2] != _JPEG or (size is not None and _stated_size(data) != tuple(size)):
-        reduction = 1  # of another size than stated: what is said below shall have the whole image's numbers
+        reduction = 1  # not of the stated size: the message below should give the size of the whole image
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduction])
     except cv2.error as error:

@@ -20,7 +20,7 @@ IMAGE_FIELDS = ("image_ids", "image_sizes")
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of images that no loss may look at: crowds, and people without labelled keypoints.
+    """Regions of images that losses ignore: crowds, and people without labelled keypoints.
 
     Plain arrays, as in `PoseRecords`; regions of one image stand next to each other.
 
@@ -63,8 +63,8 @@ class PoseRecords:
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
         exact_boxes: bool `[N]`, boxes that are crops already (LSP's whole images): no padding enlarges them. None
             for none.
-        ignored: regions that bottom-up training must not look at.
-        metrics: what the dataset is scored by (`engine.scoring.METRICS`); the first decides which network is the best.
+        ignored: regions that bottom-up training ignores.
+        metrics: names of the dataset's metrics (`engine.scoring.METRICS`); the first decides which network is the best.
         reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
             metric asks for it.
         first_pixel: the coordinate that the dataset's own files give the first pixel. (Records count from 0.)

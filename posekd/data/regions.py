@@ -13,7 +13,7 @@ from posekd.data.records import Regions
 
 
 def is_ignored(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation's region is ignored: a crowd, or somebody without a labelled keypoint."""
+    """Whether an annotation's region is ignored: a crowd, or a person without a labelled keypoint."""
     if annotation.get("iscrowd", 0):
         return True
     labelled = annotation.get("num_keypoints")

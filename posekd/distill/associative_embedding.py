@@ -31,7 +31,7 @@ class AssociativeEmbeddingSettings:
         kind: how the labels are drawn: `higherhrnet` truncates a keypoint to a pixel; `exact` draws it where the
             parser's half pixel will find it again, continuously. On ideal maps of twelve crowded COCO images at 256
             pixels that is an AP of 0.95 instead of 0.89.
-        pull: weight of the pull term.
+        pull: weight of the pull term (people's tags towards their mean).
         push: weight of the push term.
         push_form: how people push each other: `exp` or `max`, see `posekd.ops.tag_loss`.
 

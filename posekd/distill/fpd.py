@@ -2,7 +2,7 @@
 
 With student, teacher and label heatmaps s, t, g of K keypoints:
 
-    g_k(p)  a Gaussian of standard deviation sigma about keypoint k                                   (Eq. 2)
+    g_k(p)  a Gaussian of standard deviation sigma about keypoint k                                (Eq. 2)
     L_mse = (1/K) sum_k ||s_k - g_k||^2                                                            (Eq. 3)
     L_pd  = (1/K) sum_k ||s_k - t_k||^2                                                            (Eq. 4)
     L_fpd = alpha L_pd + (1 - alpha) L_mse,  alpha = 0.5                                           (Eq. 5)

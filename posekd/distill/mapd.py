@@ -8,7 +8,7 @@ With student, teacher and label heatmaps s, t, g, and keypoint weights w_k (0 wh
     L     = alpha L_mpd + beta L_kpd + (1 - alpha - beta) L_mse,  alpha = 0.15, beta = 0.075      (Eq. 4)
 
 Heatmaps are not distributions, so Eq. 2 cannot be computed as printed: a softmax over the pixels makes it a
-divergence (`kl="spatial_softmax"`). `kl="clamped"` is the letter of the paper: t log(t / s) on the raw
+divergence (`kl="spatial_softmax"`). `kl="clamped"` follows the paper literally: t log(t / s) on the raw
 heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over keypoints only; the
 mean over pixels, HRNet's, scales all terms alike and leaves their ratio.
 

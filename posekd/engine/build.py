@@ -39,10 +39,10 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one; under torchrun the one of this process's place on the machine.
+    """The device of a name; `auto` is the GPU if there is one, under torchrun the GPU of this process.
 
     Raises:
-        ValueError: not a device, or a GPU that is not there.
+        ValueError: not a device, or a GPU that does not exist.
     """
     name = distributed.local_device(name)
     if name == "auto":
@@ -75,7 +75,7 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
     if loop.teacher_cache is not None and method_type.taught:
         if not recipe.paradigm.crops_boxes:
             raise ValueError(
-                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.title} student has no use for it"
+                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.title} student cannot use it"
             )
         teacher = CachedTeacher()
     elif recipe.teacher is not None and method_type.taught:
@@ -83,7 +83,7 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
         _check_teacher(method_type, cast(PoseModel, teacher.model))
     student = distributed.synchronise_norms(student, device)
     method = cast(Any, method_type)(student, teacher, recipe.method)
-    if loop.shard_teacher:  # goes to the device block by block: whole it may not fit
+    if loop.shard_teacher:  # moved to the device block by block, because the whole may not fit
         _shard_teacher(method, device)
     method.to(device)
     if loop.channels_last:
@@ -195,7 +195,7 @@ def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
 
 
 def teacher_facts(settings: ModelSettings) -> dict[str, Any]:
-    """What tells one teacher from another: its settings, and a hash of its weights where the file is at hand."""
+    """The facts that identify a teacher: its settings, and a hash of its weights if the file exists."""
     facts = json.loads(json.dumps(asdict(settings)))  # lists, as the card has them
     weights = facts.pop("weights")
     if weights is not None and (path := Path(weights)).is_file():
@@ -219,7 +219,7 @@ def _compile(method: Method, which: str) -> None:
 def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learner:
     """The method with optimiser, scaler and average."""
     loop = recipe.train
-    # copied before compilation, which a copy would share
+    # copied before compilation, because a copy would share the compiled code
     ema = Ema(method.student, loop.ema_decay) if loop.ema_decay is not None else None
     _compile(method, loop.compile)
     return Learner(
@@ -234,7 +234,7 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
 
 
 def open_training_data(recipe: Recipe) -> PoseSource:
-    """`train_data` with the labels that the recipe uses, and the unlabelled data behind it."""
+    """`train_data` with the labels that the recipe uses, followed by the unlabelled data."""
     source = open_dataset(recipe.train_data, recipe.paradigm.training_images)
     if recipe.labels is not None:
         source = FewLabels(source, recipe.labels)
@@ -244,7 +244,7 @@ def open_training_data(recipe: Recipe) -> PoseSource:
 
 
 def batch_share(recipe: Recipe) -> int:
-    """How many rows one forward pass sees here, of those that an optimiser step sees in all.
+    """The number of rows per forward pass of this process: its share of the rows per optimiser step.
 
     Raises:
         ValueError: accumulation and processes do not divide the batch.
@@ -275,10 +275,10 @@ def build_loader(recipe: Recipe, source: PoseSource, student: PoseModel) -> Pack
 
 
 def make_prepare(recipe: Recipe, model: PoseModel, source: PoseSource, device: torch.device) -> Prepare:
-    """The function from packed bytes to a normalised batch on the device."""
+    """A function from packed bytes to a normalised batch on the device."""
     memory_format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     prepare, spec = paradigm_of(model).prepare, model.spec
-    # on the device once: a list would be copied there at every step, and the host wait for it
+    # on the device once: a list would be copied at every step, and the host would wait for it
     flip = torch.as_tensor(source.records.skeleton.flip, device=device)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -290,28 +290,28 @@ def make_prepare(recipe: Recipe, model: PoseModel, source: PoseSource, device: t
 
 
 def _copy_beside(packed: Packed, device: torch.device, stream: torch.cuda.Stream) -> Packed:
-    """Copies a (pinned) batch on a stream of its own, beside the last step, behind which it would wait."""
+    """Copies a (pinned) batch on a stream of its own, so that it need not wait for the last step."""
     with torch.cuda.stream(stream):
         moved = packed.to(device)
     computing = torch.cuda.current_stream(device)
     computing.wait_stream(stream)
 
     def claim(tensor: torch.Tensor) -> torch.Tensor:
-        tensor.record_stream(computing)  # its memory is the other stream's, which must not reuse it before it was read
+        tensor.record_stream(computing)  # the stream that owns the memory must not reuse it before it is read
         return tensor
 
     return map_tensors(moved, claim)
 
 
 def validation_settings(recipe: Recipe) -> Any:
-    """How a run's network is asked in its validations."""
+    """The settings of inference in a run's validations."""
     if recipe.inference.channels_last is not None:
         return recipe.inference
     return replace(recipe.inference, channels_last=recipe.train.channels_last)
 
 
 def make_validate(recipe: Recipe, source: PoseSource, on_report: Callable[[Report], None] | None = None) -> Validate:
-    """The function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
+    """A function from a network to its scores on `source`, main one first; `on_report` gets the whole evaluation."""
     settings, loader = validation_settings(recipe), replace(recipe.loader, batch_size=batch_share(recipe))
 
     def run(model: nn.Module) -> dict[str, float]:
@@ -350,7 +350,7 @@ def assemble(
     label: str,
     on_report: Callable[[Report], None] | None = None,
 ) -> Job:
-    """`build_job` on datasets that are already open; `on_report` gets every validation's whole evaluation."""
+    """`build_job` with datasets that are already open; `on_report` gets every validation's whole evaluation."""
     skeleton = source.records.skeleton
     if validation is not None and validation.records.skeleton.keypoints != skeleton.keypoints:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Several processes that train one network, started by torchrun. In a single process all of this does nothing.
 
-torchrun tells each process its place in the variables RANK, LOCAL_RANK and WORLD_SIZE. What must be agreed on
-(stop now? can everybody go on?) is exchanged on the host through gloo, gradients and batch statistics on GPUs
-through NCCL. Only rank 0 writes files.
+torchrun gives each process its number in the variables RANK, LOCAL_RANK and WORLD_SIZE. Decisions of all processes
+(to stop or to go on) are exchanged on the host through gloo; gradients and batch statistics on GPUs through NCCL. Only
+rank 0 writes files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def is_main() -> bool:
 
 
 def local_device(name: str) -> str:
-    """A recipe's device, as this process's: each takes the GPU of its place on the machine.
+    """The device of this process for a recipe's device: each process uses the GPU of its LOCAL_RANK.
 
     Raises:
         ValueError: one particular GPU for several processes.
@@ -62,9 +62,9 @@ def group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-        dist.barrier()  # a process that leaves early takes its connections from the others
+        dist.barrier()  # a process that leaves early would close its connections to the others
     finally:
-        gc.collect()  # what still holds the group (DDP and its method hold each other) goes before it
+        gc.collect()  # frees objects that still refer to the group (DDP and its method refer to each other)
         dist.destroy_process_group()
 
 
@@ -131,7 +131,7 @@ def replicate(method: nn.Module) -> nn.Module:
 
 
 def no_sync(replicated: nn.Module) -> AbstractContextManager[None]:
-    """A block whose backward keeps its gradients to itself: all micro-batches of a step but the last."""
+    """A block in which backward does not exchange gradients: for all micro-batches of a step but the last."""
     if isinstance(replicated, nn.parallel.DistributedDataParallel):
         return cast(AbstractContextManager[None], replicated.no_sync())
     return nullcontext()
@@ -140,7 +140,7 @@ def no_sync(replicated: nn.Module) -> AbstractContextManager[None]:
 def shard(network: nn.Module, device: torch.device) -> None:
     """Spreads a frozen network's parameters over the processes (FSDP2), gathered block by block when it runs.
 
-    Blocks go to the device one by one, and of each only this process's share stays there.
+    Blocks are moved to the device one by one; only this process's share of each stays there.
 
     Raises:
         ValueError: there is one process only, or a parameter is not contiguous (channels-last).

@@ -1,4 +1,4 @@
-"""Evaluation: a network's people on a dataset, scored by the metrics that the dataset names."""
+"""Evaluation: runs a network on a dataset and scores the people found by the dataset's metrics."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def evaluate(
     Args:
         model: of any paradigm; evaluated in eval mode and left in the mode it was in.
         source: the dataset; for a network that crops boxes, its boxes (labelled or detected) are cropped.
-        settings: of the paradigm's inference; its defaults if None.
+        settings: the paradigm's settings of inference; its defaults if None.
         loader: how batches are made.
         spec: the network's input; `model.spec` by default.
         results_file: where to write the people, in the form of the dataset's first metric; also for data without
             labels.
-        on_batch: called with (rows done, rows in all) after each batch; a row is a crop or an image.
+        on_batch: called with (rows done, total number of rows) after each batch; a row is a crop or an image.
 
     Raises:
         ValueError: the network's output or paradigm does not fit the dataset.
         FloatingPointError: the network's output is not finite.
-        BadImageError: an image cannot be read, and the loader is to refuse that.
+        BadImageError: an image cannot be read, and `loader.on_bad_image` is "refuse".
     """
     start = time.perf_counter()
     paradigm, records = paradigm_of(model), source.records
@@ -77,16 +77,16 @@ def evaluate(
 def score(
     source: PoseSource, found: Instances, people: Instances, *, written: bool = False
 ) -> tuple[dict[str, Score], list[str]]:
-    """What each of the dataset's metrics says.
+    """Scores people by each of the dataset's metrics.
 
     Args:
         source: the dataset.
-        found: everybody whom the network has found, for metrics of given persons.
-        people: those whom `suppress` has left, for the others.
+        found: all people that the network has found, for metrics of given persons.
+        people: those that `suppress` has kept, for the other metrics.
         written: whether the people have been written to a file, for the note.
 
     Returns:
-        The scores by metric, without those that could score nothing, and sentences where the numbers need one.
+        The scores by metric, without those that could score nothing, and remarks on the numbers.
     """
     otherwise = "results written, not scored" if written else "not scored"
     return _score_each(
@@ -95,18 +95,18 @@ def score(
 
 
 def score_file(dataset: Dataset, settings: Any, path: Path) -> tuple[dict[str, Score], list[str]]:
-    """What each of a dataset's metrics says of a results file, without a network or images.
+    """Scores a results file by each of a dataset's metrics, without a network or images.
 
     Args:
         dataset: the kind of dataset.
-        settings: of the dataset; where the images are does not matter.
+        settings: settings of the dataset; the images are not read.
         path: the results file.
 
     Returns:
         As `score`.
 
     Raises:
-        ValueError, FileNotFoundError: labels or results that are not what they should be.
+        ValueError, FileNotFoundError: labels or results that are missing or malformed.
     """
     labels = dataset.labels(settings) if dataset.labels is not None else None
     return _score_each(dataset.metrics, lambda metric: metric.score_file(settings, labels, path), "not scored")
@@ -128,7 +128,7 @@ def _score_each(
 
 
 def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.PathLike[str] | None) -> None:
-    """What can be refused before the work.
+    """Refuses what cannot be evaluated, before any work is done.
 
     Raises:
         ValueError: a network that finds people by itself on a dataset whose metric scores given persons, or a results
@@ -138,7 +138,7 @@ def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.
     if metrics and METRICS[metrics[0]].given and not crops_boxes:
         raise ValueError(
             f"this dataset is scored by {metrics[0]}, person by person, and a network that sees whole images does not "
-            "say whom it has found: evaluate it on crops"
+            "say which person it has found: evaluate it on crops"
         )
     if results_file is not None:
         if not metrics:
@@ -152,7 +152,7 @@ def _skipped(batches: PackedLoader, unit: str) -> str:
 
 
 def _gather(found: Instances, records: PoseRecords) -> Instances:
-    """The people of all processes, in the dataset's order: as one process would have found them."""
+    """The people of all processes in the dataset's order, as a single process would have found them."""
     if distributed.world() == 1:
         return found
     everybody = Instances.concatenate(distributed.gather(found), records.skeleton.num_keypoints)

@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar or plain lines, a JSONL log, TensorBoard scalars."""
+"""The progress of a run: a bar or plain lines, a JSONL log, TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class RunLog:
     """Appends records to `log.jsonl` and scalars to `tensorboard/`.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         step: optimiser steps done so far. Records of later steps, which a killed run wrote and a resumed one
             will write again, are dropped.
-        validated: step of the last validation, likewise.
+        validated: step of the last validation; later validation records are dropped likewise.
         quiet: write nothing (a process that is not the main one).
     """
 
@@ -56,7 +56,7 @@ class RunLog:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Flushes both as far as the disk takes it: a full disk may be the reason for closing."""
+        """Flushes both. A disk error is ignored, because the run may be closing after one."""
         if not self._quiet:
             with suppress(OSError):
                 self._file.close()
@@ -80,7 +80,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def counted(batches: Iterable[BatchT], total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[BatchT]:
     """The batches; tells `on_batch` of (elements done, `total`) when the next one is asked for.
 
-    In a group of processes each has a share; the others are taken to be as far as this one.
+    In a group of processes each has a share; all are assumed to be equally far.
     """
     done = 0
     for batch in batches:
@@ -93,14 +93,14 @@ def counted(batches: Iterable[BatchT], total: int, on_batch: Callable[[int, int]
 class Ticker:
     """Progress of a known number of steps, with throughput, the share of time spent waiting for data, and ETA.
 
-    In a terminal a bar; elsewhere a plain line now and then.
+    In a terminal it is a bar; elsewhere it prints a plain line from time to time.
 
     Args:
-        label: what is going on.
-        total: steps in all.
+        label: what is being done.
+        total: number of steps.
         done: steps done before.
         console: where to draw.
-        quiet: say nothing (a process that is not the main one).
+        quiet: print nothing (in processes other than the main one).
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class Ticker:
         """Counts one step.
 
         Args:
-            samples: persons in it.
-            waited: seconds that it waited for data.
+            samples: number of persons in it.
+            waited: seconds of waiting for data.
             loss: its loss.
             report: close the current window: compute its figures and show them.
 

@@ -1,4 +1,4 @@
-"""The old place of `posekd.engine.recipes.recipe`."""
+"""The old import path of `posekd.engine.recipes.recipe`."""
 
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, read_recipe, recipe_from_dict, recipe_to_dict
 

@@ -1,4 +1,4 @@
-"""The teacher's heatmaps, once and for all: what `posekd cache-teacher` does. Training reads `train.teacher_cache`."""
+"""`posekd cache-teacher`: computes the teacher's heatmaps once. Training reads them through `train.teacher_cache`."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def cache_teacher(
     bits: Literal[8, 16] = 8,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> MapsCard:
-    """Runs the recipe's teacher once over its training persons, unaugmented, and stores what it says.
+    """Runs the recipe's teacher once over its training persons, unaugmented, and stores its heatmaps.
 
     Args:
         recipe: teacher, training data, precision and device; its method and student do not matter.
         folder: where the cache is written.
-        margin: how much more of the image the teacher is shown than in an ordinary crop, in as many pixels, so that
-            rotated and zoomed crops are covered. (Shown more pixels, a network answers otherwise: it has learnt where
-            the edge is.)
-        bits: 8 (error at most (max - min) / 510 of each map) or 16 (float16) a value.
-        on_batch: called with (persons done, persons in all) after each batch.
+        margin: factor, 1 or more, by which the teacher is shown more of the image than in an ordinary crop, so that
+            rotated and zoomed crops are covered. The number of input pixels stays the same, because a network's
+            heatmaps depend on it: it has learnt where the edge of its input is.
+        bits: bits per value: 8 (error at most (max - min) / 510 of each map) or 16 (float16).
+        on_batch: called with (persons done, total number of persons) after each batch.
 
     Returns:
         The card of the cache, with its size and its measured error.

@@ -29,7 +29,7 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
         checkpoints/         the state of the last steps, to resume from
 
     Args:
-        recipe: what to do.
+        recipe: the recipe.
         resume: `auto` for the newest checkpoint of the run's folder (or from the start if there is none), or
             the path of one; `None` starts a new run.
 
@@ -54,10 +54,10 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
 
 
 def train_timed(recipe: Recipe) -> float:
-    """Trains, or goes on where a run was interrupted; for programs of several runs that report what each has cost.
+    """Trains, or resumes an interrupted run; for programs of several runs that report the time of each.
 
     Returns:
-        Seconds of wall-clock time over all attempts, but for those that were killed outright.
+        Wall-clock seconds over all attempts, except those that were killed.
     """
     folder = Path(recipe.out)
     clock = folder / "seconds.json"
@@ -73,7 +73,7 @@ def train_timed(recipe: Recipe) -> float:
 
 
 def resume_job(job: Job, state: dict[str, Any]) -> None:
-    """Puts a fresh job where a checkpoint left it.
+    """Restores a new job to the state of a checkpoint.
 
     Raises:
         ValueError: the checkpoint is of another student, or past the end of this recipe.
@@ -100,10 +100,10 @@ def _state_to_resume(folder: Path, resume: str | None) -> dict[str, Any] | None:
 
 
 def _check_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Warns when a run goes on under another recipe than it began with.
+    """Compares the recipe of a resumed run with the one that it began with, and warns about changes.
 
     Raises:
-        ValueError: under one that it cannot go on with.
+        ValueError: a change with which the run cannot go on.
     """
     changes = compare(old, new)
     if changes.refused:

@@ -1,4 +1,4 @@
-"""How sure a difference of two APs is: a paired bootstrap over the images."""
+"""How certain a difference of two APs is: a paired bootstrap over the images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def paired_bootstrap(
     samples: int = 2000,
     seed: int = 0,
 ) -> Gain:
-    """Draws images with replacement and scores both results on the same draw, again and again.
+    """Repeatedly draws images with replacement and scores both results on the same draw.
 
     It says how much the difference depends on which images were validated on, not on the seeds of training.
 
@@ -53,8 +53,8 @@ def paired_bootstrap(
         before: results of one network.
         after: results of the other.
         sigmas: K OKS constants, as for `evaluate_coco`.
-        samples: draws.
-        seed: of the draws.
+        samples: number of draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: whatever `evaluate_coco` refuses.

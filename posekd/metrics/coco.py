@@ -22,14 +22,14 @@ NUMBERS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL
 
 @dataclass(frozen=True)
 class PersonScore:
-    """What became of one labelled person.
+    """The result for one labelled person.
 
     Attributes:
         image_id: its image.
         annotation_id: its id in the label file.
         area: its labelled area in square pixels (medium is 32^2 to 96^2, large above).
         labelled: number of labelled keypoints.
-        oks: the best OKS of any prediction in its image, whoever that was matched to; 0 without a prediction.
+        oks: the best OKS of any prediction in its image, even one matched to another person; 0 without a prediction.
         found: whether the official greedy assignment matched it at OKS 0.5.
     """
 
@@ -43,19 +43,19 @@ class PersonScore:
 
 @dataclass(frozen=True)
 class CocoResult:
-    """The ten official numbers, each in 0..1, or -1 where nobody of that size is labelled (official rule).
+    """The ten official numbers, each in 0..1, or -1 if no person of that size is labelled (official rule).
 
     Attributes:
-        AP: precision averaged over OKS thresholds 0.50, 0.55 ... 0.95, with at most 20 predictions an image.
+        AP: precision averaged over OKS thresholds 0.50, 0.55 ... 0.95, with at most 20 predictions per image.
         AP50: at threshold 0.50.
         AP75: at threshold 0.75.
         APM: for people of medium area, 32^2 to 96^2 square pixels.
         APL: for people of large area, above that. (Small people count in AP, but have no number.)
-        AR: recall, likewise; and so AR50, AR75, ARM, ARL.
+        AR: recall, averaged likewise; AR50, AR75, ARM and ARL correspond to AP50, AP75, APM and APL.
         predictions: number of predictions that were scored.
         people: one entry per labelled person (crowds and people without labelled keypoints are not scored).
         keypoints: one entry per keypoint.
-        note: a sentence where the numbers need one, else empty.
+        note: a remark on the numbers, or empty.
     """
 
     AP: float

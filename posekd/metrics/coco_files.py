@@ -1,4 +1,4 @@
-"""COCO keypoint labels and results as files have them, checked so that a mistake is named, not scored."""
+"""Reading and checking of COCO keypoint labels and results, so that a mistake is reported and not scored."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def read_results(source: Sequence[Mapping[str, Any]] | Source, labels: Labels) -
 def resolve_sigmas(labels: Labels, sigmas: Sequence[float] | None) -> tuple[float, ...]:
     """OKS constants for the label file's keypoints.
 
-    Given ones are checked; otherwise COCO's where the keypoints are COCO's 17, else a default that warns.
+    Those given are checked. Otherwise they are COCO's if the keypoints are COCO's 17, else a default with a warning.
 
     Raises:
         ValueError: a wrong number of sigmas, or one that is not positive.
@@ -130,7 +130,7 @@ def resolve_sigmas(labels: Labels, sigmas: Sequence[float] | None) -> tuple[floa
             return COCO.sigmas
         warnings.warn(
             f"{labels.name} has {K} unnamed keypoints and no OKS sigmas were given: using {DEFAULT_SIGMA} "
-            "for each. AP depends on them; pass `sigmas` for numbers that mean something.",
+            "for each. AP depends on them; pass `sigmas` for meaningful numbers.",
             stacklevel=3,
         )
         return (DEFAULT_SIGMA,) * K

@@ -21,7 +21,7 @@ LEVELS = {"easy": (-math.inf, 0.2), "medium": (0.2, 0.8), "hard": (0.8, math.inf
 
 @dataclass(frozen=True)
 class CrowdPoseResult(CocoResult):
-    """As `CocoResult`, and AP by level (-1 where nobody is labelled); CrowdPose does not report by area.
+    """As `CocoResult`, and AP by level (-1 if no person is labelled); CrowdPose does not report by area.
 
     Attributes:
         AP_easy: of images with a crowd index below 0.2.

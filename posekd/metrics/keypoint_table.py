@@ -1,4 +1,4 @@
-"""How well each keypoint is found: the table beside the ten COCO numbers."""
+"""How well each keypoint is found: the table printed with the ten COCO numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class KeypointScore:
     the greedy assignment by score at OKS 0.5 or more, without crowds.
 
     Attributes:
-        name: of the keypoint.
+        name: name of the keypoint.
         labelled: how many people have it labelled (visibility above 0).
         matched: how many of these are matched to a prediction.
         similarity: mean similarity over the matched (NaN where none is).

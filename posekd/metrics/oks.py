@@ -18,7 +18,7 @@ from posekd import ops
 
 Floats = NDArray[np.float64]
 
-_EPS = float(np.spacing(1.0))  # what the official code adds to an area
+_EPS = float(np.spacing(1.0))  # the official code adds this to an area
 
 
 def keypoint_similarity(points: ArrayLike, others: ArrayLike, areas: ArrayLike, sigmas: ArrayLike) -> Floats:
@@ -69,9 +69,9 @@ def oks_nms(
     *,
     sigmas: ArrayLike,
 ) -> NDArray[np.int64]:
-    """Greedy removal of duplicate poses of one image: `posekd.ops.oks_nms`, which states the rule, for arrays.
+    """Greedy removal of duplicate poses of one image: `posekd.ops.oks_nms`, where the rule is described, for arrays.
 
-    Poses that are not finite, which the op removes, are an error here: a network that gives them must not be scored.
+    Poses that are not finite are an error here (the op removes them): a network that gives them must not be scored.
 
     Args:
         keypoints: `[N, K, >=2]` (x, y) in pixels. All K keypoints count, seen or not.

@@ -3,7 +3,7 @@
 PCKh (MPII) divides by the head size, PCK (LSP) by the torso. The rules are those of deep-high-resolution-net,
 `lib/dataset/mpii.py`, whose validation numbers the MPII tables of HRNet, SimpleBaseline and FPD quote, and of the
 official evaluation scripts for LSP and MPII (evalMPII, `evaluatePCK`): distances up to and including the threshold
-count, the mean pools all counted keypoints, the area is that under the trapezoids of the curve.
+count, the mean is over all counted keypoints, and the area under the curve is computed by trapezoids.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PckResult:
 
     Attributes:
         name: `PCKh@0.5` or `PCK@0.2`, by kind and threshold.
-        per_joint: float64 `[K]`, percent found of each keypoint at the threshold; NaN where nobody has it labelled.
+        per_joint: float64 `[K]`, percent found of each keypoint at the threshold; NaN if no person has it labelled.
         counts: int64 `[K]`, how many people have each keypoint labelled.
         groups: column of the papers' tables (Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle) -> mean of its
             left and right keypoint; empty without a skeleton that has these keypoints by name.
@@ -68,7 +68,7 @@ class PckResult:
         return float(self.curve[11])
 
     def numbers(self) -> dict[str, float]:
-        """The mean first, then area, mean at 0.1 and the columns, by name; columns that nobody has are left out."""
+        """The mean first, then area, mean at 0.1 and the columns, by name; columns without labels are left out."""
         kind = self.name.partition("@")[0]
         return {
             self.name: self.mean,
@@ -115,7 +115,7 @@ def pck(
         gt: `[N, K, 2]` in the same pixels.
         visible: `[N, K]`, which keypoints are labelled (anything above 0). LSP's occluded keypoints are labelled.
         reference_length: `[N]` in pixels; for LSP the torso (see `torso_lengths`).
-        threshold: fraction of it; 0.2 for LSP, 0.5 in ELPN's Equation 5. (The curve always spans 0 to 0.2.)
+        threshold: fraction of that length; 0.2 for LSP, 0.5 in ELPN's Equation 5. (The curve always spans 0 to 0.2.)
         skeleton: the K keypoints; without it the papers' columns (`groups`) are not computed.
 
     Raises:
@@ -130,7 +130,7 @@ def pck(
 
 
 def _columns(skeleton: Skeleton | None) -> dict[str, list[int]]:
-    """The papers' columns, by name: the head, then left and right of each limb; none if a keypoint is missing."""
+    """The papers' columns by name: the head, then left and right of each limb; none if a keypoint is missing."""
     known = {name: k for k, name in enumerate(skeleton.keypoints)} if skeleton is not None else {}
     limbs = {joint.title(): (f"left_{joint}", f"right_{joint}") for joint in _LIMBS}
     head = next((names for names in _HEADS if known.keys() >= set(names)), None)
@@ -199,8 +199,8 @@ def _checked(pred: Any, gt: Any, visible: Any, length_name: str, lengths: Any, s
     N, K = truth.shape[:2]
     if skeleton is not None and skeleton.num_keypoints != K:
         raise ValueError(
-            f"gt has {K} keypoints a person, but the skeleton {skeleton.name!r} has {skeleton.num_keypoints}: "
-            "give `skeleton`, the keypoints that these are"
+            f"gt has {K} keypoints per person, but the skeleton {skeleton.name!r} has {skeleton.num_keypoints}: "
+            "give the right `skeleton`"
         )
     expected: Mapping[str, tuple[Floats, tuple[int, ...]]] = {
         "pred": (found, (N, K, 2)),

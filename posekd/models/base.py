@@ -1,4 +1,4 @@
-"""What every model of the house carries, and how its configuration becomes a card."""
+"""The base class of all models, and how a model's configuration becomes a card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ModelConfig(Protocol):
 
     @property
     def spec(self) -> InputSpec:
-        """The input that the network wants by default."""
+        """The input that the network expects by default."""
 
 
 class PoseModel(nn.Module):
@@ -26,13 +26,13 @@ class PoseModel(nn.Module):
 
     Attributes:
         family: class attribute, the name of the architecture in cards.
-        paradigm: class attribute, how it meets images (`posekd.paradigms.PARADIGMS`).
-        output: class attribute, what it says of them (`posekd.codecs.CODECS`).
+        paradigm: class attribute, name of its paradigm (`posekd.paradigms.PARADIGMS`).
+        output: class attribute, name of the codec of its output (`posekd.codecs.CODECS`).
         head_prefixes: class attribute, starts of the state-dict keys that an ImageNet checkpoint cannot have.
         config: the settings it was built from.
         num_keypoints: K, the number of keypoints it predicts.
         name: the name it was created by.
-        keypoint_names: names of the K keypoints, from the card of the run that trained it; None where nobody knows.
+        keypoint_names: names of the K keypoints, from the card of the run that trained it; None if they are not known.
     """
 
     family: ClassVar[str]
@@ -46,7 +46,7 @@ class PoseModel(nn.Module):
 
     @property
     def spec(self) -> InputSpec:
-        """The input that the network wants: size, normalisation, channel order."""
+        """The input that the network expects: size, normalisation, channel order."""
         return self.config.spec
 
     def own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def model_card(model: PoseModel) -> dict[str, Any]:
-    """What is needed to build `model` again: name, family, number of keypoints, settings."""
+    """The facts that are needed to build `model` again: name, family, number of keypoints, settings."""
     return {
         "name": model.name,
         "family": model.family,

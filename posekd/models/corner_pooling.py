@@ -24,7 +24,7 @@ class ConvBnRelu(nn.Module):
 
 
 class _Pool(nn.Module):
-    """What the three modules share: two branches into `mid` channels, a sum of pools, and a residual tail."""
+    """Base of the three modules: two branches into `mid` channels, a sum of pools, and a residual tail."""
 
     def __init__(self, dim: int, mid: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
 """ELPN: HRNet made light, and the plain HRNets of the ablations that led to it.
 
-ELPN is HRNet with two changes of block and fewer of them:
+ELPN is HRNet with fewer blocks and these changes:
 
 * stage 1 keeps its four bottlenecks, each with a global context block on its residual branch;
-* the basic blocks, two a branch, use separable convolutions. Stem, transitions and fuse layers stay
+* the basic blocks, two per branch, use separable convolutions. Stem, transitions and fuse layers stay
   ordinary convolutions: no other reading meets the published parameters and GFLOPs;
-* a global context block stands before the head, and only the highest resolution leaves stage 4.
+* there is a global context block before the head, and only the highest resolution leaves stage 4.
 
 The paper leaves open: batch norm between depthwise and pointwise convolution (`dw_bn`, here on, as in
 MobileNet), and the inner width of the global context blocks, here `max(4, C / 16)`. Without the floor

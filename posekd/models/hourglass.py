@@ -2,7 +2,7 @@
 
 Two networks go by this name in FPD. The paper's tables count the original one (`stem="paper"`), whose stem has the
 fixed widths 64, 128, 128; the released code and its checkpoints have a stem that scales with the width
-(`stem="fpd"`: F/4, F/2, F). Behind the stem they are the same, with the released state-dict names. Checkpoints of
+(`stem="fpd"`: F/4, F/2, F). After the stem they are the same, with the released state-dict names. Checkpoints of
 princeton-vl/pytorch_stacked_hourglass fit `stem="paper"` and are renamed while they are loaded.
 """
 
@@ -35,7 +35,7 @@ class HourglassConfig:
         width: F, channels of the hourglasses.
         stem: "paper" (64, 128, 128, F channels) or "fpd" (F/4, F/2, F, F), see above.
         blocks: residual blocks at each place of an hourglass.
-        spec: default input. FPD's networks saw BGR, normalised by the RGB statistics in RGB order.
+        spec: default input. FPD's networks were trained on BGR, normalised by the RGB statistics in RGB order.
     """
 
     stages: int = 4
@@ -125,7 +125,7 @@ class HourglassModule(nn.Module):
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum, at each resolution, of what stayed there and what comes up from below."""
+        """At each resolution, the sum of the branch that stays there and the branch from the coarser levels."""
         levels: list[Any] = list(self.hg)
         stayed: list[Tensor] = []
         for level in reversed(levels):
@@ -144,9 +144,9 @@ class StackedHourglass(PoseModel):
         config: settings with `stages` and `width`.
         num_keypoints: K.
         name: the name it was created by.
-        stem: channels after the first convolution, and the three blocks behind it (a pooling stands before the second).
+        stem: channels after the first convolution, and the three blocks behind it (with a pooling before the second).
         make: the blocks of an hourglass from (level, place).
-        after: what stands between an hourglass and its `fc`.
+        after: the layers between an hourglass and its `fc`.
     """
 
     head_prefixes = ("score.", "score_.")

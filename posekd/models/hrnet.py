@@ -41,7 +41,7 @@ class HRNetConfig:
     Attributes:
         width: C, channels of the highest-resolution branch.
         modules: exchange units in stages 2, 3, 4 (a shorter tuple stops at an earlier stage).
-        blocks: residual blocks a branch and unit.
+        blocks: residual blocks per branch and unit.
         widths: channels of each branch; None means C, 2C, 4C, 8C.
         stem_width: channels after the two strided convolutions.
         stage1_width: width of stage 1's bottlenecks (they give four times as many channels).
@@ -50,7 +50,7 @@ class HRNetConfig:
             reads the highest only; the paper behind ELPN's Table 5 counted the rest all the same.
         block: "basic", or "light" with separable convolutions (ELPN).
         stage1_block: "bottleneck", or "efficient" with a global context block (ELPN).
-        final_gc: whether a global context block stands before the head (ELPN).
+        final_gc: whether there is a global context block before the head (ELPN).
         dw_bn: batch norm and ReLU behind the depthwise convolutions of light blocks.
         gc_ratio: r of the global context blocks, whose inner width is `max(gc_min_width, channels // r)`.
         gc_min_width: floor of that width.
@@ -103,13 +103,13 @@ HRNET_W48 = HRNetConfig(width=48)
 
 
 class ExchangeUnit(nn.Module):
-    """One HRNet module: residual blocks on each branch, then every branch takes from every other.
+    """One HRNet module: residual blocks on each branch, then an exchange between all branches.
 
     Takes and gives a list of `[B, C_i, H/2^i, W/2^i]`, highest resolution first.
 
     Args:
         widths: C_i, channels of each branch.
-        blocks: residual blocks a branch.
+        blocks: residual blocks per branch.
         make_block: a residual block from its number of channels.
         multiscale: False gives the highest resolution only (a list of one).
     """
@@ -130,7 +130,7 @@ class ExchangeUnit(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Runs the branches, then sums at each resolution what every branch sends there."""
+        """Runs the branches, then sums the contributions of all branches at each resolution."""
         features = [branch(x) for branch, x in zip(self.branches, features, strict=True)]
         fused = []
         for row in self.fuse_layers:
@@ -155,7 +155,7 @@ def _fuse_path(widths: Sequence[int], source: int, target: int) -> nn.Module:
 
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
-    """To the branches of the next stage: known ones change width if they must, new ones halve resolution."""
+    """To the branches of the next stage: existing ones change width if necessary, new ones halve the resolution."""
     paths: list[nn.Module] = []
     for i, width in enumerate(after):
         if i >= len(before):
@@ -210,7 +210,7 @@ class HRNetTrunk(nn.Module):
         features = [self.layer1(x)]
         for i in range(len(self.config.modules)):
             paths = getattr(self, f"transition{i + 1}")
-            # Branches that exist already go on; a new one starts from the coarsest.
+            # Existing branches continue; a new one starts from the coarsest.
             features = [path(features[min(k, len(features) - 1)]) for k, path in enumerate(paths)]
             features = getattr(self, f"stage{i + 2}")(features)
         return features

@@ -1,4 +1,4 @@
-"""Why a checkpoint does not fit, in words a person can act on."""
+"""Explains why a checkpoint does not fit a model."""
 
 from __future__ import annotations
 

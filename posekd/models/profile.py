@@ -10,7 +10,7 @@ up-sampling, biases or attention products. They differ where convolutions are tr
 | `out_x_w0` | the same | output elements x elements of `weight[0]` (SmallerHRNet's student rows) |
 
 HRNet, SimpleBaseline and ELPN print `hrnet_tool` / 2^30 and call it G; HigherHRNet prints it / 10^9; FPD and PyraNet
-print 2 x `macs` / 10^9, a multiplication and an addition each.
+print 2 x `macs` / 10^9, counting a multiplication and an addition each.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def profile_title(profile: Profile) -> str:
 
 
 def format_profile(profile: Profile) -> str:
-    """The profile as plain text, a line a number, each with its unit and whose convention it is."""
+    """The profile as plain text, one line per number, each with its unit and the papers that use this convention."""
     rows = profile_rows(profile)
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [

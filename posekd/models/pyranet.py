@@ -103,8 +103,8 @@ class PyramidResidual(nn.Module):
     Args:
         in_channels: channels in.
         out_channels: channels out; the inner width is half of it.
-        config: of the pyramid; None for a plain residual block.
-        preact: whether batch norm and ReLU stand before the first convolutions (not behind the stem's own).
+        config: settings of the pyramid; None for a plain residual block.
+        preact: whether batch norm and ReLU precede the first convolutions (not needed after the stem's own).
         project: a shortcut convolution even where the width stays.
     """
 
@@ -151,7 +151,7 @@ class PyraNet(StackedHourglass):
         width = config.width
 
         def make(level: int, place: int) -> nn.Module:
-            # too small a map has no pyramid: the branch that stays has one from the second level on, the others from
+            # small maps have no pyramid: the branch that stays has one from the second level on, the others from
             # the third
             pyramid = level >= (1 if place == UPPER else 2)
             return PyramidResidual(width, width, config if pyramid else None, project=place == UP)

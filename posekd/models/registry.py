@@ -33,7 +33,7 @@ def create_model(
             says under which entry of the file the weights are, where that is none of the usual names.)
 
     Raises:
-        ValueError: unknown name or setting (the nearest valid one is named), a value that cannot be, or a
+        ValueError: unknown name or setting (the nearest valid one is named), an invalid value, or a
             checkpoint that does not fit.
         FileNotFoundError: no checkpoint at `weights`.
 
@@ -62,7 +62,7 @@ def override(config: ModelConfig, overrides: Mapping[str, Any], name: str = "thi
     """A copy of `config` with some settings changed; lists, as JSON and YAML have them, become tuples.
 
     Raises:
-        ValueError: unknown setting or a value that cannot be.
+        ValueError: an unknown setting or an invalid value.
     """
     known = [f.name for f in fields(config)]  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def override(config: ModelConfig, overrides: Mapping[str, Any], name: str = "thi
 
 
 def _checked(key: str, value: Any, old: Any) -> Any:
-    """`value` for a setting that is `old` now; only a kind that the setting can have passes."""
+    """Checks that `value` has a type that fits the setting, whose present value is `old`."""
     value = tuple(value) if isinstance(value, list) else value
     if isinstance(old, (bool, str)) and not isinstance(value, type(old)):
         raise ValueError(f"{key} must be of type {type(old).__name__}, got {value!r}")
@@ -129,7 +129,7 @@ def load_model(path: str | os.PathLike[str]) -> PoseModel:
     """Builds and loads a model that `save_weights` wrote, from its card and weights.
 
     Args:
-        path: the `.safetensors` file; its card stands beside it as `.json`.
+        path: the `.safetensors` file; its card is beside it, with the suffix `.json`.
 
     Raises:
         FileNotFoundError: weights or card are missing.

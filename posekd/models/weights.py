@@ -1,4 +1,4 @@
-"""Reading and writing weights: ours (safetensors with a JSON card beside it) and the official `.pth` files.
+"""Reading and writing weights: posekd's (safetensors with a JSON card beside it) and the official `.pth` files.
 
 A `.pth` is a pickle, which can run code; it is read with `weights_only=True`, never otherwise.
 """
@@ -50,12 +50,12 @@ def save_weights(model: PoseModel, path: PathLike, card: Mapping[str, Any] | Non
 
     Args:
         model: the model, on any device, in any memory format.
-        path: a `.safetensors` file; its folder is made if need be.
+        path: a `.safetensors` file; its folder is created if it does not exist.
         card: more facts: skeleton, codec, metrics, teacher, recipe.
 
     Raises:
         ValueError: another suffix, or a card with its own "model" entry.
-        TypeError: the card holds what JSON cannot.
+        TypeError: the card holds a value that JSON cannot represent.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -158,7 +158,7 @@ def _numpy_scalar_globals() -> list[Any]:
     """What it takes to read NumPy floats, under the module names of NumPy 1 and 2."""
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [np.dtype, type(np.dtype("f8")), type(np.dtype("f4"))]
-    if torch.__version__ < "2.6":  # which cannot be told another name
+    if torch.__version__ < "2.6":  # it accepts no alternative names
         return [scalar, *dtypes]
     return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + dtypes
 
@@ -182,7 +182,7 @@ def _describe(value: Any) -> str:
 def load_weights(model: PoseModel, path: PathLike, key: str | None = None) -> dict[str, Any]:
     """Loads a checkpoint into `model`: every key must be there, no other, each of the right shape.
 
-    Takes our safetensors, official `.pth` files and training checkpoints (see `read_state_dict`). Batch
+    Takes posekd's safetensors, official `.pth` files and training checkpoints (see `read_state_dict`). Batch
     counters of norms may be missing, as they are in files older than PyTorch 0.4.1.
 
     Args:
@@ -248,7 +248,7 @@ def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
         path: a file that `read_state_dict` reads.
 
     Returns:
-        What was loaded and what was not: print it.
+        What was loaded and what was not, to be printed.
 
     Raises:
         FileNotFoundError: no such file.

@@ -80,7 +80,7 @@ def _in_float32(make: Callable[[], PoseModel]) -> PoseModel:
 
 
 def paradigm_name(name: str) -> str:
-    """The paradigm of the model of this name, or of this family; `top_down` for a name that nobody knows."""
+    """The paradigm of the model of this name, or of this family; `top_down` for an unknown name."""
     config = type(MODELS[name]) if name in MODELS else _FAMILIES.get(name, (None,))[0]
     found = (model.paradigm for kind, model in _FAMILIES.values() if kind is config)
     return next(found, PoseModel.paradigm)

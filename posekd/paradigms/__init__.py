@@ -1,4 +1,4 @@
-"""Kinds of networks by how they meet images: crops of persons, whole images. One file each, and a word here."""
+"""Kinds of networks by what they see: crops of persons, whole images. One file each, and one entry here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARADIGMS = {paradigm.name: paradigm for paradigm in (TOP_DOWN, BOTTOM_UP)}
 
 
 def paradigm_of(model: nn.Module) -> Paradigm:
-    """The paradigm of a network, from its attribute `paradigm`; top-down for one that does not say.
+    """The paradigm of a network, from its attribute `paradigm`; top-down if it has none.
 
     Raises:
         ValueError: a paradigm that is not known here.

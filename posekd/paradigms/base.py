@@ -1,4 +1,4 @@
-"""The contract between a kind of network and the rest of the house. This is all of it."""
+"""The complete contract between a kind of network and the rest of posekd."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class OpenLoader(Protocol):
 
         Args:
             source: the dataset.
-            spec: what the network wants to see.
-            loader: batch size, workers, habits.
+            spec: the input that the network expects.
+            loader: batch size, workers, what to do about bad images.
             training: shuffled and augmented; otherwise every row once.
             augmentation: of the paradigm's type, for training.
             inference: of the paradigm's type, for everything else.
-            seed: of shuffling and augmentation.
-            rank: this process.
+            seed: seed of shuffling and augmentation.
+            rank: this process, in 0..world-1.
             world: number of processes.
             teacher_maps: cached heatmaps to go with the batches.
         """
 
 
 class Prepare(Protocol):
-    """From packed bytes on the device to what a method learns from."""
+    """From packed bytes on the device to the batch that a method is trained on."""
 
     def __call__(
         self,
@@ -60,7 +60,7 @@ class Prepare(Protocol):
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Batch:
-        """Cuts and normalises the images, and moves the labels along."""
+        """Cuts and normalises the images, and transforms the labels accordingly."""
 
 
 class Predict(Protocol):
@@ -69,25 +69,25 @@ class Predict(Protocol):
     def __call__(
         self, model: nn.Module, packed: Any, spec: InputSpec, flip_permutation: Sequence[int] | Tensor, settings: Any
     ) -> Instances:
-        """Runs the network, in the mode it is in, and decodes what it says into image pixels."""
+        """Runs the network in its present mode, and decodes its output into image pixels."""
 
 
 @dataclass(frozen=True)
 class Paradigm:
-    """How a kind of network meets images: a record of plain functions.
+    """How a kind of network processes images: a record of plain functions.
 
-    Engine, command line and deployment ask this record and nothing else; whoever compares its name instead has found
-    a field that is missing here.
+    Engine, command line and deployment use only this record. Code that would need to compare its name needs a new field
+    here instead.
 
     Attributes:
         name: as `PoseModel.paradigm`, `Method.paradigm` and a checkpoint's card have it.
-        unit: what a row of a batch is: in messages, throughput and reports.
+        unit: what a row of a batch is, `person` or `image`, for messages, throughput and reports.
         augmentation: the dataclass of a recipe's group `augmentation`.
         inference: the dataclass of a recipe's group `inference`.
         training_images: which images a COCO dataset keeps for training, unless its settings say so.
         evaluation_images: likewise for evaluation.
         crops_boxes: whether a row is a box that is given, by labels or a detector. Such a row may lack labels
-            (`labels`, `unlabelled_data`), and a teacher's answer to it can be stored (`train.teacher_cache`).
+            (`labels`, `unlabelled_data`), and a teacher's heatmaps of it can be stored (`train.teacher_cache`).
         open_loader: see `OpenLoader`.
         prepare: see `Prepare`.
         predict: see `Predict`.

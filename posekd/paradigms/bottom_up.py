@@ -1,7 +1,7 @@
 """Bottom-up networks: all people of a whole image.
 
 The rules are those of HigherHRNet-Human-Pose-Estimation (`lib/core/inference.py`, `lib/utils/transforms.py`), which
-SmallerHRNet follows. Images whose resized sizes agree go through together, and their people are grouped together.
+SmallerHRNet follows. Images of equal resized size are processed in one batch.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, Instances, PackedImageBatch
 
-MULTIPLE = 64  # sides of what the network sees are multiples of this
+MULTIPLE = 64  # the sides of the network's input are multiples of this, in pixels
 
 
 @dataclass(frozen=True)
 class BottomUpInference:
-    """How a bottom-up network is asked; the defaults are HigherHRNet's, `max_people` excepted.
+    """How a bottom-up network is run; the defaults are HigherHRNet's except for `max_people`.
 
     Attributes:
         flip_test: average the heatmaps with those of the mirrored image, and group by both tags.
-        scales: sizes of the image to average over; with several, 1 must be among them, and gives the tags.
+        scales: factors on the image's size, over which the heatmaps are averaged. With several, 1 must be among them:
+            the tags are those of scale 1.
         project_to_input: enlarge the maps to the input's size at scale 1 before grouping.
         size: short side of the image at scale 1, in pixels; the shorter side of the network's input if null.
         square: side of a square around the middle of the image to see, in units of its short side, as a training crop
             of that `augmentation.scale`. All images then share their batches, whatever their shapes; what lies beyond
-            the square is lost. null for the official way, all of the image.
+            the square is lost. null, the official way, uses the whole image.
         max_people: peaks kept per keypoint, and people to whom further keypoints are matched. HigherHRNet's is 30,
             beyond which its parser breaks people into pieces (38 people became 180).
-        detection_threshold: peaks are above it.
-        tag_threshold: a peak joins a person whose mean tag is closer than this.
-        nms_kernel: side of the window in which a peak is highest, odd.
-        adjust: move keypoints a quarter of a pixel toward the higher neighbour.
+        detection_threshold: peaks must be above this heatmap value, 0..1.
+        tag_threshold: a peak can be added to a person if its distance to the person's mean tag is below this.
+        nms_kernel: side, in map pixels and odd, of the window in which a peak is the highest value.
+        adjust: move keypoints a quarter of a map pixel towards the higher neighbour.
         refine: fill in each person's missing keypoints, wherever the tag fits best. A stray peak then becomes a second
-            copy of somebody: see `oks_threshold`.
+            copy of that person: see `oks_threshold`.
         search_border: look for keypoints beyond the image too, where the network's input is filled up to a multiple of
             64: the official way, although its training loss never looks there and a network may give anything.
         oks_threshold: of two people of one image with a higher OKS the weaker is removed; 1, the official way, keeps
@@ -96,14 +97,14 @@ class BottomUpInference:
 
 
 def resized(height: int, width: int, short: int, scale: float, smallest: float) -> tuple[int, int]:
-    """The size at which an image is seen at one scale: `(height, width)` in pixels.
+    """The size of an image at one scale: `(height, width)` in pixels.
 
     At the smallest scale the short side is `short * smallest` and the long side what the aspect makes of it, both
     rounded up to multiples of 64; other scales multiply that.
 
     Args:
-        height: of the image in pixels.
-        width: of the image in pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
         short: the short side at scale 1.
         scale: which scale.
         smallest: the smallest of all scales.
@@ -115,10 +116,10 @@ def resized(height: int, width: int, short: int, scale: float, smallest: float) 
 
 
 def input_size(height: int, width: int, short: int, scale: float, settings: BottomUpInference) -> tuple[int, int]:
-    """The size at which an image is seen at one scale, with `settings.square` or without: `(height, width)` in pixels.
+    """The size of an image at one scale, with or without `settings.square`: `(height, width)` in pixels.
 
     Raises:
-        ValueError: a square whose side is no multiple of 64.
+        ValueError: a square whose side is not a multiple of 64.
     """
     if settings.square is None:
         return resized(height, width, short, scale, min(settings.scales))
@@ -168,13 +169,13 @@ def ask(
     In a flip test heatmaps are averaged with those of the mirrored images, whose tags are a second channel.
 
     Args:
-        model: gives `[B, 2 K, h, w]` and `[B, K, h', w']`; in the mode it is to run in.
+        model: gives `[B, 2 K, h, w]` and `[B, K, h', w']`; already in the right mode.
         images: `[B, 3, H, W]`.
         flip_permutation: K keypoint indices that a mirror exchanges.
         settings: flip test and precision.
 
     Raises:
-        ValueError: the network gives something else.
+        ValueError: the network gives another output.
     """
     codec, K = tagged_heatmaps, len(flip_permutation)
     with autocast(images.device, settings.precision):
@@ -247,7 +248,7 @@ def predict_maps(
 def group_people(
     heatmaps: Tensor, tags: Tensor, image_ids: Tensor, image_sizes: Tensor, settings: BottomUpInference
 ) -> Instances:
-    """Groups the maps of a batch into people, on their device, and brings these back to the images.
+    """Groups the maps of a batch into people in image pixels, on the maps' device.
 
     Args:
         heatmaps: `[B, K, H, W]`.
@@ -257,7 +258,7 @@ def group_people(
         settings: thresholds.
 
     Returns:
-        Everybody, image by image; scores are the mean over all K keypoints before refinement.
+        All people, image by image; scores are the mean over all K keypoints before refinement.
     """
     size = (heatmaps.shape[2], heatmaps.shape[3])
     matrices = resize_matrices(image_sizes, size, settings.square)
@@ -302,7 +303,7 @@ def predict(
         packed: whole images.
         spec: normalisation, colour order and, unless the settings say so, size of the network's input.
         flip_permutation: K keypoint indices that a mirror exchanges.
-        settings: all of them but `oks_threshold`.
+        settings: everything except `oks_threshold` is used.
 
     Raises:
         FloatingPointError: the network's output is not finite.
@@ -318,7 +319,7 @@ def predict(
 
 
 def suppress(found: Instances, skeleton: Skeleton, settings: BottomUpInference) -> Instances:
-    """People without copies of each other, see `Paradigm.suppress`; the official way, an OKS of 1, keeps everybody."""
+    """People without duplicates, see `Paradigm.suppress`; the official way, an OKS of 1, keeps all of them."""
     image_ids, scores = found.image_ids.numpy(), found.scores.numpy()
     order = np.lexsort((-scores, image_ids))  # stable: by image, then by descending score
     if settings.oks_threshold < 1:

@@ -1,4 +1,4 @@
-"""Asking a network about a dataset, or about images in memory. No training code is needed for it."""
+"""Running a network on a dataset or on images in memory. It needs no training code."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def open_batches(
     rank: int = 0,
     world: int = 1,
 ) -> PackedLoader:
-    """The batches in which a network is shown a dataset, every row once.
+    """The batches of a dataset for a network, every row once.
 
     Args:
         model: names its paradigm; top-down if it does not.
         source: the dataset.
-        settings: of the paradigm's inference.
-        loader: batch size, workers, habits.
+        settings: the paradigm's settings of inference.
+        loader: batch size, workers, what to do about bad images.
         spec: the network's input; `model.spec` by default.
         rank: this process, which gets a share.
         world: number of processes.
@@ -53,15 +53,15 @@ def find_in_batches(
     *,
     spec: InputSpec | None = None,
 ) -> Instances:
-    """Everybody whom a network finds in batches, on the CPU, scores and duplicates as they come.
+    """All people that a network finds in batches, on the CPU, before rescoring and before duplicates are removed.
 
-    Results stay on the network's device until the last batch: nothing waits for it in between.
+    Results stay on the network's device until the last batch, so that nothing waits for them before.
 
     Args:
-        model: asked in eval mode, on the device where it is, and left in the mode it was in.
+        model: run in eval mode on its present device, and then put back into its previous mode.
         batches: see `open_batches`.
         skeleton: the K keypoints.
-        settings: of the paradigm's inference.
+        settings: the paradigm's settings of inference.
         spec: the network's input; `model.spec` by default.
 
     Raises:
@@ -70,7 +70,7 @@ def find_in_batches(
     """
     paradigm, device = paradigm_of(model), device_of(model)
     settings, spec = settings_for(paradigm, settings), spec or spec_of(model)
-    # there once: a list would be copied with every batch, and the host wait for it
+    # on the device once: a list would be copied with every batch, and the host would wait for it
     flip = torch.as_tensor(skeleton.flip, device=device)
     with evaluating(model):
         parts = [paradigm.predict(model, packed.to(device), spec, flip, settings) for packed in batches]
@@ -90,15 +90,15 @@ def find_people(
     padding: float | None = None,
     batch_size: int = 32,
 ) -> Instances:
-    """Everybody in images that are in memory, scored and without duplicates.
+    """All people in images in memory, scored and without duplicates.
 
     Args:
         model: of any paradigm, on any device.
         images: uint8 RGB `[H, W, 3]` each.
         skeleton: the K keypoints of the network.
-        settings: of the paradigm's inference.
-        boxes: for a network that crops boxes: of each image `[n, 4]` (x, y, width, height); the whole image without.
-        box_scores: of each image `[n]`, confidence of its boxes.
+        settings: the paradigm's settings of inference.
+        boxes: for a network that crops boxes: `[n, 4]` (x, y, width, height) per image; the whole image if None.
+        box_scores: `[n]` per image, confidence of its boxes.
         padding: factor by which crops are larger than boxes, as in training; `LoaderSettings.padding` by default.
         batch_size: crops or images per batch.
 
@@ -135,37 +135,37 @@ def settings_for(paradigm: Paradigm, settings: Any) -> Any:
     """Settings of a paradigm's inference, its defaults for None.
 
     Raises:
-        TypeError: those of another paradigm.
+        TypeError: settings of another paradigm.
     """
     if settings is None:
         return paradigm.inference()
     if not isinstance(settings, paradigm.inference):
         raise TypeError(
-            f"a {paradigm.title} network is asked by {paradigm.inference.__name__}, got {type(settings).__name__}"
+            f"a {paradigm.title} network needs {paradigm.inference.__name__}, got {type(settings).__name__}"
         )
     return settings
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the network is."""
+    """The device of the network."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def spec_of(model: nn.Module) -> InputSpec:
-    """What the network wants to see, from its attribute `spec`.
+    """The input that the network expects, from its attribute `spec`.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: it has no such attribute.
     """
     spec = getattr(model, "spec", None)
     if not isinstance(spec, InputSpec):
-        raise ValueError(f"{type(model).__name__} has no `spec`: say what input it wants with `spec=InputSpec(...)`")
+        raise ValueError(f"{type(model).__name__} has no `spec`: give its input as `spec=InputSpec(...)`")
     return spec
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without autograd for a while; then the mode it was in."""
+    """Eval mode without autograd within a block; afterwards the previous mode."""
     was_training = model.training
     model.eval()
     try:

@@ -30,15 +30,15 @@ CODECS = {codec.NAME: codec for codec in (heatmaps,)}
 
 @dataclass(frozen=True)
 class TopDownInference:
-    """How a top-down network is asked; the defaults are HRNet's.
+    """How a top-down network is run; the defaults are HRNet's.
 
     Attributes:
-        flip_test: average what the network says of a crop and of the mirrored crop.
+        flip_test: average the network's output for a crop with that for the mirrored crop.
         shift_heatmaps: move the mirrored crop's heatmaps one column to the right before averaging.
         decode: how heatmaps become coordinates, see `ops.decode_heatmaps`.
-        blur_kernel: of `dark`: 11 pixels for heatmaps drawn with sigma 2, 17 for sigma 3.
-        keypoint_threshold: keypoint scores above it, in 0..1, make the person's score.
-        oks_threshold: of two poses with a higher OKS the weaker is removed; 1 keeps all.
+        blur_kernel: width of the blur of `dark` in heatmap pixels: 11 for heatmaps drawn with sigma 2, 17 for sigma 3.
+        keypoint_threshold: a person's score uses the keypoint scores above this, in 0..1.
+        oks_threshold: of two poses with a higher OKS (0..1) the weaker is removed; 1 keeps all.
         precision: `fp32`, or autocast to `bf16` or `fp16`.
         channels_last: crops in channels-last memory; null follows `train.channels_last` in a run's validations, and is
             false elsewhere.
@@ -91,16 +91,16 @@ def open_loader(
 def ask(
     model: nn.Module, images: Tensor, flip_permutation: Sequence[int] | Tensor, settings: TopDownInference
 ) -> tuple[Any, Any]:
-    """What a network says of crops, averaged with what it says of the mirrored crops in a flip test.
+    """The output of a network for crops, in a flip test averaged with that for the mirrored crops.
 
     Args:
-        model: in the mode it is to run in; `model.output` names its codec (heatmaps without).
+        model: already in the right mode; `model.output` names its codec (heatmaps if it has none).
         images: `[B, 3, H, W]`.
         flip_permutation: K keypoint indices that a mirror exchanges.
         settings: flip test and precision.
 
     Returns:
-        The codec, and what it has read, e.g. heatmaps float32 `[B, K, h, w]`.
+        The codec, and the maps that it has read, e.g. heatmaps float32 `[B, K, h, w]`.
 
     Raises:
         ValueError: an output that the codec cannot read.

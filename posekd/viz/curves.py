@@ -1,4 +1,4 @@
-"""Curves as images: loss and validation score from the logs of one or several runs, and PCK over its threshold."""
+"""Plots of loss and validation score from the logs of one or several runs, and of PCK over its threshold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
     """Draws the label loss in training (left) and the main validation score (right) of each run against the step.
 
     The label loss is that per labelled person, so that runs with few labels can be compared to runs with many: a
-    batch's mean counts those without labels as 0. A run without a label term shows its whole loss, and says so.
+    batch's mean counts those without labels as 0. A run without a label term shows its whole loss (see the legend).
 
     Args:
         runs: name of a run -> the records of its `log.jsonl`.
@@ -99,14 +99,14 @@ def _main_score(records: Records) -> str:
 
 
 def _scale(records: Records) -> float:
-    """What a perfect score is: 1 or 100. Older logs do not say it: a score above 1 can only be percent."""
+    """The perfect score: 1 or 100. Older logs do not say it: a score above 1 can only be percent."""
     validations = [r for r in records if r["kind"] == "validation"]
     percent = any(r[_main_score(records)] > 1 for r in validations if "scale" not in r)
     return max([float(r.get("scale", 1)) for r in validations] + [100.0 if percent else 1.0])
 
 
 def _label_weight(records: Records) -> float:
-    """With what factor the label term enters the loss; 0 where there is none."""
+    """The factor of the label term in the loss; 0 if there is none."""
     return next((float(r["weights"].get("labels", 0)) for r in records if r["kind"] == "start"), 0.0)
 
 
@@ -121,7 +121,7 @@ def _training_loss(records: Records, weight: float) -> tuple[list[int], list[flo
 
 
 def _step_loss(record: Record, weight: float) -> float | None:
-    """The label loss of a step per labelled person (older logs: per person); None where nobody had labels."""
+    """The label loss of a step per labelled person (older logs: per person); None if no person had labels."""
     if not weight or "labels" not in record:
         return float(record["loss"])
     value = float(record["labels"]) / weight

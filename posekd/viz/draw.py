@@ -77,7 +77,7 @@ def _edge_colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
 
 
 def save_sheet(columns: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
-    """Saves images as a PNG sheet: a titled column of images each, row by row the same scene.
+    """Saves images as a PNG sheet: one titled column per entry; each row shows the same scene.
 
     Args:
         columns: title -> images of equal size, uint8 RGB.

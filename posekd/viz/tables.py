@@ -1,4 +1,4 @@
-"""COCO's numbers and PCK for people: tables in a terminal, plain columns elsewhere."""
+"""COCO's numbers and PCK for reading: tables in a terminal, plain columns elsewhere."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def print_pck(
 
 
 def print_torso(result: PckResult, console: Console | None = None) -> None:
-    """Prints PCK by torso length (ELPN's Equation 5) in a line."""
+    """Prints PCK by torso length (ELPN's Equation 5) in one line."""
     text = f"torso {result.name} (ELPN, Equation 5) {_percent(result.mean)} of {result.people} people"
     (console or Console()).print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -92,9 +92,9 @@ class TestOldNames:
         assert (plan.schedule.gamma, plan.method.unlabelled_weight) == (0.3, 0.7)
         lines = {str(line.message) for line in told}
         assert (
-            "the recipe key eval.nms_threshold is called inference.oks_threshold now; it is read all the same" in lines
+            "the recipe key eval.nms_threshold is called inference.oks_threshold now; the old name still works" in lines
         )
-        assert "the recipe key schedule.factor is called schedule.gamma now; it is read all the same" in lines
+        assert "the recipe key schedule.factor is called schedule.gamma now; the old name still works" in lines
 
     def test_new_names_are_told_nothing(self, tmp_path):
         values = recipe_to_dict(recipe(tmp_path))

@@ -63,7 +63,7 @@ def test_pelvis_and_thorax_do_not_count_in_pckh_alone():
 
 
 def test_keypoints_that_are_not_the_skeletons_are_refused_in_words():
-    with pytest.raises(ValueError, match="gt has 14 keypoints a person, but the skeleton 'mpii' has 16: give `skel"):
+    with pytest.raises(ValueError, match="gt has 14 keypoints per person, but the skeleton 'mpii' has 16: give"):
         pckh(*missed(LSP))
-    with pytest.raises(ValueError, match="gt has 16 keypoints a person, but the skeleton 'lsp' has 14"):
+    with pytest.raises(ValueError, match="gt has 16 keypoints per person, but the skeleton 'lsp' has 14"):
         pck(*missed(MPII), skeleton=LSP)

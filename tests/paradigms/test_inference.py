@@ -151,8 +151,8 @@ def test_a_network_that_sees_whole_images_refuses_boxes(images, boxes, bottom_up
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
-        ("top_down", BottomUpInference(), "a top-down network is asked by TopDownInference, got BottomUpInference"),
-        ("bottom_up", TopDownInference(), "a bottom-up network is asked by BottomUpInference, got TopDownInference"),
+        ("top_down", BottomUpInference(), "a top-down network needs TopDownInference, got BottomUpInference"),
+        ("bottom_up", TopDownInference(), "a bottom-up network needs BottomUpInference, got TopDownInference"),
     ],
 )
 def test_settings_of_another_paradigm_are_refused(folder, images, request, name, wrong, message):

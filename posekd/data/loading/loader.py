@@ -169,7 +169,8 @@ def crop_loader(
     if training and augmentation is not None and augmentation.half_body > 0 and not source.records.skeleton.upper_body:
         warnings.warn(
             f"augmentation.half_body is {augmentation.half_body}, but it is not known which keypoints of "
-            f"{source.records.skeleton.name!r} are the upper body, so nobody is halved: name them (`upper_body`)",
+            f"{source.records.skeleton.name!r} are the upper body, so no person "
+            "is cropped to half a body: name them (`upper_body`)",
             stacklevel=2,
         )
     dataset = CropDataset(
@@ -206,7 +207,7 @@ def image_loader(
     Args:
         source: the dataset.
         size: `(height, width)` of the training crops in pixels.
-        settings: batch size (images), workers, habits.
+        settings: batch size (images), workers, what to do about bad images.
         training: shuffle, augment and drop the incomplete last batch; otherwise every image once, in batches of one
             size class.
         augmentation: used in training; None takes the square in the middle, as it is.

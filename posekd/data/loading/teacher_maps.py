@@ -35,8 +35,8 @@ class MapsCard:
         persons: N.
         shape: `(K, h, w)` of a person's maps.
         bits: 8, or 16 for float16.
-        crop: `(height, width)` in pixels of the teacher's input, whose aspect a person's box is given.
-        margin: how much more of the image that input showed than an ordinary crop does, in each direction.
+        crop: `(height, width)` in pixels of the teacher's input; boxes are grown to its aspect ratio.
+        margin: factor by which that input showed more of the image than an ordinary crop, in each direction.
         padding: factor by which ordinary crops are larger than boxes.
         dataset: hash of the persons, see `fingerprint`.
         teacher: the network and weights that made the maps.
@@ -135,7 +135,7 @@ class TeacherMaps:
         """Refuses a dataset that the cache was not made of.
 
         Raises:
-            ValueError: other persons, boxes or keypoints.
+            ValueError: the persons, boxes or number of keypoints differ.
         """
         K, persons = records.skeleton.num_keypoints, len(records)
         if (persons, K) != (self.card.persons, self.card.shape[0]) or fingerprint(records) != self.card.dataset:

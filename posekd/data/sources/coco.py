@@ -45,12 +45,12 @@ class CocoSettings:
         category: name of the category; needed only if several have keypoints.
         flip_pairs: pairs of keypoints that a mirror exchanges, by name or by index from 0; inferred from the names
             if None.
-        sigmas: K OKS constants; COCO's for its 17 points, else a default that warns, if None.
+        sigmas: K OKS constants. If None: the official ones of COCO's or CrowdPose's keypoints, else a default, with a
         image_ids: take only these images.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
-        keep_images: which images count: those with a "labelled" person, those that are "annotated" at all (crowds and
-            people without keypoints among them), or "all". None is what the network needs: top-down the labelled
-            ones, bottom-up the annotated ones for training and all for evaluation.
+        keep_images: which images to keep: those with a "labelled" person, those that are "annotated" at all (also with
+            only crowds or people without keypoints), or "all". None chooses what the network needs: the labelled ones
+            for top-down networks; for bottom-up networks the annotated ones in training and all in evaluation.
         upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
     """
 
@@ -235,7 +235,7 @@ def _detected_persons(
             persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
     if unlisted:
         warnings.warn(
-            f"{file}: {unlisted} detections lie on images that {settings.annotations} does not list: left out.",
+            f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",
             stacklevel=3,
         )
     return persons

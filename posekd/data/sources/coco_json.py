@@ -82,7 +82,7 @@ def _check_category(category: Mapping[str, Any], who: str) -> None:
     names = category.get("keypoints") or []
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{who}: keypoints must be different names, got {names!r:.200}")
-    if tuple(names) == CROWDPOSE.keypoints:  # whose official files have COCO's edges, of 17 points; nobody reads them
+    if tuple(names) == CROWDPOSE.keypoints:  # its files have COCO's edges, for 17 points: not used
         return
     for edge in category.get("skeleton") or []:
         known = isinstance(edge, list) and len(edge) == 2 and all(type(joint) is int for joint in edge)

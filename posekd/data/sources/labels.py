@@ -1,7 +1,7 @@
 """Training with fewer labels than persons: the labels of some images, or of a second dataset, are not used.
 
 A person without a single labelled keypoint is unlabelled; a method with a teacher may still learn from it
-(`method.unlabelled_weight` of fpd and mapd). These are sources around sources, so any dataset can be trained on so.
+(`method.unlabelled_weight` of fpd and mapd). These classes wrap a dataset, so they work with any dataset.
 """
 
 from __future__ import annotations

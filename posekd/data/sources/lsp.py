@@ -41,8 +41,8 @@ class LspSettings:
         split: LSP's first 1000 images are `train`, the other 1000 `test`; LSP Extended is all `train`.
         extended_images: folder of LSP Extended's images, to be mixed into `train`.
         extended_annotations: its `joints.mat`.
-        box: what is cropped: the whole `image`, which needs no label and is LSP's custom, or the rectangle of the
-            labelled `joints`. If None, the image for LSP and the keypoints for LSP Extended, whose images are larger.
+        box: what is cropped: the whole `image`, which needs no label and is usual for LSP, or the rectangle around the
+            labelled `joints`. If None, `image` for LSP and `joints` for LSP Extended, whose images are larger.
         image_ids: take only these images: LSP's numbers 1 to 2000, and 10000 + n for LSP Extended's.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
     """
@@ -67,13 +67,13 @@ class LspSettings:
 
 @dataclass(frozen=True)
 class LspLabels:
-    """N people, an image each.
+    """N people, each in an image of their own.
 
     Attributes:
         keypoints: float64 `[N, 14, 3]` (x, y, visibility 0 unlabelled, 1 occluded, 2 visible).
         ids: int64 `[N]`, see `LspSettings.image_ids`.
         files: path of each image.
-        extended: bool `[N]`, whether a person is of LSP Extended.
+        extended: bool `[N]`, whether a person belongs to LSP Extended.
     """
 
     keypoints: np.ndarray
@@ -153,7 +153,7 @@ def lsp_records(labels: LspLabels, sizes: np.ndarray | None = None, by_image: np
     Args:
         labels: N people.
         sizes: int64 `[N, 2]`, height and width of the images; 0 if None.
-        by_image: bool `[N]`, whether the whole image is the crop; else the labelled keypoints. All keypoints if None.
+        by_image: bool `[N]`, whether the crop is the whole image; else the labelled keypoints. If None, all keypoints.
     """
     N = len(labels)
     sizes = np.zeros((N, 2), np.int64) if sizes is None else sizes
@@ -185,7 +185,7 @@ def lsp_predictions(ids: np.ndarray, sample_ids: np.ndarray, keypoints: np.ndarr
 
 
 def _joint_boxes(keypoints: np.ndarray) -> np.ndarray:
-    """Rectangles of the labelled keypoints `[N, 4]` (x, y, width, height); at least a pixel wide."""
+    """Rectangles around the labelled keypoints `[N, 4]` (x, y, width, height), at least 1 pixel wide."""
     labelled = keypoints[..., 2:] > 0
     low = np.where(labelled, keypoints[..., :2], np.inf).min(axis=1)
     high = np.where(labelled, keypoints[..., :2], -np.inf).max(axis=1)

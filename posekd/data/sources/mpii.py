@@ -32,10 +32,10 @@ class MpiiSettings:
     Attributes:
         images: folder of the images.
         annotations: HRNet's `train.json`, `valid.json` or `test.json`, or the official `.mat` with the RELEASE struct.
-        split: of the official `.mat`: `train`, `valid` (with `validation_list`), or `test` (the single people of the
-            test images, without labels). HRNet's files are one split each.
+        split: split of the official `.mat`: `train`, `valid` (with `validation_list`), or `test` (the single people of
+            the test images, without labels). HRNet's files are one split each.
         head_boxes: `.mat` with the head boxes of the same people in the same order (HRNet's `gt_valid.mat`); PCKh
-            needs them, and HRNet's JSON has none. The keypoints in it, if any, are what is scored.
+            needs them, and HRNet's JSON has none. If it has keypoints, predictions are scored against those.
         validation_list: `.mat` with RELEASE_img_index and RELEASE_person_index of the people held out of `train`
             (Tompson's `detections.mat`).
         first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have

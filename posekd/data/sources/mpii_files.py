@@ -30,7 +30,7 @@ class MpiiLabels:
         images: N file names; empty where the file names none.
         centers: float64 `[N, 2]` (x, y), rough position of each person; NaN where there is none.
         scales: float64 `[N]`, height in units of 200 pixels; NaN where there is none.
-        keypoints: float64 `[N, 16, 2]`.
+        joints: float64 `[N, 16, 2]` (x, y).
         visibility: int64 `[N, 16]`: 0 unlabelled, 1 occluded, 2 visible.
         head_sizes: float64 `[N]`, 0.6 times the head box's diagonal; NaN for people without one.
         release: int64 `[N, 2]`, 1-based image and person in the RELEASE struct; 0 where the file does not say.
@@ -91,8 +91,8 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
 def add_head_sizes(labels: MpiiLabels, file: Path, shift: float) -> MpiiLabels:
     """Adds the head sizes of a second file that lists the same people (HRNet's `gt_valid.mat`).
 
-    Where that file has keypoints as well, they replace the labels', because the published numbers are scored against
-    them. (In the file of the 2958 validation people 13 keypoints have lost a coordinate, which is 0.)
+    If that file has keypoints as well, they replace those of `labels`, because the published numbers are scored
+    against them. (In the file of the 2958 validation people one coordinate of 13 keypoints is lost: it is 0.)
 
     Args:
         labels: read from a file without head boxes.
@@ -100,7 +100,7 @@ def add_head_sizes(labels: MpiiLabels, file: Path, shift: float) -> MpiiLabels:
         shift: what makes the coordinates of `labels` count from 1.
 
     Raises:
-        ValueError: other people, or the keypoints of the two files differ by one pixel: one counts from 0.
+        ValueError: other people, or the keypoints of the two files differ by one pixel (one file counts from 0).
     """
     content = load_mat(file, "head_boxes")
     boxes = _array(content, "headboxes_src", (2, 2, len(labels)), file, "its people must be those of `annotations`")
@@ -294,7 +294,7 @@ def _from_native(content: Mapping[str, Any], file: Path) -> MpiiLabels:
 
 
 def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Person:
-    """A body annotation. Position, scale, head box and keypoints may each be absent; half of one may not."""
+    """A body annotation. Position, scale, head box and keypoints may be absent, but not incomplete."""
     position = getattr(rect, "objpos", None)
     center = (np.nan, np.nan)
     if fields_of(position):

@@ -1,4 +1,4 @@
-"""People in image files: records beside the paths of their images."""
+"""People in image files: their records, and the paths of the images."""
 
 from __future__ import annotations
 

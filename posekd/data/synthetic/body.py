@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# COCO's 17 keypoints, then points that only the painter needs.
+# COCO's 17 keypoints, then points that only painting needs.
 NOSE, L_EYE, R_EYE, L_EAR, R_EAR, L_SHOULDER, R_SHOULDER, L_ELBOW, R_ELBOW, L_WRIST, R_WRIST = range(11)
 L_HIP, R_HIP, L_KNEE, R_KNEE, L_ANKLE, R_ANKLE = range(11, 17)
 HEAD, NECK, CHEST, BELLY, L_HAND, R_HAND, L_TOE, R_TOE, MOUTH, CROWN = range(17, 27)
@@ -72,7 +72,7 @@ def _apply(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Pose:
-    """Keypoint angles of P people in radians; limb arrays are `[P, 2]`, left and right."""
+    """Joint angles of P people in radians; limb arrays are `[P, 2]`, left and right."""
 
     lean: np.ndarray
     thigh: np.ndarray

@@ -26,8 +26,8 @@ _IS_OWN = np.zeros((body.NUM_JOINTS, paint.PARTS_A_PERSON), bool)
 for _joint, _parts in enumerate(_OWN_PARTS):
     _IS_OWN[_joint, list(_parts)] = True
 
-MIN_AREA = 64  # pixels; of whom less is seen has no annotation
-MIN_SEEN = 3  # keypoints; of whom fewer are seen is annotated without keypoints, as COCO does
+MIN_AREA = 64  # pixels; a person with a smaller visible area has no annotation
+MIN_SEEN = 3  # visible keypoints; a person with fewer is annotated without keypoints, as in COCO
 
 
 def visibility(figures: Figures, labels: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def annotate(figures: Figures, labels: np.ndarray, image_id: int, first_id: int)
     Args:
         figures: P people.
         labels: uint8 `[H, W]`, the painter's label plane.
-        image_id: of the image.
+        image_id: id of the image.
         first_id: annotation id of the first person; person p gets `first_id + p`, seen or not.
     """
     seen = visibility(figures, labels)

@@ -65,7 +65,7 @@ def render(settings: SyntheticSettings, index: int) -> tuple[np.ndarray, list[di
 
     Args:
         settings: everything but `images` and `keep_images` matters.
-        index: of the image.
+        index: number of the image, from 0.
 
     Returns:
         uint8 RGB `[H, W, 3]`, and its COCO annotations (image id `index + 1`).
@@ -134,9 +134,9 @@ def write_coco(
     """Writes one split as a COCO folder: `<split>/*.jpg`, `annotations/person_keypoints_<split>.json`.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         images: number of images.
-        seed: of the images.
+        seed: seed of the images.
         settings: split, size, people, difficulty; the defaults if None.
         image_format: "jpg" (quality 92) or "png" (exact).
 

@@ -112,7 +112,7 @@ def paint_background(rng: np.random.Generator, size: tuple[int, int], difficulty
 
 
 def _distract(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Something limb-like or head-like that belongs to nobody."""
+    """Something like a limb or a head that belongs to no person."""
     height, width = canvas.shape[:2]
     colour = [*(rng.uniform(20, 235) + rng.normal(0, 35, 3)).clip(0, 255).tolist(), 0]
     at = rng.uniform(0, 1, 2) * (width, height)
@@ -135,7 +135,7 @@ def paint_occluders(canvas: np.ndarray, rng: np.random.Generator, points: np.nda
         canvas: uint8 `[H, W, 4]`, changed in place.
         rng: consumed in a fixed order.
         points: `[P, 17, 2]`, keypoints to hide.
-        difficulty: 0..1, how often.
+        difficulty: 0..1, how often people are covered.
     """
     height, width = canvas.shape[:2]
     for person in points:
@@ -163,7 +163,7 @@ def paint_occluders(canvas: np.ndarray, rng: np.random.Generator, points: np.nda
 
 
 def develop(canvas: np.ndarray, rng: np.random.Generator, difficulty: float) -> np.ndarray:
-    """The image as a camera gives it: lit unevenly, softened, with grain. uint8 RGB `[H, W, 3]`."""
+    """Makes the image look like a photograph: uneven light, softened, with grain. uint8 RGB `[H, W, 3]`."""
     height, width = canvas.shape[:2]
     image = np.ascontiguousarray(canvas[..., :3])
     field = _light_bank(height, width)[int(rng.integers(12))]

@@ -19,8 +19,8 @@ class Dataset:
 
     Attributes:
         settings: the dataclass of its settings.
-        open: from settings to the dataset.
-        metrics: what it is scored by, as its records say.
+        open: makes the dataset from its settings.
+        metrics: names of its metrics, the same as in its records.
         labels: from settings to the labels alone, for scoring result files without images; None where the metrics read
             the label file themselves.
     """
@@ -44,7 +44,7 @@ def dataset_of(settings: Any) -> Dataset:
     """The dataset that `settings` belong to.
 
     Raises:
-        TypeError: they are no dataset's settings.
+        TypeError: they are not the settings of a dataset.
     """
     for dataset in DATASETS.values():
         if type(settings) is dataset.settings:
@@ -56,11 +56,11 @@ def open_dataset(settings: Any, keep_images: KeepImages = "labelled") -> PoseSou
     """Opens the dataset that `settings` describes.
 
     Args:
-        settings: of a dataset.
-        keep_images: which images count where the settings have that choice and leave it open, see `CocoSettings`.
+        settings: settings of a dataset.
+        keep_images: which images to keep if the settings leave that open, see `CocoSettings`.
 
     Raises:
-        TypeError: they are no dataset's settings.
+        TypeError: they are not the settings of a dataset.
     """
     if getattr(settings, "keep_images", "") is None:
         settings = replace(settings, keep_images=keep_images)

@@ -1,4 +1,4 @@
-"""A recipe: one YAML file, typed by the settings that the rooms own. `Recipe` only composes.
+"""A recipe: one YAML file, typed by the settings classes of the packages. `Recipe` only combines them.
 
 `method`, `train_data` and `val_data` are chosen by `name`, and which other keys they have follows from it; those of
 `augmentation` and `inference` follow from the student's paradigm. An unknown key, a wrong type or a value out of range
@@ -43,9 +43,9 @@ class ModelSettings:
 
     Attributes:
         name: one of `posekd.list_models()`.
-        weights: checkpoint to load, every key of it.
+        weights: checkpoint to load; all its keys must fit.
         weights_key: under which entry of the checkpoint the weights are, where that is none of the usual names.
-        backbone: ImageNet checkpoint to start the backbone from.
+        backbone: ImageNet checkpoint from which the backbone starts.
         overrides: settings of the model's configuration to change, e.g. `{size: [128, 96]}`.
     """
 
@@ -64,7 +64,7 @@ class Recipe:
         student: the network that is trained.
         method: settings of a method; its type says which (`distill.METHODS`).
         train_data: settings of a dataset; its type says which (`engine.recipes.datasets.DATASETS`).
-        val_data: what is validated on; `null` for no validation.
+        val_data: the dataset to validate on; `null` for no validation.
         labels: which of `train_data`'s labels are used; `null` for all.
         unlabelled_data: a dataset that is mixed into `train_data` without its labels; `null` for none.
         teacher: the network that the student learns from.
@@ -72,9 +72,9 @@ class Recipe:
         loader: how batches are made; `batch_size` is what one optimiser step sees.
         optim: the optimiser.
         schedule: learning rate over time.
-        train: length, precision, saving.
-        inference: how the network is asked in validation and `posekd eval`; its type is that of the student's paradigm.
-        seed: of weights, shuffling and augmentation.
+        train: length, precision and saving.
+        inference: how the network is run in validation and `posekd eval`; its type follows from the student's paradigm.
+        seed: seed of weights, shuffling and augmentation.
         out: folder of the run.
     """
 
@@ -107,7 +107,7 @@ class Recipe:
                 raise ValueError(f"the student {self.student.name} needs {key} of type {kind.__name__}, got {found}")
         if not self.paradigm.crops_boxes and (self.labels is not None or self.unlabelled_data is not None):
             raise ValueError(
-                f"a {self.paradigm.title} student needs everybody's labels: labels and unlabelled_data must be null"
+                f"a {self.paradigm.title} student needs labels for all people: labels and unlabelled_data must be null"
             )
         problem = self.method_type.why_not_unlabelled(self.method)
         if problem is not None and self.has_unlabelled:
@@ -115,7 +115,7 @@ class Recipe:
 
     @property
     def paradigm(self) -> Paradigm:
-        """How the student meets images."""
+        """The student's paradigm."""
         return PARADIGMS[paradigm_name(self.student.name)]
 
     @property

@@ -1,4 +1,4 @@
-"""Recipe keys that had other names once: old recipes, cards and command lines are still read, and told the new name."""
+"""Old names of recipe keys: old recipes, cards and command lines are still read, with a note about the new name."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def new_name(key: str) -> str:
 
 
 def modernise(values: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
-    """A recipe's values under their present names; says once per key that it has another name now.
+    """A recipe's values under their present names, with a warning for each old name.
 
     Args:
         values: as YAML gives them.
-        quiet: say nothing (a card, which nobody edits).
+        quiet: do not warn (for cards, which are not edited by hand).
 
     Raises:
         ValueError: a key under both its names.
@@ -67,4 +67,4 @@ def _put(result: Mapping[str, Any], group: str, quiet: bool) -> str:
 
 
 def _say(old: str, new: str) -> None:
-    warnings.warn(f"the recipe key {old} is called {new} now; it is read all the same", stacklevel=5)
+    warnings.warn(f"the recipe key {old} is called {new} now; the old name still works", stacklevel=5)

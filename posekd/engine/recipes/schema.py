@@ -1,6 +1,6 @@
-"""Dataclasses as the only schema: nested mappings in, settings or a clear sentence out.
+"""Dataclasses as the only schema: turns nested mappings into settings, or raises a clear error.
 
-jsonargparse checks and converts the types; this file decides what a person reads when something is wrong.
+jsonargparse checks and converts the types; this file words the error messages.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_keys(values: Any, schema: Schema, prefix: str = "") -> None:
 
     Args:
         values: what was read: nested mappings.
-        schema: what they should be.
+        schema: the keys and types that they should have.
         prefix: dotted path of `values`.
 
     Raises:

@@ -18,11 +18,11 @@ class Row:
     """A line of a published table.
 
     Attributes:
-        table: its number, or a word.
-        row: what stands in its first column.
+        table: number or name of the table.
+        row: text of its first column.
         recipe: name of a shipped recipe.
         overrides: dotted key of the recipe to its value.
-        published: what the paper prints; None where it is not transcribed.
+        published: the numbers that the paper prints; None if they are not transcribed.
     """
 
     table: str
@@ -40,7 +40,7 @@ class Row:
         """The recipe of this row.
 
         Raises:
-            ValueError: an override does not fit it.
+            ValueError: an override does not fit the recipe.
         """
         return read_recipe(self.recipe, self.words)
 

@@ -1,4 +1,4 @@
-"""Metrics by name, as datasets name them (`PoseRecords.metrics`): a file for each family, a word here."""
+"""Metrics by name, as datasets name them (`PoseRecords.metrics`): one file per family, and one entry here."""
 
 from posekd.engine.scoring.base import Metric, NotScoredError, Report, Score
 from posekd.engine.scoring.coco import COCO_KEYPOINTS

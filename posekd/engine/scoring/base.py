@@ -1,4 +1,4 @@
-"""What an evaluation gives, and what a metric is: a record of plain functions."""
+"""The result of an evaluation, and metrics as records of plain functions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from posekd.structures import Instances
 
 
 class NotScoredError(ValueError):
-    """There is nothing that a metric could score, and the message says why."""
+    """A metric has nothing to score; the message says why."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a metric says.
+    """The result of a metric.
 
     Attributes:
         numbers: by name, the main one first.
-        result: all of it, e.g. a `metrics.CocoResult`.
-        note: a sentence where the numbers need one, else empty.
+        result: the full result, e.g. a `metrics.CocoResult`.
+        note: a remark on the numbers, or empty.
     """
 
     numbers: Mapping[str, float]
@@ -34,13 +34,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Metric:
-    """How people that a network has found are scored on a dataset, told and stored.
+    """How the people that a network has found are scored, printed and stored.
 
     Attributes:
-        scale: of the main number: 1 where it is in 0..1, 100 for percent.
+        scale: maximum of the main number: 1, or 100 for percent.
         given: whether it scores persons that the dataset gives, by sample id, before duplicates are removed; otherwise
-            it scores whom the paradigm's `suppress` has left.
-        score: from dataset and people to the score.
+            it scores the people that the paradigm's `suppress` has kept.
+        score: computes the score from dataset and people.
         write: writes the people as the dataset's own result file.
         check_file: refuses a result file that could not be written, before an evaluation rather than after it.
         score_file: from the dataset's settings, its labels (None where the metric reads them itself) and a result file
@@ -75,8 +75,8 @@ class Report:
         count: rows that went through the network.
         unit: what a row is: `person` (a crop) or `image`.
         metrics: names of the dataset's metrics; the first decides which network is the best.
-        seconds: for all of it: loading, network, decoding, scoring.
-        note: a sentence where the numbers need one, else empty.
+        seconds: wall-clock time of loading, network, decoding and scoring.
+        note: a remark on the numbers, or empty.
     """
 
     scores: Mapping[str, Score]

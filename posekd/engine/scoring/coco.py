@@ -1,4 +1,4 @@
-"""Keypoint AP as the COCO server gives it (CrowdPose's, where images have a crowd index), and its result files."""
+"""Keypoint AP as the COCO server computes it (CrowdPose's if images have a crowd index), and its result files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def coco_results(people: Instances, category_id: int = 1) -> list[dict[str, Any]
 
 
 def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes results as a JSON file that the COCO server takes, whole or not at all."""
+    """Writes results as a JSON file that the COCO server accepts, whole or not at all."""
     write_atomically(path, json.dumps(list(results)))
 
 
@@ -78,7 +78,9 @@ def _values(score: Score) -> dict[str, Any]:
 
 
 def _show(score: Score, console: Console, title: str) -> None:
-    print_result(replace(score.result, note=""), console, title=title)  # notes are told once, with the others'
+    print_result(
+        replace(score.result, note=""), console, title=title
+    )  # notes are printed once, together with the others
 
 
 COCO_KEYPOINTS = Metric(

@@ -1,4 +1,4 @@
-"""PCK of the persons that a dataset gives: by head size (MPII), by torso (LSP), and their prediction files."""
+"""PCK of a dataset's labelled persons: by head size (MPII), by torso (LSP), and their prediction files."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def score_by_length(
 
     Args:
         keypoints: `[P, K, 2 or more]` (x, y, ...) in pixels of the images, counting from 0.
-        sample_ids: `[P]`, whose poses they are.
+        sample_ids: `[P]`, the person of each pose.
         records: the N people.
         lengths: `[N]` in pixels, NaN where it is not known.
         rule: `metrics.pckh` or `metrics.pck`.
-        length: what the length is, for sentences.
-        hint: what to do where nobody has one.
+        length: name of the length, for messages.
+        hint: what to do if no person has one.
 
     Returns:
-        The result, and a sentence where the numbers need one.
+        The result, and a remark on the numbers or an empty string.
 
     Raises:
-        NotScoredError: nobody can be scored.
+        NotScoredError: no person can be scored.
         ValueError: poses of people that the records do not list, or two of one person.
     """
     rows = rows_of(sample_ids, records)
@@ -62,7 +62,7 @@ def score_by_length(
     if not labelled.any():
         raise NotScoredError("no labels")
     if not scored.any():
-        raise NotScoredError(f"nobody has a {length}, so there is nothing to divide by{hint}")
+        raise NotScoredError(f"no person has a {length}, so there is nothing to divide by{hint}")
     unscored = int((labelled & ~scored).sum())
     note = f"{unscored} of {int(labelled.sum())} people have no {length}: not scored" if unscored else ""
     found = np.asarray(keypoints, np.float64)[scored, :, :2]
@@ -84,7 +84,7 @@ def score_pck(keypoints: np.ndarray, sample_ids: np.ndarray, records: PoseRecord
 
 
 def score_torso(keypoints: np.ndarray, sample_ids: np.ndarray, records: PoseRecords) -> tuple[PckResult, str]:
-    """PCK@0.5 of the torso, ELPN's Equation 5. Who has no labelled torso is not counted, and nothing is said of it."""
+    """PCK@0.5 of the torso, ELPN's Equation 5. Persons without a labelled torso are not counted."""
     lengths = torso_lengths(records.keypoints.astype(np.float64), records.skeleton)
     rule = partial(pck, threshold=TORSO_THRESHOLD)
     return score_by_length(keypoints, sample_ids, records, lengths, rule, TORSO)[0], ""
@@ -102,7 +102,7 @@ def _as_torso_score(result: PckResult, note: str, records: PoseRecords) -> Score
 
 
 def _values(score: Score) -> dict[str, Any]:
-    """A score as plain values, percent everywhere; null where nobody has a keypoint labelled."""
+    """A score as plain values, percent everywhere; null for keypoints that no person has labelled."""
     result, keypoints = score.result
     return {
         **result.numbers(),

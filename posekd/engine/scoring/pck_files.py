@@ -1,4 +1,4 @@
-"""Files of predictions for persons that a dataset gives: JSON, and the `.mat` variables of MPII's and LSP's scripts."""
+"""Files of predictions for a dataset's labelled persons: JSON, and the `.mat` variables of MPII's and LSP's scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from posekd.structures import Instances
 
 
 def predictions(keypoints: np.ndarray, sample_ids: np.ndarray, source: PoseSource) -> list[dict[str, Any]]:
-    """Poses as plain values, in the order of the label file.
+    """Poses as plain values in the order of the label file.
 
     Args:
         keypoints: `[P, K, 3]` (x, y, score) in pixels of the images, counting from 0.
@@ -55,11 +55,11 @@ def check_results_file(source: PoseSource, path: Path) -> None:
     if path.suffix == ".mat":
         if not isinstance(source, PeopleInFiles):
             raise ValueError(f"{path}: this dataset's predictions are written as .json, not as .mat")
-        scipy_io(f"{path} is to be a MATLAB file")
+        scipy_io(f"{path} would be a MATLAB file")
 
 
 def write_predictions(source: PoseSource, people: Instances, path: Path) -> None:
-    """Writes people that the dataset gave: `.json` as `predictions` has them, or the `.mat` of its scripts."""
+    """Writes the poses of the dataset's persons: `.json` as in `predictions`, or the `.mat` of its scripts."""
     results = predictions(people.keypoints.numpy(), people.sample_ids.numpy(), source)
     if path.suffix == ".mat":
         write_mat(results, source, path)
@@ -95,7 +95,7 @@ def read_predictions(path: Path, records: PoseRecords) -> tuple[np.ndarray, np.n
         out.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: with a sentence.
+        FileNotFoundError, ImportError, ValueError: the file is missing or malformed.
     """
     return _from_mat(path, records) if path.suffix == ".mat" else _from_json(path, records.skeleton.num_keypoints)
 

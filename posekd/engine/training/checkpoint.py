@@ -66,9 +66,9 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     """Writes a safetensors file, whole or not at all, and waits until the disk has it.
 
     Raises:
-        OSError: it cannot be written; the half-written file is removed, an older `path` stays.
+        OSError: it cannot be written; the half-written file is removed and an older `path` stays.
     """
-    # a tensor and its view may share memory (tied weights); a file holds each on its own
+    # tensors may share memory (tied weights); the file holds a copy of each
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     try:
         with replacing(path, sync=True) as partial:
@@ -107,7 +107,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the state after `step` optimiser steps stands."""
+    """File of the state after `step` optimiser steps."""
     return folder / f"step_{step:09d}.safetensors"
 
 
@@ -119,13 +119,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def keep_last(folder: Path, count: int) -> None:
-    """Deletes all but the last `count` checkpoints, and what a kill in the middle of a save has left."""
+    """Deletes all but the last `count` checkpoints, and the temporary files of interrupted saves."""
     for path in (*list_checkpoints(folder)[:-count], *folder.glob(".step_*.partial")):
         path.unlink(missing_ok=True)
 
 
 def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint of a folder; damaged ones are passed over with a warning."""
+    """The newest readable checkpoint of a folder; damaged ones are skipped with a warning."""
     for path in reversed(list_checkpoints(folder)):
         try:
             return path, load_state(path)

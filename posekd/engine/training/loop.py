@@ -26,13 +26,13 @@ from posekd.viz.curves import plot_curves
 
 
 class Loaded(Protocol):
-    """All that the loop asks of a batch as it comes from a loader."""
+    """What the loop needs to know of a loader's batch."""
 
     def __len__(self) -> int: ...
 
 
 class Batches(Protocol):
-    """What the loop asks of a loader: batch `i` of epoch `e` is a pure function of the seed, `e` and `i`."""
+    """What the loop needs from a loader: batch `i` of epoch `e` is a pure function of the seed, `e` and `i`."""
 
     def __len__(self) -> int: ...
 
@@ -45,24 +45,24 @@ class Job:
     """What the loop works on.
 
     Attributes:
-        learner: what changes.
+        learner: the state that training changes.
         loader: training batches, `accumulate` of them for each step.
         prepare: from a loader's batch to one for the method, on the device.
         validate: from a network to its scores, the main one (by which the best is kept) first; called with a network
             in eval mode.
         save_weights: writes a network and a card with the given facts to a path.
-        folder: of the run.
+        folder: folder of the run.
         settings: see `LoopSettings`.
         schedule: learning rate over time.
-        lr: its peak.
-        facts: saved with every checkpoint (the recipe).
+        lr: peak learning rate.
+        facts: values saved with every checkpoint (the recipe).
         label: for the progress display.
-        seed: of the random numbers in a step (dropout).
-        scale: of the main score: 1 where it is in 0..1, 100 for percent; for the curves.
-        count_labelled: how many rows of a loader's batch have labels; None where all have.
+        seed: seed of the random numbers in a step (dropout).
+        scale: maximum of the main score, for the curves: 1, or 100 for percent.
+        count_labelled: counts the rows of a loader's batch that have labels; None if all have.
         best: the best main score of a validation so far.
-        scores: of the last validation.
-        validated: the step of the last validation.
+        scores: scores of the last validation.
+        validated: optimiser step of the last validation.
     """
 
     learner: Learner
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps in all."""
+        """Optimiser steps of the whole run."""
         return self.steps_per_epoch * self.settings.epochs
 
     @property
@@ -100,18 +100,18 @@ class Job:
 
 
 def fit(job: Job) -> dict[str, float] | None:
-    """Trains from `job.learner.step` to the end; in every process of a group, of which rank 0 writes the files.
+    """Trains from `job.learner.step` to the end, in every process of a group; rank 0 writes the files.
 
     Returns:
         The scores of the last validation, if there was one.
 
     Raises:
         NonFiniteError: a loss term or a gradient is NaN or infinite.
-        LoadingError: a batch cannot be had.
+        LoadingError: a batch cannot be loaded.
         OSError: a file of the run cannot be written.
         KeyboardInterrupt: after SIGINT or SIGTERM.
         ValueError: fewer batches than one step accumulates.
-        The state is saved first where it can be, and the message says where.
+        The state is saved first if possible, and the message says where.
     """
     if job.steps_per_epoch < 1:
         raise ValueError(
@@ -170,7 +170,7 @@ def _train_epoch(job: Job, log: RunLog, ticker: Ticker, stop: StopSignal) -> Non
 
 
 def _labelled(job: Job, group: list[Loaded]) -> dict[str, int]:
-    """For the log of a step: its rows, and those with labels, over all processes; nothing where all have labels."""
+    """For the log of a step: numbers of rows and of labelled rows over all processes; empty if all have labels."""
     if job.count_labelled is None:
         return {}
     own = sum(map(len, group)), sum(map(job.count_labelled, group))
@@ -179,7 +179,7 @@ def _labelled(job: Job, group: list[Loaded]) -> dict[str, int]:
 
 
 def _pull(job: Job, batches: Iterator[Loaded], stop: StopSignal) -> list[Loaded]:
-    """The batches of the next step, if every process has got its own and nobody wants to stop."""
+    """The batches of the next step, if every process has its own and none is to stop."""
     group: list[Loaded] = []
     failure: Exception | None = None
     try:
@@ -199,7 +199,7 @@ def _pull(job: Job, batches: Iterator[Loaded], stop: StopSignal) -> list[Loaded]
 
 
 def _sentence(error: Exception) -> str:
-    """An error's message, without the traceback of the worker that met it."""
+    """An error's message, without the traceback of the worker that raised it."""
     return str(error).strip().rsplit("\n", 1)[-1].split("Error: ", 1)[-1].rstrip(".")
 
 
@@ -218,7 +218,7 @@ def _validate_if_due(job: Job, log: RunLog, ticker: Ticker) -> None:
         return
     job.learner.check_gradients()
     if settings.validate_every and (step == job.total_steps or epoch % settings.validate_every == 0):
-        save(job)  # who is killed while this takes its time resumes here
+        save(job)  # validation takes time: a run that is killed in it resumes here
         network = job.learner.eval_model.eval()
         distributed.share_buffers(network)
         start = time.perf_counter()
@@ -237,7 +237,7 @@ def _validate_if_due(job: Job, log: RunLog, ticker: Ticker) -> None:
 
 
 def main_score(scores: dict[str, float]) -> tuple[str, float]:
-    """Name and value of the score that says which network is the best: the first."""
+    """Name and value of the score that decides which network is the best: the first."""
     return next(iter(scores.items()))
 
 
@@ -305,7 +305,7 @@ def state_dict(job: Job) -> dict[str, Any]:
 
 
 def load_state_dict(job: Job, state: dict[str, Any]) -> None:
-    """Puts a job where `state_dict` left it.
+    """Restores a job to the state that `state_dict` gave.
 
     Raises:
         ValueError: the checkpoint is of another network, or of a run with or without an average.

@@ -19,9 +19,9 @@ class OptimSettings:
         name: `adam`, `adamw`, `sgd` or `rmsprop`.
         lr: peak learning rate.
         weight_decay: L2 penalty (`adam`, `sgd`, `rmsprop`) or decoupled decay (`adamw`).
-        betas: of Adam.
-        momentum: of SGD.
-        alpha: of RMSProp's average of squared gradients.
+        betas: decay rates of Adam's two averages.
+        momentum: momentum of SGD.
+        alpha: decay rate of RMSProp's average of squared gradients.
         clip_norm: largest norm of the whole gradient; `null` does not clip.
     """
 
@@ -47,8 +47,8 @@ class ScheduleSettings:
     Attributes:
         kind: `step` multiplies by `gamma` at each milestone; `cosine` falls to 0 at the last step.
         milestones: epochs (counted from 0) at whose start `step` multiplies.
-        gamma: of `step`.
-        warmup_steps: steps over which the rate rises linearly from `lr / warmup_steps`.
+        gamma: factor of `step`.
+        warmup_steps: number of optimiser steps over which the rate rises linearly from `lr / warmup_steps`.
     """
 
     kind: Literal["step", "cosine"] = "step"
@@ -73,7 +73,7 @@ def rate_factor(schedule: ScheduleSettings, step: int, steps_per_epoch: int, tot
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
-    """The optimiser over the trainable ones of `parameters`, fused where torch has a fused kernel."""
+    """The optimiser of those of `parameters` that are trained, fused where torch has a fused kernel."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
     lr, decay = settings.lr, settings.weight_decay

@@ -10,27 +10,27 @@ from posekd.precision import Precision
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long, how, and how often to look and save.
+    """How long and how to train, and how often to validate and save.
 
     Attributes:
         epochs: passes over the training persons.
         accumulate: forward passes that share one optimiser step; a batch is cut into that many.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         precision: `fp32`, or autocast to `bf16` or `fp16` (with a gradient scaler).
         channels_last: memory format of networks and images.
-        compile: which networks `torch.compile` gets: `none`, `student`, `teacher` or `both`.
+        compile: which networks are compiled by `torch.compile`: `none`, `student`, `teacher` or `both`.
         teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
         fold_teacher: fold the teacher's batch norms into its convolutions: the same answers to rounding, sooner. (Not
             where a method wants its norms to follow the batch.)
         shard_teacher: spread the teacher's parameters over the processes (FSDP2), if it does not fit on one GPU.
         teacher_cache: folder that `posekd cache-teacher` wrote: its heatmaps are used, and the teacher is not run.
-        max_skips: fp16: more steps than this skipped in a row by the gradient scaler are an error.
-        ema_decay: keep an exponential moving average of the student and evaluate that.
+        max_skips: under fp16, the largest number of steps in a row that the gradient scaler may skip.
+        ema_decay: decay, in 0..1, of an exponential moving average of the student, which is evaluated; `null` for none.
         validate_every: epochs between validations, and always at the end; 0 for never.
         checkpoint_every: epochs between checkpoints.
-        checkpoint_steps: also save every so many steps, for long epochs.
-        keep_checkpoints: how many of the last checkpoints stay.
-        log_every: steps between log records.
+        checkpoint_steps: optimiser steps between further checkpoints, for long epochs; `null` for none.
+        keep_checkpoints: number of the last checkpoints to keep.
+        log_every: optimiser steps between log records.
     """
 
     epochs: int = 210

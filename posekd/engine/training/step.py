@@ -22,9 +22,9 @@ class NonFiniteError(ArithmeticError):
     """Something became NaN or infinite. The weights are still those of the step before.
 
     Attributes:
-        step: optimiser steps done before.
+        step: number of optimiser steps done before.
         term: the loss term, or `gradient of ` and a parameter's name.
-        sample_ids: annotation ids of the samples that did it; of the whole batch where no single one can be blamed.
+        sample_ids: annotation ids of the samples that caused it; those of the whole batch if the cause is not known.
     """
 
     def __init__(self, step: int, term: str, sample_ids: list[int], message: str) -> None:
@@ -42,19 +42,19 @@ class NonFiniteGradientError(NonFiniteError):
 
 @dataclass
 class Learner:
-    """What changes while training.
+    """The state that training changes.
 
     Attributes:
         method: student, teacher and loss.
-        optimizer: over the method's parameters.
-        scaler: of the loss under fp16; disabled otherwise.
+        optimizer: optimiser of the method's parameters.
+        scaler: scales the loss under fp16; disabled otherwise.
         precision: `fp32`, `bf16` or `fp16`, for autocast.
-        clip_norm: largest gradient norm, `None` for any.
+        clip_norm: largest gradient norm; `None` does not clip.
         ema: the averaged student, if one is kept.
-        max_skips: so many steps in a row may the scaler skip.
-        step: optimiser steps done.
-        skips: steps that the scaler has skipped in a row.
-        forward: the method, or what synchronises it with other processes.
+        max_skips: number of steps in a row that the scaler may skip.
+        step: number of optimiser steps done.
+        skips: number of steps in a row that the scaler has skipped.
+        forward: the method, or its DistributedDataParallel wrapper.
     """
 
     method: Method
@@ -76,7 +76,7 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where the student lives."""
+        """The student's device."""
         return self.parameters[0].device
 
     @property
@@ -85,10 +85,10 @@ class Learner:
         return self.ema.model if self.ema is not None else self.method.student
 
     def check_gradients(self) -> None:
-        """Looks at the gradients of the last step; call before anything is saved or judged.
+        """Checks the gradients of the last step; call before saving or evaluating.
 
         Raises:
-            NonFiniteGradientError: they were not finite, so that the update was left out, and `step` goes back.
+            NonFiniteGradientError: they were not finite. The update was skipped, and `step` is set back.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -118,7 +118,7 @@ class Learner:
 
 @dataclass
 class _PendingCheck:
-    """What `check_gradients` looks at: the largest magnitude in each gradient of `parameters`, and whose they were."""
+    """What `check_gradients` checks: the largest magnitude in each gradient of `parameters`, and the sample ids."""
 
     step: int
     loss: float
@@ -128,7 +128,7 @@ class _PendingCheck:
 
 
 class _HostCopy:
-    """Some numbers on their way to the host while the device computes on."""
+    """Numbers that are being copied to the host while the device goes on computing."""
 
     def __init__(self, values: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -164,7 +164,7 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
     """
     totals: dict[str, float] = {}
     for i, batch in enumerate(batches, 1):
-        # gradients are averaged over the processes once a step, by the last backward
+        # gradients are averaged over the processes once per step, by the last backward
         with distributed.no_sync(learner.forward) if i < len(batches) else nullcontext():
             with autocast(learner.device, learner.precision):
                 terms = learner.forward(batch)
@@ -189,8 +189,8 @@ def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
 
     Args:
         learner: whose parameters have their gradients.
-        sample_ids: int64 `[B]` of the step, for the message if a gradient is not finite.
-        loss: of the step, likewise.
+        sample_ids: int64 `[B]`, samples of the step, for the message if a gradient is not finite.
+        loss: loss of the step, for the same message.
     """
     optimizer, scaler = learner.optimizer, learner.scaler
     scaler.unscale_(optimizer)
@@ -205,7 +205,7 @@ def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
         scaler.step(optimizer)
         scaler.update()
     elif optimizer.defaults.get("fused"):
-        # the fused kernels take the same note as from a scaler: 1 on the device, and nothing is updated
+        # fused optimisers read the flag that a scaler would set: with 1 nothing is updated
         optimizer.found_inf = (~largest.isfinite().all()).float()  # type: ignore[attr-defined]
         optimizer.step()
         del optimizer.found_inf  # type: ignore[attr-defined]
@@ -234,12 +234,12 @@ def _loss_error(learner: Learner, batch: Batch, values: dict[str, float]) -> Non
 
 @torch.no_grad()
 def _bad_samples(learner: Learner, batch: Batch) -> list[int]:
-    """Ids of the samples that are not finite, or give such a loss alone; none if no single one can be blamed."""
+    """Ids of the samples that are not finite, or that alone give such a loss; empty if there are none."""
     ids: list[int] = batch.sample_ids.tolist()
     samples = [batch.rows(slice(i, i + 1)) for i in range(len(ids))]
     found = [i for i, sample in zip(ids, samples, strict=True) if not _is_finite(_tensors(sample))]
     teacher = learner.method.teacher
-    if not found and not (teacher is not None and teacher.sharded):  # which all processes would have to ask together
+    if not found and not (teacher is not None and teacher.sharded):  # all processes would have to run it together
         was_training = learner.method.training
         learner.method.eval()
         with autocast(learner.device, learner.precision):

@@ -1,4 +1,4 @@
-"""Why a run stops before its end: a signal, or data that cannot be had."""
+"""Reasons for which a run stops before its end: a signal, or data that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 
 class LoadingError(RuntimeError):
-    """The next batch could not be had: an unreadable image, a vanished folder, a worker that was killed."""
+    """The next batch could not be loaded: an unreadable image, a vanished folder, a worker that was killed."""
 
 
 class StopSignal:
     """Turns SIGINT and SIGTERM into a request that the loop answers between two steps; a second one interrupts, but for
     what is being saved.
 
-    Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun, so there no number of signals
-    interrupts: torchrun itself kills whoever takes too long.
+    Under torchrun a single Ctrl-C arrives twice, from the terminal and from torchrun, so there no number of signals
+    interrupts: torchrun itself kills processes that take too long.
     """
 
     def __init__(self) -> None:

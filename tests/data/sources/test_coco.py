@@ -131,7 +131,7 @@ class TestDetections:
 
     def test_detections_on_images_that_are_not_listed_are_counted(self, tmp_path):
         found = [self.detection(1, 0.9), self.detection(77, 0.9), self.detection(78, 0.9)]
-        with pytest.warns(UserWarning, match="2 detections lie on images"):
+        with pytest.warns(UserWarning, match="2 detections are on images"):
             assert len(CocoKeypoints(self.write_both(tmp_path, found)).records) == 1
 
     def test_a_split_without_labels_needs_only_detections(self, tmp_path):

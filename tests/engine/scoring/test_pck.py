@@ -80,7 +80,7 @@ class TestScoring:
         source = open_mpii(mpii_folder(tmp_path, [hrnet_person("a.png")]))
         with pytest.raises(NotScoredError) as error:
             score_pckh(*found(source), source.records)
-        note = "nobody has a head box, so there is nothing to divide by; give `head_boxes`, HRNet's gt_valid.mat"
+        note = "no person has a head box, so there is nothing to divide by; give `head_boxes`, HRNet's gt_valid.mat"
         assert str(error.value) == note
 
     def test_poses_of_strangers_are_refused(self, tmp_path):
