@@ -207,7 +207,9 @@ def contestants() -> dict[str, tuple[Call, Call]]:
         ),
         "tag_loss": (lambda x: ops.tag_loss(x, keypoints), tag_loss_bare(core, keypoints), (x,)),
     }
-    return {name: (_both_ways(ours, *inputs), _both_ways(base, *inputs)) for name, (ours, base, inputs) in pairs.items()}
+    return {
+        name: (_both_ways(ours, *inputs), _both_ways(base, *inputs)) for name, (ours, base, inputs) in pairs.items()
+    }
 
 
 def _check_equal(name: str, ours: Any, base: Any) -> None:
@@ -223,7 +225,9 @@ def rows(rounds: int) -> list[tuple[str, float, float, tuple[float, float, float
         samples = measure({"posekd": ours, "bare": base}, "cpu", rounds)
         ratios = [a / b for a, b in zip(samples["posekd"], samples["bare"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        found.append((name, *(1e3 * statistics.median(samples[who]) for who in ("posekd", "bare")), (low, middle, high)))
+        found.append(
+            (name, *(1e3 * statistics.median(samples[who]) for who in ("posekd", "bare")), (low, middle, high))
+        )
     return found
 
 

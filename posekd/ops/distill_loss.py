@@ -143,7 +143,7 @@ def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tupl
     return gradient, *nothing
 
 
-library.differentiable("distill_loss", _gradient, _setup)
+library.differentiable("distill_loss", _gradient, _setup, results=2)
 library.no_double_backward("distill_loss_backward")
 
 
@@ -255,8 +255,8 @@ def distill_loss(
         and not torch.compiler.is_compiling()
         and not library.emulated()
     )
-    loss, terms, _, _ = _forward(
+    loss, terms = _forward(
         *inputs,
         float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
-    )  # fmt: skip
+    )[:2]  # fmt: skip
     return (loss, terms.detach()) if return_terms else loss

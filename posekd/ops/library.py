@@ -265,23 +265,33 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     return call
 
 
-def differentiable(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
-    """Registers the derivative of op `name` with autograd."""
+def differentiable(
+    name: str, backward: Callable[..., Any], setup: Callable[..., None], results: int | None = None
+) -> None:
+    """Registers the derivative of op `name` with autograd.
+
+    Args:
+        name: of the op.
+        backward: as for `torch.library.register_autograd`, also with the gradients of the first `results` outputs alone.
+        setup: as for `torch.library.register_autograd`.
+        results: how many outputs a caller uses; the others are for the backward pass, and a call that leaves out the
+            dispatcher does not return them. None: all.
+    """
     torch.library.register_autograd(f"posekd::{name}", backward, setup_context=setup, lib=LIBRARY)
     _functions[name] = {
-        device: _function(name, run, backward, setup) for device, run in _implementations[name].items()
+        device: _function(name, run, backward, setup, results) for device, run in _implementations[name].items()
     }
 
 
 def _function(
-    name: str, run: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None]
+    name: str, run: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None], results: int | None
 ) -> type[Function]:
     """An autograd.Function of an op's implementation, with the derivative that is registered for the op."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
         setup(ctx, args, output)
-        return output
+        return output if results is None else output[:results]
 
     return type(f"posekd_{name}", (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
 

@@ -118,7 +118,7 @@ def _gradient(ctx: Any, pull: Tensor | None, push: Tensor | None, *unused: Any) 
     return _backward(pull, push, *saved), None, None
 
 
-library.differentiable("tag_loss", _gradient, _setup)
+library.differentiable("tag_loss", _gradient, _setup, results=2)
 library.no_double_backward("tag_loss_backward")
 
 
@@ -170,5 +170,5 @@ def tag_loss(tags: Tensor, keypoints: Tensor, *, kind: str = "exp") -> tuple[Ten
     checks.check_shape("tags", tags, (B, channels, *tags.shape[2:]), "keypoints")
     checks.check_device("keypoints", keypoints, tags, "tags")
     checks.check_choice("kind", kind, KINDS)
-    pull, push, _, _ = _forward(tags, keypoints, kind == "exp")
+    pull, push = _forward(tags, keypoints, kind == "exp")[:2]
     return pull, push
