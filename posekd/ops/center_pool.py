@@ -108,7 +108,7 @@ def _gradient(ctx: Any, dy: Tensor | None, *unused: Tensor | None) -> tuple[Tens
     return vertical, horizontal if ctx.two_maps else None, None
 
 
-library.differentiable("center_pool", _gradient, _setup)
+library.differentiable("center_pool", _gradient, _setup, results=1)
 library.no_double_backward("center_pool_backward")
 
 

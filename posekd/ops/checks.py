@@ -45,6 +45,8 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_number(name: str, value: object) -> None:
     """Checks that `value` is a real number of Python or NumPy."""
+    if type(value) is float or type(value) is int:  # nearly always, and asking an abstract class takes long
+        return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
@@ -65,13 +67,15 @@ def check_dtype(name: str, value: object, dtypes: Sequence[torch.dtype] = FLOATS
 
 def is_whole(value: object) -> bool:
     """Whether `value` is a whole number of Python, NumPy or a traced shape."""
+    if type(value) is int:  # nearly always, and asking an abstract class takes long
+        return True
     return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
 
 
 def check_size(name: str, value: Sequence[int]) -> None:
     """Checks that `value` is `(height, width)`, whole numbers, both at least 1."""
-    sides = tuple(value) if isinstance(value, Iterable) else (None,)
-    if not all(is_whole(side) for side in sides):
+    sides = tuple(value) if isinstance(value, (tuple, Iterable)) else (None,)
+    if not all(map(is_whole, sides)):
         raise TypeError(f"{name} must be (height, width), two whole numbers, got {value!r}")
     if len(sides) != 2 or sides[0] < 1 or sides[1] < 1:
         raise ValueError(f"{name} must be (height, width), both at least 1, got {sides}")

@@ -27,9 +27,9 @@ def _accumulate_dtype(student: Tensor) -> torch.dtype:
 def _contiguous(inputs: Inputs) -> Inputs:
     """The inputs as the core wants them: contiguous, weights in the accumulation type, mask as bytes."""
     wide = _accumulate_dtype(inputs.student)
-    dtypes = Inputs(None, None, None, torch.float32, wide, wide, torch.bool)  # type: ignore[arg-type]
+    dtypes = (None, None, None, torch.float32, wide, wide, torch.bool)
     pairs = zip(inputs, dtypes, strict=True)
-    return Inputs(*(None if x is None else x.to(d or x.dtype).contiguous() for x, d in pairs))  # type: ignore[arg-type]
+    return Inputs(*(None if x is None else library.dense(x, d or x.dtype) for x, d in pairs))  # type: ignore[arg-type]
 
 
 def _sort(args: tuple[Any, ...]) -> tuple[Inputs, Numbers]:
@@ -87,7 +87,7 @@ def _backward_kernel(upstream: Tensor, stats: Tensor, *args: Any) -> Tensor:
     gradient = torch.empty_like(inputs.student, memory_format=torch.contiguous_format)
     library.core().distill_loss_backward(
         *inputs, alpha, beta, temperature, sigma, kind,
-        upstream.to(stats.dtype).contiguous(), stats, gradient, library.threads(),
+        library.dense(upstream, stats.dtype), stats, gradient, library.threads(),
     )  # fmt: skip
     return gradient
 
@@ -143,7 +143,7 @@ def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tupl
     return gradient, *nothing
 
 
-library.differentiable("distill_loss", _gradient, _setup)
+library.differentiable("distill_loss", _gradient, _setup, results=2)
 library.no_double_backward("distill_loss_backward")
 
 
@@ -255,8 +255,8 @@ def distill_loss(
         and not torch.compiler.is_compiling()
         and not library.emulated()
     )
-    loss, terms, _, _ = _forward(
+    loss, terms = _forward(
         *inputs,
         float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
-    )  # fmt: skip
+    )[:2]  # fmt: skip
     return (loss, terms.detach()) if return_terms else loss

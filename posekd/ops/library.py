@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, profiler
+from torch.autograd import Function, forward_ad, profiler
 
 
 class _Library(torch.library.Library):
@@ -123,6 +123,11 @@ def core() -> Any:
     return _override if _override is not None else _core
 
 
+def dense(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` contiguous in `dtype`, as the core reads it."""
+    return (x if x.dtype == dtype else x.to(dtype)).contiguous()
+
+
 def threads() -> int:
     """How many threads a CPU kernel may use: torch's setting, which is 1 in DataLoader workers."""
     return torch.get_num_threads()
@@ -167,7 +172,6 @@ def _bits(*keys: Any) -> int:
 
 
 _INCLUDED = _bits(_Key.BackendSelect, _Key.ADInplaceOrView)
-_AUTOGRAD = _bits(_Key.AutogradCPU) & ~_bits(_Key.CPU)
 _PLAIN_KEYS = {
     _bits(_Key.CPU, _Key.AutogradCPU, _Key.AutocastCPU, _Key.ADInplaceOrView): "cpu",
     _bits(_Key.CUDA, _Key.AutogradCUDA, _Key.AutocastCUDA, _Key.ADInplaceOrView): "cuda",
@@ -185,7 +189,7 @@ def plain_device(args: Sequence[Any]) -> str | None:
     if (
         torch.compiler.is_compiling()
         or torch._C._dispatch_tls_local_include_set().raw_repr() != _INCLUDED
-        or torch._C._dispatch_tls_local_exclude_set().raw_repr() & _AUTOGRAD
+        or torch._C._dispatch_tls_is_dispatch_key_excluded(_Key.AutogradCPU)
         or torch._C._len_torch_function_stack() > 0
         or forward_ad._current_level >= 0
         or profiler._is_profiler_enabled
@@ -212,7 +216,7 @@ def define(
     fake: Callable[..., Any],
     supports: Callable[..., bool] = lambda *args: True,
 ) -> Callable[..., Any]:
-    """Declares an op and its implementations; returns the callable `torch.ops.posekd.<name>`.
+    """Declares an op and its implementations; returns what calls `torch.ops.posekd.<name>`.
 
     Args:
         schema: as for `torch.library.Library.define`.
@@ -233,12 +237,63 @@ def define(
     LIBRARY.impl(name, on_cuda, "CUDA")
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"posekd::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.posekd, name).default
+    return _shortened(name, {"cpu": on_cpu, "cuda": on_cuda})
 
 
-def differentiable(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
-    """Registers the derivative of op `name` with autograd."""
+# Of each op with a derivative, by device: the autograd.Function around its implementation there.
+_functions: dict[str, dict[str, type[Function]]] = {}
+_implementations: dict[str, dict[str, Callable[..., Any]]] = {}
+
+
+def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The op `name` as a function, which leaves out torch's dispatcher where that would have nothing to do.
+
+    On a small problem the way through the dispatcher (Python to C++ to Python, twice each way) costs several times the
+    work. What is left out changes no result. Ops without a derivative always take the dispatcher.
+    """
+    op = getattr(torch.ops.posekd, name).default
+    _implementations[name] = implementations
+
+    def call(*args: Any) -> Any:
+        device = plain_device(args)
+        if device is None or name not in _functions:
+            return op(*args)
+        if torch.is_grad_enabled() and any(type(x) in _TENSORS and x.requires_grad for x in args):
+            return _functions[name][device].apply(*args)
+        return implementations[device](*args)
+
+    return call
+
+
+def differentiable(
+    name: str, backward: Callable[..., Any], setup: Callable[..., None], results: int | None = None
+) -> None:
+    """Registers the derivative of op `name` with autograd.
+
+    Args:
+        name: of the op.
+        backward: as for `torch.library.register_autograd`, also with the gradients of the first `results` outputs alone.
+        setup: as for `torch.library.register_autograd`.
+        results: how many outputs a caller uses; the others are for the backward pass, and a call that leaves out the
+            dispatcher does not return them. None: all.
+    """
     torch.library.register_autograd(f"posekd::{name}", backward, setup_context=setup, lib=LIBRARY)
+    _functions[name] = {
+        device: _function(name, run, backward, setup, results) for device, run in _implementations[name].items()
+    }
+
+
+def _function(
+    name: str, run: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None], results: int | None
+) -> type[Function]:
+    """An autograd.Function of an op's implementation, with the derivative that is registered for the op."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = run(*args)
+        setup(ctx, args, output)
+        return output if results is None else output[:results]
+
+    return type(f"posekd_{name}", (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
 
 
 def no_double_backward(name: str) -> None:

@@ -25,8 +25,7 @@ def _wide(maps: Tensor) -> torch.dtype:
 
 def _inputs(maps: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """The inputs as the core wants them: contiguous, boxes and weights never in half."""
-    weight = weight.to(_wide(maps)).contiguous()
-    return maps.contiguous(), coordinates(maps, boxes), targets.contiguous(), weight
+    return maps.contiguous(), coordinates(maps, boxes), targets.contiguous(), library.dense(weight, _wide(maps))
 
 
 def _supports(maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any) -> bool:
@@ -72,7 +71,7 @@ def _backward_kernel(
 ) -> tuple[Tensor, Tensor]:
     inputs = _inputs(maps, boxes, targets, weight)
     by_maps, by_targets = _backward_outputs(maps, targets, need_targets)
-    upstream = upstream.to(_wide(maps)).contiguous()
+    upstream = library.dense(upstream, _wide(maps))
     library.core().mimic_loss_backward(
         *inputs, scale, ratio, aligned,
         upstream, by_maps, by_targets if need_targets else None, library.threads(),

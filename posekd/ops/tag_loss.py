@@ -17,14 +17,18 @@ MOST_PEOPLE_ON_DEVICE = 2048  # an image's people fit into shared memory
 def _outputs(tags: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.float64 if tags.dtype == torch.float64 else torch.float32
     B, P, K, _ = keypoints.shape
-    pull, push = (tags.new_empty((B,), dtype=wide) for _ in range(2))
-    return pull, push, tags.new_empty((B, P, K), dtype=wide), tags.new_empty((B, P), dtype=wide)
+    return (
+        tags.new_empty((B,), dtype=wide),
+        tags.new_empty((B,), dtype=wide),
+        tags.new_empty((B, P, K), dtype=wide),
+        tags.new_empty((B, P), dtype=wide),
+    )
 
 
 def _forward_kernel(tags: Tensor, keypoints: Tensor, exponential: bool) -> tuple[Tensor, ...]:
     outputs = _outputs(tags, keypoints)
     library.core().tag_loss_forward(
-        tags.contiguous(), keypoints.float().contiguous(), *outputs, exponential, library.threads()
+        tags.contiguous(), library.dense(keypoints, torch.float32), *outputs, exponential, library.threads()
     )
     return outputs
 
@@ -51,8 +55,8 @@ def _backward_kernel(
     )  # the CPU kernel fills with zeros itself
     gradient = allocate(tags, memory_format=torch.contiguous_format)
     library.core().tag_loss_backward(
-        keypoints.float().contiguous(), pull_slope.contiguous(), push_slope.contiguous(),
-        pull_upstream.to(pull_slope.dtype).contiguous(), push_upstream.to(pull_slope.dtype).contiguous(), gradient,
+        library.dense(keypoints, torch.float32), pull_slope.contiguous(), push_slope.contiguous(),
+        library.dense(pull_upstream, pull_slope.dtype), library.dense(push_upstream, pull_slope.dtype), gradient,
         library.threads(),
     )  # fmt: skip
     return gradient
@@ -114,7 +118,7 @@ def _gradient(ctx: Any, pull: Tensor | None, push: Tensor | None, *unused: Any) 
     return _backward(pull, push, *saved), None, None
 
 
-library.differentiable("tag_loss", _gradient, _setup)
+library.differentiable("tag_loss", _gradient, _setup, results=2)
 library.no_double_backward("tag_loss_backward")
 
 
@@ -166,5 +170,5 @@ def tag_loss(tags: Tensor, keypoints: Tensor, *, kind: str = "exp") -> tuple[Ten
     checks.check_shape("tags", tags, (B, channels, *tags.shape[2:]), "keypoints")
     checks.check_device("keypoints", keypoints, tags, "tags")
     checks.check_choice("kind", kind, KINDS)
-    pull, push, _, _ = _forward(tags, keypoints, kind == "exp")
+    pull, push = _forward(tags, keypoints, kind == "exp")[:2]
     return pull, push
