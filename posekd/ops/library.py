@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad, profiler
+from torch.nn import Parameter
 
 
 class _Library(torch.library.Library):
@@ -160,37 +162,73 @@ def _warn_no_cuda_kernels(why: str) -> None:
     warnings.warn(f"posekd's CUDA kernels cannot run: {why}. CUDA tensors use plain PyTorch.", stacklevel=3)
 
 
-# What torch's dispatcher would look at. Where nothing but autograd and autocast is at work, a thread includes these
-# keys, excludes nothing of autograd, and a tensor has one of these sets of keys. Dispatch modes, tracing, functorch's
-# transforms, fake and functional tensors, subclasses and views that are negated on reading all differ in one of them.
-_Key = torch._C.DispatchKey
+@dataclass(frozen=True)
+class _Insides:
+    """What torch keeps to itself and a call without the dispatcher must ask.
+
+    Attributes:
+        included: the dispatch keys that this thread adds to every call's, as one number.
+        excludes: whether this thread leaves out a dispatch key.
+        function_modes: how many `TorchFunctionMode` are at work.
+        keys: the dispatch keys of a tensor.
+        rest: what `included` says while nothing but autograd and autocast is at work.
+        autograd: the key that autograd is left out by.
+        devices: all keys of a tensor that is no more than its numbers -> where it lives, "cpu" or "cuda".
+    """
+
+    included: Callable[[], Any]
+    excludes: Callable[[Any], bool]
+    function_modes: Callable[[], int]
+    keys: Callable[[Tensor], Any]
+    rest: int
+    autograd: Any
+    devices: dict[int, str]
 
 
-def _bits(*keys: Any) -> int:
-    """A set of dispatch keys as one number."""
-    return functools.reduce(operator.or_, (torch._C.DispatchKeySet(key).raw_repr() for key in keys))
+def _look_inside() -> _Insides | None:
+    """What this torch has of it; None if anything is missing, and every call takes the dispatcher."""
+    try:
+        C, key = torch._C, torch._C.DispatchKey
+
+        def bits(*keys: Any) -> int:
+            return functools.reduce(operator.or_, (C.DispatchKeySet(k).raw_repr() for k in keys))
+
+        _ = forward_ad._current_level, profiler._is_profiler_enabled  # read at each call
+        return _Insides(
+            included=C._dispatch_tls_local_include_set,
+            excludes=C._dispatch_tls_is_dispatch_key_excluded,
+            function_modes=C._len_torch_function_stack,
+            keys=C._dispatch_keys,
+            rest=bits(key.BackendSelect, key.ADInplaceOrView),
+            autograd=key.AutogradCPU,
+            devices={
+                bits(key.CPU, key.AutogradCPU, key.AutocastCPU, key.ADInplaceOrView): "cpu",
+                bits(key.CUDA, key.AutogradCUDA, key.AutocastCUDA, key.ADInplaceOrView): "cuda",
+            },
+        )
+    except AttributeError:
+        return None
 
 
-_INCLUDED = _bits(_Key.BackendSelect, _Key.ADInplaceOrView)
-_PLAIN_KEYS = {
-    _bits(_Key.CPU, _Key.AutogradCPU, _Key.AutocastCPU, _Key.ADInplaceOrView): "cpu",
-    _bits(_Key.CUDA, _Key.AutogradCUDA, _Key.AutocastCUDA, _Key.ADInplaceOrView): "cuda",
-}
-_TENSORS = (Tensor, torch.nn.Parameter)
+_insides = _look_inside()
+_is_compiling = torch.compiler.is_compiling
 _PLAIN_TYPES = frozenset((int, float, bool, type(None), torch.Size))
 
 
 def plain_device(args: Sequence[Any]) -> str | None:
     """Where an op's arguments live, "cpu" or "cuda", if torch's dispatcher has nothing to do for a call with them.
 
-    None while anything beyond autograd and autocast is at work: compiling, tracing, a profiler, a mode, a transform,
-    forward-mode derivatives, a tensor that is more than its numbers.
+    The one guard before every call that leaves the dispatcher out. None while anything beyond autograd and autocast is
+    at work: compiling, tracing, a profiler, a mode, a transform, inference mode, forward-mode derivatives, a tensor
+    that is more than its numbers. Dispatch modes, tracing, functorch's transforms, fake and functional tensors,
+    subclasses and views that are negated on reading all differ in a thread's dispatch keys or in a tensor's.
     """
+    if _is_compiling() or _insides is None:
+        return None
     if (
-        torch.compiler.is_compiling()
-        or torch._C._dispatch_tls_local_include_set().raw_repr() != _INCLUDED
-        or torch._C._dispatch_tls_is_dispatch_key_excluded(_Key.AutogradCPU)
-        or torch._C._len_torch_function_stack() > 0
+        _insides.included().raw_repr() != _insides.rest
+        or _insides.excludes(_insides.autograd)
+        or _insides.function_modes() > 0
         or forward_ad._current_level >= 0
         or profiler._is_profiler_enabled
     ):
@@ -198,9 +236,9 @@ def plain_device(args: Sequence[Any]) -> str | None:
     found: str | None = None
     for x in args:
         kind = type(x)
-        if kind in _TENSORS:
-            device = _PLAIN_KEYS.get(torch._C._dispatch_keys(x).raw_repr())
-            if device is None or (found is not None and device != found):
+        if kind is Tensor or kind is Parameter:
+            device = _insides.devices.get(_insides.keys(x).raw_repr())
+            if device is None or (device != found and found is not None):
                 return None
             found = device
         elif kind not in _PLAIN_TYPES:
@@ -240,9 +278,9 @@ def define(
     return _shortened(name, {"cpu": on_cpu, "cuda": on_cuda})
 
 
-# Of each op with a derivative, by device: the autograd.Function around its implementation there.
-_functions: dict[str, dict[str, type[Function]]] = {}
+# Of each op, by device: its implementation, and the autograd.Function around it if the op has a derivative.
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
+_functions: dict[str, dict[str, Callable[..., Any]]] = {}
 
 
 def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -253,14 +291,13 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     """
     op = getattr(torch.ops.posekd, name).default
     _implementations[name] = implementations
+    functions = _functions.setdefault(name, {})
 
     def call(*args: Any) -> Any:
-        device = plain_device(args)
-        if device is None or name not in _functions:
+        device = plain_device(args) if functions else None
+        if device is None:
             return op(*args)
-        if torch.is_grad_enabled() and any(type(x) in _TENSORS and x.requires_grad for x in args):
-            return _functions[name][device].apply(*args)
-        return implementations[device](*args)
+        return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)
 
     return call
 
@@ -278,22 +315,24 @@ def differentiable(
             dispatcher does not return them. None: all.
     """
     torch.library.register_autograd(f"posekd::{name}", backward, setup_context=setup, lib=LIBRARY)
-    _functions[name] = {
-        device: _function(name, run, backward, setup, results) for device, run in _implementations[name].items()
-    }
+    for device, run in _implementations[name].items():
+        _functions[name][device] = _function(name, run, backward, setup, results)
 
 
 def _function(
     name: str, run: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None], results: int | None
-) -> type[Function]:
-    """An autograd.Function of an op's implementation, with the derivative that is registered for the op."""
+) -> Callable[..., Any]:
+    """An op's implementation with the derivative that is registered for the op, as an autograd.Function."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
         setup(ctx, args, output)
         return output if results is None else output[:results]
 
-    return type(f"posekd_{name}", (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+    made = type(f"posekd_{name}", (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+    # Not Function.apply but the apply below it: what lies between asks about torch.func, as `plain_device` has done.
+    below: Callable[..., Any] = super(Function, made).apply  # type: ignore[misc]
+    return below
 
 
 def no_double_backward(name: str) -> None:
