@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,10 +27,17 @@ def _accumulate_dtype(student: Tensor) -> torch.dtype:
 
 def _contiguous(inputs: Inputs) -> Inputs:
     """The inputs as the core wants them: contiguous, weights in the accumulation type, mask as bytes."""
-    wide = _accumulate_dtype(inputs.student)
-    dtypes = (None, None, None, torch.float32, wide, wide, torch.bool)
-    pairs = zip(inputs, dtypes, strict=True)
-    return Inputs(*(None if x is None else library.dense(x, d or x.dtype) for x, d in pairs))  # type: ignore[arg-type]
+    student, teacher, target, keypoints, weight, teacher_weight, mask = inputs
+    wide = _accumulate_dtype(student)
+    return Inputs(
+        student.contiguous(),
+        None if teacher is None else teacher.contiguous(),
+        None if target is None else target.contiguous(),
+        None if keypoints is None else library.dense(keypoints, torch.float32),
+        None if weight is None else library.dense(weight, wide),
+        None if teacher_weight is None else library.dense(teacher_weight, wide),
+        None if mask is None else library.dense(mask, torch.bool),
+    )
 
 
 def _sort(args: tuple[Any, ...]) -> tuple[Inputs, Numbers]:
@@ -40,19 +48,20 @@ def _sort(args: tuple[Any, ...]) -> tuple[Inputs, Numbers]:
 
 def _supports(student: Tensor, teacher: Tensor | None, target: Tensor | None, *rest: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
-    wide = any(x is not None and x.dtype == torch.float64 for x in (student, teacher, target))
-    return student.numel() > 0 and not (wide and library.on_device(student))
+    if student.numel() == 0 or not library.on_device(student):
+        return student.numel() > 0
+    return all(x is None or x.dtype != torch.float64 for x in (student, teacher, target))
 
 
 def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = _accumulate_dtype(student)
     rows = student.shape[0] * student.shape[1]
-    gradient_shape = student.shape if keep_gradient else (0,)
+    contiguous = torch.contiguous_format
     return (
         student.new_empty((), dtype=wide),
         student.new_empty((3,), dtype=wide),
         student.new_empty((rows, 5), dtype=wide),
-        student.new_empty(gradient_shape),
+        torch.empty_like(student, memory_format=contiguous) if keep_gradient else student.new_empty((0,)),
     )
 
 
@@ -155,19 +164,32 @@ def _check(inputs: Inputs) -> None:
         raise ValueError("labels were given twice: pass either target (heatmaps) or keypoints, not both")
     if teacher is None and target is None and keypoints is None:
         raise ValueError("nothing to learn from: pass teacher, target, keypoints, or a teacher with one of the others")
-    expected: tuple[tuple[str, Tensor | None, str, tuple[int, ...], tuple[torch.dtype, ...]], ...] = (
-        ("teacher", teacher, "B K H W", (B, K, H, W), checks.FLOATS),
-        ("target", target, "B K H W", (B, K, H, W), checks.FLOATS),
-        ("keypoints", keypoints, "B K 3", (B, K, 3), checks.FLOATS),
-        ("weight", weight, "B K", (B, K), checks.FLOATS),
-        ("teacher_weight", teacher_weight, "B K", (B, K), checks.FLOATS),
-        ("mask", mask, "B H W", (B, H, W), (*checks.FLOATS, torch.bool, torch.uint8)),
-    )
-    for name, value, dims, shape, dtypes in expected:
-        if value is not None:
-            checks.check_tensor(name, value, dims, dtypes)
-            checks.check_shape(name, value, shape, "student")
-            checks.check_device(name, value, student, "student")
+    if teacher is not None:
+        _check_beside("teacher", teacher, "B K H W", student.shape, student)
+    if target is not None:
+        _check_beside("target", target, "B K H W", student.shape, student)
+    if keypoints is not None:
+        _check_beside("keypoints", keypoints, "B K 3", (B, K, 3), student)
+    if weight is not None:
+        _check_beside("weight", weight, "B K", (B, K), student)
+    if teacher_weight is not None:
+        _check_beside("teacher_weight", teacher_weight, "B K", (B, K), student)
+    if mask is not None:
+        _check_beside("mask", mask, "B H W", (B, H, W), student, (*checks.FLOATS, torch.bool, torch.uint8))
+
+
+def _check_beside(
+    name: str,
+    value: Tensor,
+    dims: str,
+    shape: Sequence[int],
+    student: Tensor,
+    dtypes: Sequence[torch.dtype] = checks.FLOATS,
+) -> None:
+    """Checks that `value`, the argument `name`, fits the student's maps."""
+    checks.check_tensor(name, value, dims, dtypes)
+    checks.check_shape(name, value, shape, "student")
+    checks.check_device(name, value, student, "student")
 
 
 def distill_loss(
@@ -242,15 +264,15 @@ def distill_loss(
     checks.check_choice("kind", kind, KINDS)
     checks.check_positive("sigma", sigma)
     checks.check_positive("temperature", temperature)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    if not (0 <= alpha <= 1 and 0 <= beta <= 1):
+        name, value = ("beta", beta) if 0 <= alpha <= 1 else ("alpha", alpha)
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
     # On the CPU the gradient costs little while a row is in cache, so it is computed along with the loss. On a GPU
     # recomputing moves no more bytes; half types need the upstream gradient first.
     keep_gradient = (
-        student.device.type == "cpu"
+        student.requires_grad
+        and student.is_cpu
         and student.dtype in (torch.float32, torch.float64)
-        and student.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not library.emulated()

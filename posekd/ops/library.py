@@ -117,7 +117,7 @@ def emulated() -> bool:
 
 def on_device(x: Tensor) -> bool:
     """Whether the CUDA kernels take `x`, on a GPU or in emulation: they have no float64, and limits of size."""
-    return x.device.type == "cuda" or emulated()
+    return x.is_cuda or _override is not None
 
 
 def core() -> Any:
@@ -253,6 +253,7 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     supports: Callable[..., bool] = lambda *args: True,
+    brief: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Declares an op and its implementations; returns what calls `torch.ops.posekd.<name>`.
 
@@ -262,20 +263,24 @@ def define(
         reference: the same signature in plain PyTorch.
         fake: the same signature, returning empty outputs.
         supports: whether the kernel takes these arguments; otherwise the reference runs (float64 on CUDA, say).
+        brief: `kernel` for calls that leave out the dispatcher, with None for outputs that nobody will read.
     """
     name = LIBRARY.define(schema).split("::")[-1].split(".")[0].split("(")[0]
 
-    def on_cpu(*args: Any) -> Any:
-        return kernel(*args) if core() is not None and supports(*args) else reference(*args)
+    def on(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+        def on_cpu(*args: Any) -> Any:
+            return kernel(*args) if core() is not None and supports(*args) else reference(*args)
 
-    def on_cuda(*args: Any) -> Any:
-        return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
+        def on_cuda(*args: Any) -> Any:
+            return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
 
-    LIBRARY.impl(name, on_cpu, "CPU")
-    LIBRARY.impl(name, on_cuda, "CUDA")
+        return {"cpu": on_cpu, "cuda": on_cuda}
+
+    for device, run in on(kernel).items():
+        LIBRARY.impl(name, run, device.upper())
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"posekd::{name}", fake, lib=LIBRARY)
-    return _shortened(name, {"cpu": on_cpu, "cuda": on_cuda})
+    return _shortened(name, on(brief or kernel))
 
 
 # Of each op, by device: its implementation, and the autograd.Function around it if the op has a derivative.
@@ -352,7 +357,7 @@ _counters: dict[tuple[int, int], Tensor] = {}
 
 def counter(like: Tensor) -> Tensor | None:
     """A zero on the device of `like`, which kernels leave zero: one per stream, so that streams do not share it."""
-    if like.device.type != "cuda":
+    if not like.is_cuda:
         return torch.zeros(1, dtype=torch.int32)
     if torch.cuda.is_current_stream_capturing():  # a graph fills its own: it may be replayed on any stream
         return torch.zeros(1, dtype=torch.int32, device=like.device)

@@ -23,9 +23,9 @@ def coordinates(maps: Tensor, boxes: Tensor) -> Tensor:
 
 def check_image_index(boxes: Tensor, images: int) -> None:
     """Refuses boxes on images that are not there. On the CPU only: on a GPU it would have to wait for the device."""
-    if boxes.device.type != "cpu" or library.emulated() or boxes.shape[0] == 0:
+    if not boxes.is_cpu or library.emulated() or boxes.shape[0] == 0:
         return
-    if boxes.shape[0] <= FEW_BOXES and all(-1 < box[0] < images for box in boxes.tolist()):
+    if boxes.shape[0] <= FEW_BOXES and _all_there(boxes, images):
         return
     finite = boxes.isfinite().all(1)
     wrong = finite & ~((boxes[:, 0] > -1) & (boxes[:, 0] < images))
@@ -33,6 +33,13 @@ def check_image_index(boxes: Tensor, images: int) -> None:
         row = int(wrong.nonzero()[0])
         there = f"there are {images} images (0 to {images - 1})" if images else "there are no images"
         raise ValueError(f"boxes[{row}] is on image {boxes[row, 0].item():g}, but {there}")
+
+
+def _all_there(boxes: Tensor, images: int) -> bool:
+    for box in boxes.tolist():
+        if not -1 < box[0] < images:
+            return False
+    return True
 
 
 def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> bool:
@@ -49,7 +56,7 @@ def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> 
 
 def supports(size: Sequence[int], dtype: torch.dtype, boxes: Tensor, height: int, width: int) -> bool:
     """Whether the kernels take maps of `size`: not float64 on a GPU; nothing empty, for which there is no launch."""
-    if boxes.shape[0] == 0 or 0 in tuple(size):
+    if boxes.shape[0] == 0 or 0 in size:
         return False
     return not library.on_device(boxes) or (dtype != torch.float64 and fits_device(size, boxes, height, width))
 
