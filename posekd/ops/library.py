@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,57 +161,62 @@ def _warn_no_cuda_kernels(why: str) -> None:
     warnings.warn(f"posekd's CUDA kernels cannot run: {why}. CUDA tensors use plain PyTorch.", stacklevel=3)
 
 
-@dataclass(frozen=True)
-class _Insides:
-    """What torch keeps to itself and a call without the dispatcher must ask.
-
-    Attributes:
-        included: the dispatch keys that this thread adds to every call's, as one number.
-        excludes: whether this thread leaves out a dispatch key.
-        function_modes: how many `TorchFunctionMode` are at work.
-        keys: the dispatch keys of a tensor.
-        rest: what `included` says while nothing but autograd and autocast is at work.
-        autograd: the key that autograd is left out by.
-        devices: all keys of a tensor that is no more than its numbers -> where it lives, "cpu" or "cuda".
-    """
-
-    included: Callable[[], Any]
-    excludes: Callable[[Any], bool]
-    function_modes: Callable[[], int]
-    keys: Callable[[Tensor], Any]
-    rest: int
-    autograd: Any
-    devices: dict[int, str]
+_PLAIN_TYPES = frozenset((int, float, bool, type(None), torch.Size))
+_is_compiling = torch.compiler.is_compiling
 
 
-def _look_inside() -> _Insides | None:
-    """What this torch has of it; None if anything is missing, and every call takes the dispatcher."""
+def _guard() -> Callable[[Sequence[Any]], str | None]:
+    """Makes `plain_device` from what torch keeps to itself; where this torch lacks any of it, one that says None."""
     try:
         C, key = torch._C, torch._C.DispatchKey
 
         def bits(*keys: Any) -> int:
             return functools.reduce(operator.or_, (C.DispatchKeySet(k).raw_repr() for k in keys))
 
-        _ = forward_ad._current_level, profiler._is_profiler_enabled  # read at each call
-        return _Insides(
-            included=C._dispatch_tls_local_include_set,
-            excludes=C._dispatch_tls_is_dispatch_key_excluded,
-            function_modes=C._len_torch_function_stack,
-            keys=C._dispatch_keys,
-            rest=bits(key.BackendSelect, key.ADInplaceOrView),
-            autograd=key.AutogradCPU,
-            devices={
-                bits(key.CPU, key.AutogradCPU, key.AutocastCPU, key.ADInplaceOrView): "cpu",
-                bits(key.CUDA, key.AutogradCUDA, key.AutocastCUDA, key.ADInplaceOrView): "cuda",
-            },
+        # What a thread adds to the keys of every call, and the keys of a tensor, while nothing but autograd and
+        # autocast is at work. Dispatch modes, tracing, functorch's transforms, inference mode, fake and functional
+        # tensors, subclasses and views that are negated on reading all differ in one of them.
+        rest = bits(key.BackendSelect, key.ADInplaceOrView)
+        devices = {
+            bits(key.CPU, key.AutogradCPU, key.AutocastCPU, key.ADInplaceOrView): "cpu",
+            bits(key.CUDA, key.AutogradCUDA, key.AutocastCUDA, key.ADInplaceOrView): "cuda",
+        }
+        included, keys_of, function_modes = (
+            C._dispatch_tls_local_include_set,
+            C._dispatch_keys,
+            C._len_torch_function_stack,
         )
+        excluded, autograd = C._dispatch_tls_is_dispatch_key_excluded, key.AutogradCPU
+        _ = forward_ad._current_level, profiler._is_profiler_enabled  # read anew at each call
     except AttributeError:
-        return None
+        return lambda args: None
+
+    def guard(args: Sequence[Any]) -> str | None:
+        if (
+            _is_compiling()
+            or included().raw_repr() != rest
+            or excluded(autograd)
+            or function_modes()
+            or forward_ad._current_level >= 0
+            or profiler._is_profiler_enabled
+        ):
+            return None
+        found: str | None = None
+        for x in args:
+            kind = type(x)
+            if kind is Tensor or kind is Parameter:
+                device = devices.get(keys_of(x).raw_repr())
+                if device is None or (device is not found and found is not None):
+                    return None
+                found = device
+            elif kind not in _PLAIN_TYPES:
+                return None
+        return found
+
+    return guard
 
 
-_insides = _look_inside()
-_is_compiling = torch.compiler.is_compiling
-_PLAIN_TYPES = frozenset((int, float, bool, type(None), torch.Size))
+_plain_device = _guard()
 
 
 def plain_device(args: Sequence[Any]) -> str | None:
@@ -220,30 +224,9 @@ def plain_device(args: Sequence[Any]) -> str | None:
 
     The one guard before every call that leaves the dispatcher out. None while anything beyond autograd and autocast is
     at work: compiling, tracing, a profiler, a mode, a transform, inference mode, forward-mode derivatives, a tensor
-    that is more than its numbers. Dispatch modes, tracing, functorch's transforms, fake and functional tensors,
-    subclasses and views that are negated on reading all differ in a thread's dispatch keys or in a tensor's.
+    that is more than its numbers.
     """
-    if _is_compiling() or _insides is None:
-        return None
-    if (
-        _insides.included().raw_repr() != _insides.rest
-        or _insides.excludes(_insides.autograd)
-        or _insides.function_modes() > 0
-        or forward_ad._current_level >= 0
-        or profiler._is_profiler_enabled
-    ):
-        return None
-    found: str | None = None
-    for x in args:
-        kind = type(x)
-        if kind is Tensor or kind is Parameter:
-            device = _insides.devices.get(_insides.keys(x).raw_repr())
-            if device is None or (device != found and found is not None):
-                return None
-            found = device
-        elif kind not in _PLAIN_TYPES:
-            return None
-    return found
+    return _plain_device(args)
 
 
 def define(
@@ -299,7 +282,7 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     functions = _functions.setdefault(name, {})
 
     def call(*args: Any) -> Any:
-        device = plain_device(args) if functions else None
+        device = _plain_device(args) if functions else None
         if device is None:
             return op(*args)
         return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)

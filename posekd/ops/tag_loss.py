@@ -80,8 +80,9 @@ def _backward_fake(
 
 def _supports(tags: Tensor, keypoints: Tensor) -> bool:
     """The device kernels have no float64 and a limit of people; without keypoints there is nothing to launch for."""
-    too_much = tags.dtype == torch.float64 or keypoints.shape[1] > MOST_PEOPLE_ON_DEVICE
-    return tags.numel() > 0 and keypoints.numel() > 0 and not (library.on_device(tags) and too_much)
+    if tags.numel() == 0 or keypoints.numel() == 0 or not library.on_device(tags):
+        return tags.numel() > 0 and keypoints.numel() > 0
+    return tags.dtype != torch.float64 and keypoints.shape[1] <= MOST_PEOPLE_ON_DEVICE
 
 
 _forward = library.define(
@@ -114,8 +115,7 @@ def _gradient(ctx: Any, pull: Tensor | None, push: Tensor | None, *unused: Any) 
     saved = ctx.saved_tensors  # once: activation checkpointing computes them when they are asked for
     slope = saved[0]
     zero = slope.new_zeros(slope.shape[0]) if pull is None or push is None else None
-    pull, push = (zero if upstream is None else upstream for upstream in (pull, push))
-    return _backward(pull, push, *saved), None, None
+    return _backward(zero if pull is None else pull, zero if push is None else push, *saved), None, None
 
 
 library.differentiable("tag_loss", _gradient, _setup, results=2)
@@ -165,10 +165,10 @@ def tag_loss(tags: Tensor, keypoints: Tensor, *, kind: str = "exp") -> tuple[Ten
     checks.check_tensor("tags", tags, "B K H W")
     checks.check_tensor("keypoints", keypoints, "B P K 3")
     B, P, K, _ = keypoints.shape
-    channels = 1 if tags.shape[1] == 1 else K
-    checks.check_shape("keypoints", keypoints, (tags.shape[0], P, K, 3), "tags")
-    checks.check_shape("tags", tags, (B, channels, *tags.shape[2:]), "keypoints")
+    images, channels, H, W = tags.shape
+    checks.check_shape("keypoints", keypoints, (images, P, K, 3), "tags")
+    checks.check_shape("tags", tags, (B, 1 if channels == 1 else K, H, W), "keypoints")
     checks.check_device("keypoints", keypoints, tags, "tags")
     checks.check_choice("kind", kind, KINDS)
-    pull, push = _forward(tags, keypoints, kind == "exp")[:2]
-    return pull, push
+    results = _forward(tags, keypoints, kind == "exp")
+    return results[0], results[1]
