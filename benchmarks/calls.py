@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, grad
 
-from .harness import measure
 from posekd import ops
 from posekd.ops import library
+
+from .harness import measure
 
 Call = Callable[[], object]
 INT, WIDE = torch.int32, torch.float32

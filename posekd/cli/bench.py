@@ -1,4 +1,4 @@
-"""`posekd bench [NAME] ...`: the kernels' microbenchmarks; `bench train CONFIG`: a training loop; `bench calls`: calls."""
+"""`posekd bench [NAME] ...`: the kernels' microbenchmarks; `bench train CONFIG`: a training loop; `bench calls`."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ def differentiable(
 
     Args:
         name: of the op.
-        backward: as for `torch.library.register_autograd`, also with the gradients of the first `results` outputs alone.
+        backward: as for `torch.library.register_autograd`, with gradients of the first `results` outputs alone too.
         setup: as for `torch.library.register_autograd`.
         results: how many outputs a caller uses; the others are for the backward pass, and a call that leaves out the
             dispatcher does not return them. None: all.

@@ -75,13 +75,13 @@ def _backward_brief(
     by_maps = torch.empty_like(maps, memory_format=torch.contiguous_format)
     by_targets = torch.empty_like(targets, memory_format=torch.contiguous_format) if need_targets else None
     upstream = library.dense(upstream, _wide(maps))
-    library.core().mimic_loss_backward(
-        *inputs, scale, ratio, aligned, upstream, by_maps, by_targets, library.threads()
-    )
+    library.core().mimic_loss_backward(*inputs, scale, ratio, aligned, upstream, by_maps, by_targets, library.threads())
     return by_maps, by_targets
 
 
-def _backward_kernel(upstream: Tensor, maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _backward_kernel(
+    upstream: Tensor, maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
     by_maps, by_targets = _backward_brief(upstream, maps, boxes, targets, *rest)
     return by_maps, targets.new_empty((0,)) if by_targets is None else by_targets
 

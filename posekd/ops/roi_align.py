@@ -36,7 +36,7 @@ def check_image_index(boxes: Tensor, images: int) -> None:
 
 
 def _all_there(boxes: Tensor, images: int) -> bool:
-    for box in boxes.tolist():
+    for box in boxes.tolist():  # noqa: SIM110 (a generator costs more than a few boxes do)
         if not -1 < box[0] < images:
             return False
     return True
