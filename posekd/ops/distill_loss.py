@@ -25,11 +25,18 @@ def _accumulate_dtype(student: Tensor) -> torch.dtype:
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
-def _contiguous(inputs: Inputs) -> Inputs:
+def _contiguous(
+    student: Tensor,
+    teacher: Tensor | None,
+    target: Tensor | None,
+    keypoints: Tensor | None,
+    weight: Tensor | None,
+    teacher_weight: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     """The inputs as the core wants them: contiguous, weights in the accumulation type, mask as bytes."""
-    student, teacher, target, keypoints, weight, teacher_weight, mask = inputs
     wide = _accumulate_dtype(student)
-    return Inputs(
+    return (
         student.contiguous(),
         None if teacher is None else teacher.contiguous(),
         None if target is None else target.contiguous(),
@@ -58,19 +65,18 @@ def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tens
     rows = student.shape[0] * student.shape[1]
     contiguous = torch.contiguous_format
     return (
-        student.new_empty((), dtype=wide),
-        student.new_empty((3,), dtype=wide),
-        student.new_empty((rows, 5), dtype=wide),
+        student.new_empty_strided((), (), dtype=wide),  # quicker than new_empty, which asks for a memory format
+        student.new_empty_strided((3,), (1,), dtype=wide),
+        student.new_empty_strided((rows, 5), (5, 1), dtype=wide),
         torch.empty_like(student, memory_format=contiguous) if keep_gradient else student.new_empty((0,)),
     )
 
 
 def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
-    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = args
-    inputs = _contiguous(Inputs(*tensors))
-    loss, terms, stats, gradient = _forward_outputs(inputs.student, keep_gradient)
+    keep_gradient = args[12]
+    loss, terms, stats, gradient = _forward_outputs(args[0], keep_gradient)
     library.core().distill_loss_forward(
-        *inputs, alpha, beta, temperature, sigma, kind,
+        *_contiguous(*args[:7]), *args[7:12],
         loss, terms, stats, gradient if keep_gradient else None, library.counter(loss), library.threads(),
     )  # fmt: skip
     return loss, terms, stats, gradient
@@ -91,11 +97,9 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_kernel(upstream: Tensor, stats: Tensor, *args: Any) -> Tensor:
-    *tensors, alpha, beta, temperature, sigma, kind = args
-    inputs = _contiguous(Inputs(*tensors))
-    gradient = torch.empty_like(inputs.student, memory_format=torch.contiguous_format)
+    gradient = torch.empty_like(args[0], memory_format=torch.contiguous_format)
     library.core().distill_loss_backward(
-        *inputs, alpha, beta, temperature, sigma, kind,
+        *_contiguous(*args[:7]), *args[7:],
         library.dense(upstream, stats.dtype), stats, gradient, library.threads(),
     )  # fmt: skip
     return gradient
@@ -126,13 +130,12 @@ _backward = library.define(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = inputs
     _, terms, stats, gradient = output
     ctx.mark_non_differentiable(terms, stats, gradient)
     ctx.set_materialize_grads(False)  # or autograd fills a map with zeros for the output `gradient`
-    ctx.save_for_backward(stats, *tensors)
-    ctx.numbers = (alpha, beta, temperature, sigma, kind)
-    ctx.unit_gradient = gradient if keep_gradient else None
+    ctx.save_for_backward(stats, *inputs[:7])
+    ctx.numbers = inputs[7:12]
+    ctx.unit_gradient = gradient if inputs[12] else None
 
 
 def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -156,8 +159,15 @@ library.differentiable("distill_loss", _gradient, _setup, results=2)
 library.no_double_backward("distill_loss_backward")
 
 
-def _check(inputs: Inputs) -> None:
-    student, teacher, target, keypoints, weight, teacher_weight, mask = inputs
+def _check(
+    student: Tensor,
+    teacher: Tensor | None,
+    target: Tensor | None,
+    keypoints: Tensor | None,
+    weight: Tensor | None,
+    teacher_weight: Tensor | None,
+    mask: Tensor | None,
+) -> None:
     checks.check_tensor("student", student, "B K H W")
     B, K, H, W = student.shape
     if target is not None and keypoints is not None:
@@ -259,8 +269,7 @@ def distill_loss(
         >>> student.grad.shape
         torch.Size([2, 17, 64, 48])
     """
-    inputs = Inputs(student, teacher, target, keypoints, weight, teacher_weight, mask)
-    _check(inputs)
+    _check(student, teacher, target, keypoints, weight, teacher_weight, mask)
     checks.check_choice("kind", kind, KINDS)
     checks.check_positive("sigma", sigma)
     checks.check_positive("temperature", temperature)
@@ -277,8 +286,8 @@ def distill_loss(
         and not torch.compiler.is_compiling()
         and not library.emulated()
     )
-    loss, terms = _forward(
-        *inputs,
+    results = _forward(
+        student, teacher, target, keypoints, weight, teacher_weight, mask,
         float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
-    )[:2]  # fmt: skip
-    return (loss, terms.detach()) if return_terms else loss
+    )  # fmt: skip
+    return (results[0], results[1].detach()) if return_terms else results[0]

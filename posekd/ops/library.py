@@ -186,7 +186,7 @@ def _guard() -> Callable[[Sequence[Any]], str | None]:
             C._dispatch_keys,
             C._len_torch_function_stack,
         )
-        excluded, autograd = C._dispatch_tls_is_dispatch_key_excluded, key.AutogradCPU
+        excluded, autograd = C._dispatch_tls_is_dispatch_key_excluded, key.AutogradFunctionality
         _ = forward_ad._current_level, profiler._is_profiler_enabled  # read anew at each call
     except AttributeError:
         return lambda args: None
@@ -252,7 +252,8 @@ def define(
 
     def on(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
         def on_cpu(*args: Any) -> Any:
-            return kernel(*args) if core() is not None and supports(*args) else reference(*args)
+            usable = (_core is not None or _override is not None) and supports(*args)
+            return kernel(*args) if usable else reference(*args)
 
         def on_cuda(*args: Any) -> Any:
             return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
@@ -339,9 +340,12 @@ _counters: dict[tuple[int, int], Tensor] = {}
 
 
 def counter(like: Tensor) -> Tensor | None:
-    """A zero on the device of `like`, which kernels leave zero: one per stream, so that streams do not share it."""
+    """A zero on the device of `like`, which kernels leave zero: one per stream, so that streams do not share it.
+
+    None for the CPU's kernels, which do not count.
+    """
     if not like.is_cuda:
-        return torch.zeros(1, dtype=torch.int32)
+        return torch.zeros(1, dtype=torch.int32) if _override is not None else None
     if torch.cuda.is_current_stream_capturing():  # a graph fills its own: it may be replayed on any stream
         return torch.zeros(1, dtype=torch.int32, device=like.device)
     stream = torch.cuda.current_stream(like.device)

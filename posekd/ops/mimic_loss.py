@@ -40,8 +40,8 @@ def _forward_kernel(
 ) -> Tensor:
     check_image_index(boxes, maps.shape[0])
     inputs = _inputs(maps, boxes, targets, weight)
-    loss = maps.new_empty((targets.shape[0],), dtype=_wide(maps))
-    stats = maps.new_empty(targets.shape[:3], dtype=_wide(maps))
+    loss = maps.new_empty_strided((targets.shape[0],), (1,), dtype=inputs[3].dtype)
+    stats = torch.empty_like(inputs[3])
     library.core().mimic_loss_forward(
         *inputs, scale, ratio, aligned, stats, loss, library.counter(loss), library.threads()
     )

@@ -18,8 +18,8 @@ def _outputs(tags: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     wide = torch.float64 if tags.dtype == torch.float64 else torch.float32
     B, P, K, _ = keypoints.shape
     return (
-        tags.new_empty((B,), dtype=wide),
-        tags.new_empty((B,), dtype=wide),
+        tags.new_empty_strided((B,), (1,), dtype=wide),
+        tags.new_empty_strided((B,), (1,), dtype=wide),
         tags.new_empty((B, P, K), dtype=wide),
         tags.new_empty((B, P), dtype=wide),
     )

@@ -214,3 +214,10 @@ def test_what_is_no_plain_argument_leaves_the_dispatcher() -> None:
     assert library.plain_device((x, None, 1, 2.0, True, x.shape)) == "cpu"
     for other in ([1, 2], "top", x.to("meta"), x.as_subclass(_Tagged), x.to_sparse(), object()):
         assert library.plain_device((x, other)) is None
+
+
+def test_below_autograd_there_is_no_derivative_to_make(short: list[str]) -> None:
+    x, call = problem("center_pool")
+    with torch._C._AutoDispatchBelowAutograd():
+        assert not call(x.requires_grad_()).requires_grad
+    assert short == []
