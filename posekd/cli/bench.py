@@ -1,4 +1,4 @@
-"""`posekd bench [NAME] ...`: the microbenchmarks of the kernels; `posekd bench train CONFIG`: a training loop's."""
+"""`posekd bench [NAME] ...`: the kernels' microbenchmarks; `bench train CONFIG`: a training loop; `bench calls`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import posekd
+
+# Benchmarks with options of their own: word -> module beside the folder of the kernels'.
+APART = {"train": "train_throughput", "calls": "calls"}
 
 
 def benchmarks() -> dict[str, str]:
@@ -29,13 +32,14 @@ def benchmarks() -> dict[str, str]:
 def main(argv: Sequence[str]) -> int:
     """Runs the named benchmarks, or all of them, one after another; the options go to each."""
     known = benchmarks()
-    if argv and argv[0] == "train":
-        throughput = next(iter(known.values())).rsplit(".", 2)[0] + ".train_throughput"
-        return int(importlib.import_module(throughput).main(argv[1:]))
+    if argv and argv[0] in APART:
+        module = next(iter(known.values())).rsplit(".", 2)[0] + f".{APART[argv[0]]}"
+        return int(importlib.import_module(module).main(argv[1:]))
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     names, rest = list(argv[:count]), list(argv[count:])
     if "-h" in rest or "--help" in rest:
-        print("usage: posekd bench [NAME ...] [options]\n       posekd bench train CONFIG [options]\n")
+        print("usage: posekd bench [NAME ...] [options]\n       posekd bench train CONFIG [options]")
+        print("       posekd bench calls [options]\n")
         print(f"benchmarks (all without a name): {', '.join(sorted(known))}\n")
         importlib.import_module(known["distill_loss"]).main(["--help"])
     for name in names:

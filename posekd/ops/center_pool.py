@@ -47,13 +47,18 @@ def _gradients(dy: Tensor, two_maps: bool) -> tuple[Tensor, Tensor]:
     return vertical, torch.empty_like(vertical) if two_maps else dy.new_empty((0,))
 
 
-def _backward_kernel(dy: Tensor, columns: Tensor, rows: Tensor, two_maps: bool) -> tuple[Tensor, Tensor]:
-    vertical, horizontal = _gradients(dy, two_maps)
+def _backward_brief(dy: Tensor, columns: Tensor, rows: Tensor, two_maps: bool) -> tuple[Tensor, Tensor | None]:
+    vertical = torch.empty_like(dy, memory_format=torch.contiguous_format)
+    horizontal = torch.empty_like(vertical) if two_maps else None
     library.core().center_pool_backward(
-        dy.contiguous(), columns.contiguous(), rows.contiguous(), vertical, horizontal if two_maps else None,
-        library.threads(),
-    )  # fmt: skip
+        dy.contiguous(), columns.contiguous(), rows.contiguous(), vertical, horizontal, library.threads()
+    )
     return vertical, horizontal
+
+
+def _backward_kernel(dy: Tensor, columns: Tensor, rows: Tensor, two_maps: bool) -> tuple[Tensor, Tensor]:
+    vertical, horizontal = _backward_brief(dy, columns, rows, two_maps)
+    return vertical, dy.new_empty((0,)) if horizontal is None else horizontal
 
 
 def _backward_reference(dy: Tensor, columns: Tensor, rows: Tensor, two_maps: bool) -> tuple[Tensor, Tensor]:
@@ -71,8 +76,9 @@ def _backward_fake(dy: Tensor, columns: Tensor, rows: Tensor, two_maps: bool) ->
 
 def _supports(x: Tensor, *rest: Any) -> bool:
     """The device kernels have no float64 and a limit of size; an empty batch has nothing to launch for."""
-    too_much = x.dtype == torch.float64 or max(x.shape[2:]) > LARGEST_ON_DEVICE
-    return x.numel() > 0 and not (library.on_device(x) and too_much)
+    if x.numel() == 0 or not library.on_device(x):
+        return x.numel() > 0
+    return x.dtype != torch.float64 and max(x.shape[2:]) <= LARGEST_ON_DEVICE
 
 
 _forward = library.define(
@@ -88,6 +94,7 @@ _backward = library.define(
     reference=_backward_reference,
     fake=_backward_fake,
     supports=_supports,
+    brief=_backward_brief,
 )
 
 
@@ -108,7 +115,7 @@ def _gradient(ctx: Any, dy: Tensor | None, *unused: Tensor | None) -> tuple[Tens
     return vertical, horizontal if ctx.two_maps else None, None
 
 
-library.differentiable("center_pool", _gradient, _setup)
+library.differentiable("center_pool", _gradient, _setup, results=1)
 library.no_double_backward("center_pool_backward")
 
 

@@ -15,8 +15,8 @@ def check_tensor(name: str, value: object, dims: str, dtypes: Sequence[torch.dty
     """Checks that `value` is a tensor with the dimensions in `dims` (such as `"B K H W"`) and an allowed dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    expected = dims.split()
-    if value.ndim != len(expected):
+    if value.ndim != dims.count(" ") + 1:
+        expected = dims.split()
         raise ValueError(
             f"{name} must have {len(expected)} dimensions [{', '.join(expected)}], got shape {tuple(value.shape)}"
         )
@@ -27,7 +27,7 @@ def check_tensor(name: str, value: object, dims: str, dtypes: Sequence[torch.dty
 
 def check_shape(name: str, value: Tensor, shape: Sequence[int], like: str) -> None:
     """Checks that `value` has `shape`, which is that of the argument named `like`."""
-    if tuple(value.shape) != tuple(shape):
+    if value.shape != shape and tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)} to match {like}, got {tuple(value.shape)}")
 
 
@@ -45,6 +45,8 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_number(name: str, value: object) -> None:
     """Checks that `value` is a real number of Python or NumPy."""
+    if type(value) is float or type(value) is int:  # nearly always, and asking an abstract class takes long
+        return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
@@ -65,13 +67,17 @@ def check_dtype(name: str, value: object, dtypes: Sequence[torch.dtype] = FLOATS
 
 def is_whole(value: object) -> bool:
     """Whether `value` is a whole number of Python, NumPy or a traced shape."""
+    if type(value) is int:  # nearly always, and asking an abstract class takes long
+        return True
     return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
 
 
 def check_size(name: str, value: Sequence[int]) -> None:
     """Checks that `value` is `(height, width)`, whole numbers, both at least 1."""
-    sides = tuple(value) if isinstance(value, Iterable) else (None,)
-    if not all(is_whole(side) for side in sides):
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) > 0:
+        return  # nearly always
+    sides = tuple(value) if isinstance(value, (tuple, Iterable)) else (None,)
+    if not all(map(is_whole, sides)):
         raise TypeError(f"{name} must be (height, width), two whole numbers, got {value!r}")
     if len(sides) != 2 or sides[0] < 1 or sides[1] < 1:
         raise ValueError(f"{name} must be (height, width), both at least 1, got {sides}")

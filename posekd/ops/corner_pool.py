@@ -97,7 +97,7 @@ def _sum_fake(
 
 def _supports(x: Tensor, *rest: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
-    return x.numel() > 0 and not (x.dtype == torch.float64 and library.on_device(x))
+    return x.numel() > 0 and (x.dtype != torch.float64 or not library.on_device(x))
 
 
 _forward = library.define(
@@ -132,7 +132,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(output[1])
 
 
-def _gradient(ctx: Any, dy: Tensor | None, unused: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, dy: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 5
     dx = None
@@ -161,16 +161,15 @@ def _sum_gradient(ctx: Any, dy: Tensor | None, *unused: Tensor | None) -> tuple[
     return vertical, horizontal, None, None, None, None
 
 
-library.differentiable("corner_pool", _gradient, _setup)
-library.differentiable("corner_pool_sum", _sum_gradient, _setup_sum)
+library.differentiable("corner_pool", _gradient, _setup, results=1)
+library.differentiable("corner_pool_sum", _sum_gradient, _setup_sum, results=1)
 library.no_double_backward("corner_pool_backward")
 
 
 def _pool(x: Tensor, other: Tensor | None, direction: str, ties: str) -> Tensor:
     # Without a gradient nothing but the result is written.
     keep_heads = x.requires_grad and torch.is_grad_enabled()
-    y, _ = _forward(x, other, DIRECTIONS.index(direction), ties == "last", keep_heads)
-    return y
+    return _forward(x, other, DIRECTIONS.index(direction), ties == "last", keep_heads)[0]
 
 
 def _check(x: Tensor, direction: str, ties: str) -> None:

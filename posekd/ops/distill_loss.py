@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,12 +25,26 @@ def _accumulate_dtype(student: Tensor) -> torch.dtype:
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
-def _contiguous(inputs: Inputs) -> Inputs:
+def _contiguous(
+    student: Tensor,
+    teacher: Tensor | None,
+    target: Tensor | None,
+    keypoints: Tensor | None,
+    weight: Tensor | None,
+    teacher_weight: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     """The inputs as the core wants them: contiguous, weights in the accumulation type, mask as bytes."""
-    wide = _accumulate_dtype(inputs.student)
-    dtypes = Inputs(None, None, None, torch.float32, wide, wide, torch.bool)  # type: ignore[arg-type]
-    pairs = zip(inputs, dtypes, strict=True)
-    return Inputs(*(None if x is None else x.to(d or x.dtype).contiguous() for x, d in pairs))  # type: ignore[arg-type]
+    wide = _accumulate_dtype(student)
+    return (
+        student.contiguous(),
+        None if teacher is None else teacher.contiguous(),
+        None if target is None else target.contiguous(),
+        None if keypoints is None else library.dense(keypoints, torch.float32),
+        None if weight is None else library.dense(weight, wide),
+        None if teacher_weight is None else library.dense(teacher_weight, wide),
+        None if mask is None else library.dense(mask, torch.bool),
+    )
 
 
 def _sort(args: tuple[Any, ...]) -> tuple[Inputs, Numbers]:
@@ -40,28 +55,28 @@ def _sort(args: tuple[Any, ...]) -> tuple[Inputs, Numbers]:
 
 def _supports(student: Tensor, teacher: Tensor | None, target: Tensor | None, *rest: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
-    wide = any(x is not None and x.dtype == torch.float64 for x in (student, teacher, target))
-    return student.numel() > 0 and not (wide and library.on_device(student))
+    if student.numel() == 0 or not library.on_device(student):
+        return student.numel() > 0
+    return all(x is None or x.dtype != torch.float64 for x in (student, teacher, target))
 
 
 def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = _accumulate_dtype(student)
     rows = student.shape[0] * student.shape[1]
-    gradient_shape = student.shape if keep_gradient else (0,)
+    contiguous = torch.contiguous_format
     return (
-        student.new_empty((), dtype=wide),
-        student.new_empty((3,), dtype=wide),
-        student.new_empty((rows, 5), dtype=wide),
-        student.new_empty(gradient_shape),
+        student.new_empty_strided((), (), dtype=wide),  # quicker than new_empty, which asks for a memory format
+        student.new_empty_strided((3,), (1,), dtype=wide),
+        student.new_empty_strided((rows, 5), (5, 1), dtype=wide),
+        torch.empty_like(student, memory_format=contiguous) if keep_gradient else student.new_empty((0,)),
     )
 
 
 def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
-    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = args
-    inputs = _contiguous(Inputs(*tensors))
-    loss, terms, stats, gradient = _forward_outputs(inputs.student, keep_gradient)
+    keep_gradient = args[12]
+    loss, terms, stats, gradient = _forward_outputs(args[0], keep_gradient)
     library.core().distill_loss_forward(
-        *inputs, alpha, beta, temperature, sigma, kind,
+        *_contiguous(*args[:7]), *args[7:12],
         loss, terms, stats, gradient if keep_gradient else None, library.counter(loss), library.threads(),
     )  # fmt: skip
     return loss, terms, stats, gradient
@@ -82,12 +97,10 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_kernel(upstream: Tensor, stats: Tensor, *args: Any) -> Tensor:
-    *tensors, alpha, beta, temperature, sigma, kind = args
-    inputs = _contiguous(Inputs(*tensors))
-    gradient = torch.empty_like(inputs.student, memory_format=torch.contiguous_format)
+    gradient = torch.empty_like(args[0], memory_format=torch.contiguous_format)
     library.core().distill_loss_backward(
-        *inputs, alpha, beta, temperature, sigma, kind,
-        upstream.to(stats.dtype).contiguous(), stats, gradient, library.threads(),
+        *_contiguous(*args[:7]), *args[7:],
+        library.dense(upstream, stats.dtype), stats, gradient, library.threads(),
     )  # fmt: skip
     return gradient
 
@@ -117,13 +130,12 @@ _backward = library.define(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = inputs
     _, terms, stats, gradient = output
     ctx.mark_non_differentiable(terms, stats, gradient)
     ctx.set_materialize_grads(False)  # or autograd fills a map with zeros for the output `gradient`
-    ctx.save_for_backward(stats, *tensors)
-    ctx.numbers = (alpha, beta, temperature, sigma, kind)
-    ctx.unit_gradient = gradient if keep_gradient else None
+    ctx.save_for_backward(stats, *inputs[:7])
+    ctx.numbers = inputs[7:12]
+    ctx.unit_gradient = gradient if inputs[12] else None
 
 
 def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -143,31 +155,51 @@ def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tupl
     return gradient, *nothing
 
 
-library.differentiable("distill_loss", _gradient, _setup)
+library.differentiable("distill_loss", _gradient, _setup, results=2)
 library.no_double_backward("distill_loss_backward")
 
 
-def _check(inputs: Inputs) -> None:
-    student, teacher, target, keypoints, weight, teacher_weight, mask = inputs
+def _check(
+    student: Tensor,
+    teacher: Tensor | None,
+    target: Tensor | None,
+    keypoints: Tensor | None,
+    weight: Tensor | None,
+    teacher_weight: Tensor | None,
+    mask: Tensor | None,
+) -> None:
     checks.check_tensor("student", student, "B K H W")
     B, K, H, W = student.shape
     if target is not None and keypoints is not None:
         raise ValueError("labels were given twice: pass either target (heatmaps) or keypoints, not both")
     if teacher is None and target is None and keypoints is None:
         raise ValueError("nothing to learn from: pass teacher, target, keypoints, or a teacher with one of the others")
-    expected: tuple[tuple[str, Tensor | None, str, tuple[int, ...], tuple[torch.dtype, ...]], ...] = (
-        ("teacher", teacher, "B K H W", (B, K, H, W), checks.FLOATS),
-        ("target", target, "B K H W", (B, K, H, W), checks.FLOATS),
-        ("keypoints", keypoints, "B K 3", (B, K, 3), checks.FLOATS),
-        ("weight", weight, "B K", (B, K), checks.FLOATS),
-        ("teacher_weight", teacher_weight, "B K", (B, K), checks.FLOATS),
-        ("mask", mask, "B H W", (B, H, W), (*checks.FLOATS, torch.bool, torch.uint8)),
-    )
-    for name, value, dims, shape, dtypes in expected:
-        if value is not None:
-            checks.check_tensor(name, value, dims, dtypes)
-            checks.check_shape(name, value, shape, "student")
-            checks.check_device(name, value, student, "student")
+    if teacher is not None:
+        _check_beside("teacher", teacher, "B K H W", student.shape, student)
+    if target is not None:
+        _check_beside("target", target, "B K H W", student.shape, student)
+    if keypoints is not None:
+        _check_beside("keypoints", keypoints, "B K 3", (B, K, 3), student)
+    if weight is not None:
+        _check_beside("weight", weight, "B K", (B, K), student)
+    if teacher_weight is not None:
+        _check_beside("teacher_weight", teacher_weight, "B K", (B, K), student)
+    if mask is not None:
+        _check_beside("mask", mask, "B H W", (B, H, W), student, (*checks.FLOATS, torch.bool, torch.uint8))
+
+
+def _check_beside(
+    name: str,
+    value: Tensor,
+    dims: str,
+    shape: Sequence[int],
+    student: Tensor,
+    dtypes: Sequence[torch.dtype] = checks.FLOATS,
+) -> None:
+    """Checks that `value`, the argument `name`, fits the student's maps."""
+    checks.check_tensor(name, value, dims, dtypes)
+    checks.check_shape(name, value, shape, "student")
+    checks.check_device(name, value, student, "student")
 
 
 def distill_loss(
@@ -237,26 +269,25 @@ def distill_loss(
         >>> student.grad.shape
         torch.Size([2, 17, 64, 48])
     """
-    inputs = Inputs(student, teacher, target, keypoints, weight, teacher_weight, mask)
-    _check(inputs)
+    _check(student, teacher, target, keypoints, weight, teacher_weight, mask)
     checks.check_choice("kind", kind, KINDS)
     checks.check_positive("sigma", sigma)
     checks.check_positive("temperature", temperature)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    if not (0 <= alpha <= 1 and 0 <= beta <= 1):
+        name, value = ("beta", beta) if 0 <= alpha <= 1 else ("alpha", alpha)
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
     # On the CPU the gradient costs little while a row is in cache, so it is computed along with the loss. On a GPU
     # recomputing moves no more bytes; half types need the upstream gradient first.
     keep_gradient = (
-        student.device.type == "cpu"
+        student.requires_grad
+        and student.is_cpu
         and student.dtype in (torch.float32, torch.float64)
-        and student.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not library.emulated()
     )
-    loss, terms, _, _ = _forward(
-        *inputs,
+    results = _forward(
+        student, teacher, target, keypoints, weight, teacher_weight, mask,
         float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
     )  # fmt: skip
-    return (loss, terms.detach()) if return_terms else loss
+    return (results[0], results[1].detach()) if return_terms else results[0]

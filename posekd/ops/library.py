@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, profiler
+from torch.autograd import Function, forward_ad, profiler
+from torch.nn import Parameter
 
 
 class _Library(torch.library.Library):
@@ -115,12 +116,17 @@ def emulated() -> bool:
 
 def on_device(x: Tensor) -> bool:
     """Whether the CUDA kernels take `x`, on a GPU or in emulation: they have no float64, and limits of size."""
-    return x.device.type == "cuda" or emulated()
+    return x.is_cuda or _override is not None
 
 
 def core() -> Any:
     """The compiled core in use."""
     return _override if _override is not None else _core
+
+
+def dense(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` contiguous in `dtype`, as the core reads it."""
+    return (x if x.dtype == dtype else x.to(dtype)).contiguous()
 
 
 def threads() -> int:
@@ -155,53 +161,72 @@ def _warn_no_cuda_kernels(why: str) -> None:
     warnings.warn(f"posekd's CUDA kernels cannot run: {why}. CUDA tensors use plain PyTorch.", stacklevel=3)
 
 
-# What torch's dispatcher would look at. Where nothing but autograd and autocast is at work, a thread includes these
-# keys, excludes nothing of autograd, and a tensor has one of these sets of keys. Dispatch modes, tracing, functorch's
-# transforms, fake and functional tensors, subclasses and views that are negated on reading all differ in one of them.
-_Key = torch._C.DispatchKey
-
-
-def _bits(*keys: Any) -> int:
-    """A set of dispatch keys as one number."""
-    return functools.reduce(operator.or_, (torch._C.DispatchKeySet(key).raw_repr() for key in keys))
-
-
-_INCLUDED = _bits(_Key.BackendSelect, _Key.ADInplaceOrView)
-_AUTOGRAD = _bits(_Key.AutogradCPU) & ~_bits(_Key.CPU)
-_PLAIN_KEYS = {
-    _bits(_Key.CPU, _Key.AutogradCPU, _Key.AutocastCPU, _Key.ADInplaceOrView): "cpu",
-    _bits(_Key.CUDA, _Key.AutogradCUDA, _Key.AutocastCUDA, _Key.ADInplaceOrView): "cuda",
-}
-_TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN_TYPES = frozenset((int, float, bool, type(None), torch.Size))
+_is_compiling = torch.compiler.is_compiling
+
+
+def _guard() -> Callable[[Sequence[Any]], str | None]:
+    """Makes `plain_device` from what torch keeps to itself; where this torch lacks any of it, one that says None."""
+    try:
+        C, key = torch._C, torch._C.DispatchKey
+
+        def bits(*keys: Any) -> int:
+            return functools.reduce(operator.or_, (C.DispatchKeySet(k).raw_repr() for k in keys))
+
+        # What a thread adds to the keys of every call, and the keys of a tensor, while nothing but autograd and
+        # autocast is at work. Dispatch modes, tracing, functorch's transforms, inference mode, fake and functional
+        # tensors, subclasses and views that are negated on reading all differ in one of them.
+        rest = bits(key.BackendSelect, key.ADInplaceOrView)
+        devices = {
+            bits(key.CPU, key.AutogradCPU, key.AutocastCPU, key.ADInplaceOrView): "cpu",
+            bits(key.CUDA, key.AutogradCUDA, key.AutocastCUDA, key.ADInplaceOrView): "cuda",
+        }
+        included, keys_of, function_modes = (
+            C._dispatch_tls_local_include_set,
+            C._dispatch_keys,
+            C._len_torch_function_stack,
+        )
+        excluded, autograd = C._dispatch_tls_is_dispatch_key_excluded, key.AutogradFunctionality
+        _ = forward_ad._current_level, profiler._is_profiler_enabled  # read anew at each call
+    except AttributeError:
+        return lambda args: None
+
+    def guard(args: Sequence[Any]) -> str | None:
+        if (
+            _is_compiling()
+            or included().raw_repr() != rest
+            or excluded(autograd)
+            or function_modes()
+            or forward_ad._current_level >= 0
+            or profiler._is_profiler_enabled
+        ):
+            return None
+        found: str | None = None
+        for x in args:
+            kind = type(x)
+            if kind is Tensor or kind is Parameter:
+                device = devices.get(keys_of(x).raw_repr())
+                if device is None or (device is not found and found is not None):
+                    return None
+                found = device
+            elif kind not in _PLAIN_TYPES:
+                return None
+        return found
+
+    return guard
+
+
+_plain_device = _guard()
 
 
 def plain_device(args: Sequence[Any]) -> str | None:
     """Where an op's arguments live, "cpu" or "cuda", if torch's dispatcher has nothing to do for a call with them.
 
-    None while anything beyond autograd and autocast is at work: compiling, tracing, a profiler, a mode, a transform,
-    forward-mode derivatives, a tensor that is more than its numbers.
+    The one guard before every call that leaves the dispatcher out. None while anything beyond autograd and autocast is
+    at work: compiling, tracing, a profiler, a mode, a transform, inference mode, forward-mode derivatives, a tensor
+    that is more than its numbers.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._dispatch_tls_local_include_set().raw_repr() != _INCLUDED
-        or torch._C._dispatch_tls_local_exclude_set().raw_repr() & _AUTOGRAD
-        or torch._C._len_torch_function_stack() > 0
-        or forward_ad._current_level >= 0
-        or profiler._is_profiler_enabled
-    ):
-        return None
-    found: str | None = None
-    for x in args:
-        kind = type(x)
-        if kind in _TENSORS:
-            device = _PLAIN_KEYS.get(torch._C._dispatch_keys(x).raw_repr())
-            if device is None or (found is not None and device != found):
-                return None
-            found = device
-        elif kind not in _PLAIN_TYPES:
-            return None
-    return found
+    return _plain_device(args)
 
 
 def define(
@@ -211,8 +236,9 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     supports: Callable[..., bool] = lambda *args: True,
+    brief: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Declares an op and its implementations; returns the callable `torch.ops.posekd.<name>`.
+    """Declares an op and its implementations; returns what calls `torch.ops.posekd.<name>`.
 
     Args:
         schema: as for `torch.library.Library.define`.
@@ -220,25 +246,82 @@ def define(
         reference: the same signature in plain PyTorch.
         fake: the same signature, returning empty outputs.
         supports: whether the kernel takes these arguments; otherwise the reference runs (float64 on CUDA, say).
+        brief: `kernel` for calls that leave out the dispatcher, with None for outputs that nobody will read.
     """
     name = LIBRARY.define(schema).split("::")[-1].split(".")[0].split("(")[0]
 
-    def on_cpu(*args: Any) -> Any:
-        return kernel(*args) if core() is not None and supports(*args) else reference(*args)
+    def on(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+        def on_cpu(*args: Any) -> Any:
+            usable = (_core is not None or _override is not None) and supports(*args)
+            return kernel(*args) if usable else reference(*args)
 
-    def on_cuda(*args: Any) -> Any:
-        return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
+        def on_cuda(*args: Any) -> Any:
+            return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
 
-    LIBRARY.impl(name, on_cpu, "CPU")
-    LIBRARY.impl(name, on_cuda, "CUDA")
+        return {"cpu": on_cpu, "cuda": on_cuda}
+
+    for device, run in on(kernel).items():
+        LIBRARY.impl(name, run, device.upper())
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"posekd::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.posekd, name).default
+    return _shortened(name, on(brief or kernel))
 
 
-def differentiable(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
-    """Registers the derivative of op `name` with autograd."""
+# Of each op, by device: its implementation, and the autograd.Function around it if the op has a derivative.
+_implementations: dict[str, dict[str, Callable[..., Any]]] = {}
+_functions: dict[str, dict[str, Callable[..., Any]]] = {}
+
+
+def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The op `name` as a function, which leaves out torch's dispatcher where that would have nothing to do.
+
+    On a small problem the way through the dispatcher (Python to C++ to Python, twice each way) costs several times the
+    work. What is left out changes no result. Ops without a derivative always take the dispatcher.
+    """
+    op = getattr(torch.ops.posekd, name).default
+    _implementations[name] = implementations
+    functions = _functions.setdefault(name, {})
+
+    def call(*args: Any) -> Any:
+        device = _plain_device(args) if functions else None
+        if device is None:
+            return op(*args)
+        return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)
+
+    return call
+
+
+def differentiable(
+    name: str, backward: Callable[..., Any], setup: Callable[..., None], results: int | None = None
+) -> None:
+    """Registers the derivative of op `name` with autograd.
+
+    Args:
+        name: of the op.
+        backward: as for `torch.library.register_autograd`, with gradients of the first `results` outputs alone too.
+        setup: as for `torch.library.register_autograd`.
+        results: how many outputs a caller uses; the others are for the backward pass, and a call that leaves out the
+            dispatcher does not return them. None: all.
+    """
     torch.library.register_autograd(f"posekd::{name}", backward, setup_context=setup, lib=LIBRARY)
+    for device, run in _implementations[name].items():
+        _functions[name][device] = _function(name, run, backward, setup, results)
+
+
+def _function(
+    name: str, run: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None], results: int | None
+) -> Callable[..., Any]:
+    """An op's implementation with the derivative that is registered for the op, as an autograd.Function."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = run(*args)
+        setup(ctx, args, output)
+        return output if results is None else output[:results]
+
+    made = type(f"posekd_{name}", (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+    # Not Function.apply but the apply below it: what lies between asks about torch.func, as `plain_device` has done.
+    below: Callable[..., Any] = super(Function, made).apply  # type: ignore[misc]
+    return below
 
 
 def no_double_backward(name: str) -> None:
@@ -257,9 +340,12 @@ _counters: dict[tuple[int, int], Tensor] = {}
 
 
 def counter(like: Tensor) -> Tensor | None:
-    """A zero on the device of `like`, which kernels leave zero: one per stream, so that streams do not share it."""
-    if like.device.type != "cuda":
-        return torch.zeros(1, dtype=torch.int32)
+    """A zero on the device of `like`, which kernels leave zero: one per stream, so that streams do not share it.
+
+    None for the CPU's kernels, which do not count.
+    """
+    if not like.is_cuda:
+        return torch.zeros(1, dtype=torch.int32) if _override is not None else None
     if torch.cuda.is_current_stream_capturing():  # a graph fills its own: it may be replayed on any stream
         return torch.zeros(1, dtype=torch.int32, device=like.device)
     stream = torch.cuda.current_stream(like.device)

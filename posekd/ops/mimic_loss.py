@@ -25,8 +25,7 @@ def _wide(maps: Tensor) -> torch.dtype:
 
 def _inputs(maps: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """The inputs as the core wants them: contiguous, boxes and weights never in half."""
-    weight = weight.to(_wide(maps)).contiguous()
-    return maps.contiguous(), coordinates(maps, boxes), targets.contiguous(), weight
+    return maps.contiguous(), coordinates(maps, boxes), targets.contiguous(), library.dense(weight, _wide(maps))
 
 
 def _supports(maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any) -> bool:
@@ -41,8 +40,8 @@ def _forward_kernel(
 ) -> Tensor:
     check_image_index(boxes, maps.shape[0])
     inputs = _inputs(maps, boxes, targets, weight)
-    loss = maps.new_empty((targets.shape[0],), dtype=_wide(maps))
-    stats = maps.new_empty(targets.shape[:3], dtype=_wide(maps))
+    loss = maps.new_empty_strided((targets.shape[0],), (1,), dtype=inputs[3].dtype)
+    stats = torch.empty_like(inputs[3])
     library.core().mimic_loss_forward(
         *inputs, scale, ratio, aligned, stats, loss, library.counter(loss), library.threads()
     )
@@ -56,10 +55,12 @@ def _forward_reference(maps: Tensor, boxes: Tensor, *rest: Any) -> Tensor:
 
 def _backward_outputs(maps: Tensor, targets: Tensor, need_targets: bool) -> tuple[Tensor, Tensor]:
     """Empty gradients; that of targets has no elements when it is not wanted."""
-    return maps.new_empty(maps.shape), targets.new_empty(targets.shape if need_targets else (0,))
+    return torch.empty_like(maps, memory_format=torch.contiguous_format), (
+        torch.empty_like(targets, memory_format=torch.contiguous_format) if need_targets else targets.new_empty((0,))
+    )
 
 
-def _backward_kernel(
+def _backward_brief(
     upstream: Tensor,
     maps: Tensor,
     boxes: Tensor,
@@ -69,15 +70,20 @@ def _backward_kernel(
     ratio: int,
     aligned: bool,
     need_targets: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     inputs = _inputs(maps, boxes, targets, weight)
-    by_maps, by_targets = _backward_outputs(maps, targets, need_targets)
-    upstream = upstream.to(_wide(maps)).contiguous()
-    library.core().mimic_loss_backward(
-        *inputs, scale, ratio, aligned,
-        upstream, by_maps, by_targets if need_targets else None, library.threads(),
-    )  # fmt: skip
+    by_maps = torch.empty_like(maps, memory_format=torch.contiguous_format)
+    by_targets = torch.empty_like(targets, memory_format=torch.contiguous_format) if need_targets else None
+    upstream = library.dense(upstream, _wide(maps))
+    library.core().mimic_loss_backward(*inputs, scale, ratio, aligned, upstream, by_maps, by_targets, library.threads())
     return by_maps, by_targets
+
+
+def _backward_kernel(
+    upstream: Tensor, maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    by_maps, by_targets = _backward_brief(upstream, maps, boxes, targets, *rest)
+    return by_maps, targets.new_empty((0,)) if by_targets is None else by_targets
 
 
 def _backward_reference(
@@ -103,6 +109,7 @@ _backward = library.define(
     reference=_backward_reference,
     fake=lambda upstream, maps, boxes, targets, *rest: _backward_outputs(maps, targets, rest[-1]),
     supports=lambda upstream, *args: _supports(*args),
+    brief=_backward_brief,
 )
 
 
@@ -180,7 +187,9 @@ def mimic_loss(
     table = as_table(boxes, heatmaps, "heatmaps")
     targets, weight = _sets(heatmaps, table, targets, weight)
     terms = _forward(heatmaps, table, targets, weight, float(spatial_scale), int(sampling_ratio), bool(aligned))
-    return (terms.sum(), terms) if return_terms else terms.sum()
+    if return_terms:
+        return terms.sum(), terms
+    return terms.squeeze(0) if terms.shape[0] == 1 else terms.sum()  # of one set the sum is that term
 
 
 def _sets(heatmaps: Tensor, table: Tensor, targets: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -193,7 +202,8 @@ def _sets(heatmaps: Tensor, table: Tensor, targets: Tensor, weight: Tensor | Non
     checks.check_shape("targets", targets, (*sets, R, K, *targets.shape[-2:]), "boxes and heatmaps")
     checks.check_size("the targets' size", (targets.shape[-2], targets.shape[-1]))
     if weight is None:
-        weight = heatmaps.new_ones((*sets, R, K), dtype=_wide(heatmaps))
+        weight = heatmaps.new_ones((*(sets or (1,)), R, K), dtype=_wide(heatmaps))
+        return (targets if several else targets[None]), weight
     checks.check_tensor("weight", weight, "M R K" if several else "R K")
     checks.check_shape("weight", weight, (*sets, R, K), "targets")
     checks.check_device("weight", weight, heatmaps, "heatmaps")

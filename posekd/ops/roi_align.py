@@ -12,17 +12,20 @@ from posekd.ops import checks, library
 from posekd.ops.reference import roi_align as definition
 
 MAX_SAMPLING_RATIO = 1024
+FEW_BOXES = 64  # up to here Python reads them faster than tensor operations do
 _NUMBERS = "int height, int width, float spatial_scale, int sampling_ratio, bool aligned"
 
 
 def coordinates(maps: Tensor, boxes: Tensor) -> Tensor:
     """Boxes as the kernels want them: never in half precision."""
-    return boxes.to(torch.float64 if maps.dtype == torch.float64 else torch.float32).contiguous()
+    return library.dense(boxes, torch.float64 if maps.dtype == torch.float64 else torch.float32)
 
 
 def check_image_index(boxes: Tensor, images: int) -> None:
     """Refuses boxes on images that are not there. On the CPU only: on a GPU it would have to wait for the device."""
-    if boxes.device.type != "cpu" or library.emulated() or boxes.shape[0] == 0:
+    if not boxes.is_cpu or library.emulated():
+        return
+    if len(boxes) <= FEW_BOXES and _all_there(boxes, images):
         return
     finite = boxes.isfinite().all(1)
     wrong = finite & ~((boxes[:, 0] > -1) & (boxes[:, 0] < images))
@@ -30,6 +33,13 @@ def check_image_index(boxes: Tensor, images: int) -> None:
         row = int(wrong.nonzero()[0])
         there = f"there are {images} images (0 to {images - 1})" if images else "there are no images"
         raise ValueError(f"boxes[{row}] is on image {boxes[row, 0].item():g}, but {there}")
+
+
+def _all_there(boxes: Tensor, images: int) -> bool:
+    for box in boxes.tolist():  # noqa: SIM110 (a generator costs more than a few boxes do)
+        if not -1 < box[0] < images:
+            return False
+    return True
 
 
 def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> bool:
@@ -46,9 +56,17 @@ def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> 
 
 def supports(size: Sequence[int], dtype: torch.dtype, boxes: Tensor, height: int, width: int) -> bool:
     """Whether the kernels take maps of `size`: not float64 on a GPU; nothing empty, for which there is no launch."""
-    if boxes.shape[0] == 0 or 0 in tuple(size):
+    if boxes.numel() == 0 or 0 in size:
         return False
     return not library.on_device(boxes) or (dtype != torch.float64 and fits_device(size, boxes, height, width))
+
+
+def _forward_supports(maps: Tensor, boxes: Tensor, height: int, width: int, *rest: Any) -> bool:
+    return supports(maps.shape, maps.dtype, boxes, height, width)
+
+
+def _backward_supports(upstream: Tensor, boxes: Tensor, size: Sequence[int], *rest: Any) -> bool:
+    return supports(size, upstream.dtype, boxes, upstream.shape[2], upstream.shape[3])
 
 
 def _forward_kernel(
@@ -101,7 +119,7 @@ _forward = library.define(
     kernel=_forward_kernel,
     reference=_forward_reference,
     fake=_forward_fake,
-    supports=lambda maps, boxes, height, width, *rest: supports(maps.shape, maps.dtype, boxes, height, width),
+    supports=_forward_supports,
 )
 _backward = library.define(
     "roi_align_backward(Tensor upstream, Tensor boxes, SymInt[] size, float spatial_scale, int sampling_ratio, "
@@ -109,9 +127,7 @@ _backward = library.define(
     kernel=_backward_kernel,
     reference=_backward_reference,
     fake=lambda upstream, boxes, size, *rest: upstream.new_empty(tuple(size)),
-    supports=lambda upstream, boxes, size, *rest: supports(
-        size, upstream.dtype, boxes, upstream.shape[2], upstream.shape[3]
-    ),
+    supports=_backward_supports,
 )
 
 

@@ -17,14 +17,18 @@ MOST_PEOPLE_ON_DEVICE = 2048  # an image's people fit into shared memory
 def _outputs(tags: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.float64 if tags.dtype == torch.float64 else torch.float32
     B, P, K, _ = keypoints.shape
-    pull, push = (tags.new_empty((B,), dtype=wide) for _ in range(2))
-    return pull, push, tags.new_empty((B, P, K), dtype=wide), tags.new_empty((B, P), dtype=wide)
+    return (
+        tags.new_empty_strided((B,), (1,), dtype=wide),
+        tags.new_empty_strided((B,), (1,), dtype=wide),
+        tags.new_empty((B, P, K), dtype=wide),
+        tags.new_empty((B, P), dtype=wide),
+    )
 
 
 def _forward_kernel(tags: Tensor, keypoints: Tensor, exponential: bool) -> tuple[Tensor, ...]:
     outputs = _outputs(tags, keypoints)
     library.core().tag_loss_forward(
-        tags.contiguous(), keypoints.float().contiguous(), *outputs, exponential, library.threads()
+        tags.contiguous(), library.dense(keypoints, torch.float32), *outputs, exponential, library.threads()
     )
     return outputs
 
@@ -51,8 +55,8 @@ def _backward_kernel(
     )  # the CPU kernel fills with zeros itself
     gradient = allocate(tags, memory_format=torch.contiguous_format)
     library.core().tag_loss_backward(
-        keypoints.float().contiguous(), pull_slope.contiguous(), push_slope.contiguous(),
-        pull_upstream.to(pull_slope.dtype).contiguous(), push_upstream.to(pull_slope.dtype).contiguous(), gradient,
+        library.dense(keypoints, torch.float32), pull_slope.contiguous(), push_slope.contiguous(),
+        library.dense(pull_upstream, pull_slope.dtype), library.dense(push_upstream, pull_slope.dtype), gradient,
         library.threads(),
     )  # fmt: skip
     return gradient
@@ -76,8 +80,9 @@ def _backward_fake(
 
 def _supports(tags: Tensor, keypoints: Tensor) -> bool:
     """The device kernels have no float64 and a limit of people; without keypoints there is nothing to launch for."""
-    too_much = tags.dtype == torch.float64 or keypoints.shape[1] > MOST_PEOPLE_ON_DEVICE
-    return tags.numel() > 0 and keypoints.numel() > 0 and not (library.on_device(tags) and too_much)
+    if tags.numel() == 0 or keypoints.numel() == 0 or not library.on_device(tags):
+        return tags.numel() > 0 and keypoints.numel() > 0
+    return tags.dtype != torch.float64 and keypoints.shape[1] <= MOST_PEOPLE_ON_DEVICE
 
 
 _forward = library.define(
@@ -110,11 +115,10 @@ def _gradient(ctx: Any, pull: Tensor | None, push: Tensor | None, *unused: Any) 
     saved = ctx.saved_tensors  # once: activation checkpointing computes them when they are asked for
     slope = saved[0]
     zero = slope.new_zeros(slope.shape[0]) if pull is None or push is None else None
-    pull, push = (zero if upstream is None else upstream for upstream in (pull, push))
-    return _backward(pull, push, *saved), None, None
+    return _backward(zero if pull is None else pull, zero if push is None else push, *saved), None, None
 
 
-library.differentiable("tag_loss", _gradient, _setup)
+library.differentiable("tag_loss", _gradient, _setup, results=2)
 library.no_double_backward("tag_loss_backward")
 
 
@@ -161,10 +165,10 @@ def tag_loss(tags: Tensor, keypoints: Tensor, *, kind: str = "exp") -> tuple[Ten
     checks.check_tensor("tags", tags, "B K H W")
     checks.check_tensor("keypoints", keypoints, "B P K 3")
     B, P, K, _ = keypoints.shape
-    channels = 1 if tags.shape[1] == 1 else K
-    checks.check_shape("keypoints", keypoints, (tags.shape[0], P, K, 3), "tags")
-    checks.check_shape("tags", tags, (B, channels, *tags.shape[2:]), "keypoints")
+    images, channels, H, W = tags.shape
+    checks.check_shape("keypoints", keypoints, (images, P, K, 3), "tags")
+    checks.check_shape("tags", tags, (B, 1 if channels == 1 else K, H, W), "keypoints")
     checks.check_device("keypoints", keypoints, tags, "tags")
     checks.check_choice("kind", kind, KINDS)
-    pull, push, _, _ = _forward(tags, keypoints, kind == "exp")
-    return pull, push
+    results = _forward(tags, keypoints, kind == "exp")
+    return results[0], results[1]
