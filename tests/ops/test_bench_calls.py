@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from small_problems import NAMES
+from helpers.small_problems import NAMES
 
 from posekd.cli import bench
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from small_problems import NAMES, problem
+from helpers.small_problems import NAMES, problem
+from helpers.ways import GRADIENT_BY_FORWARD, assert_same, both, by_dispatcher, gradient_op_of, noted, op_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from ways import GRADIENT_BY_FORWARD, assert_same, both, by_dispatcher, gradient_op_of, noted, op_of
 
 from posekd import ops
 

@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from small_problems import NAMES, problem
+from helpers.small_problems import NAMES, problem
+from helpers.ways import GRADIENT_BY_FORWARD, Call, assert_same, both, gradient_op_of, noted
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from ways import GRADIENT_BY_FORWARD, Call, assert_same, both, gradient_op_of, noted
 
 from posekd.ops import library
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_problems import NAMES, problem
+from helpers.small_problems import NAMES, problem
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
