@@ -147,6 +147,8 @@ class CocoKeypoints:
     def _is_uncropped(self, annotation: Mapping[str, Any]) -> bool:
         if self._cropped is None or annotation["id"] in self._cropped or annotation.get("iscrowd"):
             return False
+        if (annotation.get("area") or 0) < 0:  # in none of pycocotools' ranges of size
+            return False
         count = annotation.get("num_keypoints")
         return bool(any(v > 0 for v in (annotation.get("keypoints") or ())[2::3]) if count is None else count)
 
