@@ -147,4 +147,7 @@ class CocoSource(PoseSource, Protocol):
     """A dataset with labels in COCO's form."""
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """The labels as a COCO dictionary (`images`, `annotations`, `categories`), for the evaluator."""
+        """The labels as a COCO dictionary (`images`, `annotations`, `categories`), for the evaluator.
+
+        Where people were labelled and have no crop, `uncropped` is the list of their annotation ids.
+        """

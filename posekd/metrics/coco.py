@@ -100,7 +100,11 @@ def evaluate_coco(
     """
     labels = read_labels(ground_truth)
     constants = resolve_sigmas(labels, sigmas)
-    detections = read_results(results, labels)
+    return score_labels(labels, read_results(results, labels), constants)
+
+
+def score_labels(labels: Labels, detections: list[dict[str, Any]], constants: Sequence[float]) -> CocoResult:
+    """What `evaluate_coco` gives for labels and results that were read already."""
     run = run_cocoeval(labels, detections, np.asarray(constants))
     people, pairs = _people(labels, run)
     by_id = {a["id"]: a for a in labels.annotations}

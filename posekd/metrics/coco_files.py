@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from posekd import coco_rules
+from posekd.coco_rules import read_json
 from posekd.skeleton import COCO, DEFAULT_SIGMA, skeleton_from_category
 
 Source = str | PathLike[str]
@@ -41,24 +42,12 @@ class Labels:
     annotations: tuple[dict[str, Any], ...]
 
 
-def read_json(source: Source) -> Any:
-    """Reads a JSON file.
+def read_labels(source: Mapping[str, Any] | Source, box_share: float | None = None) -> Labels:
+    """Reads and checks a COCO keypoint ground truth by the rules of `posekd.coco_rules`.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON.
-    """
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
-
-
-def read_labels(source: Mapping[str, Any] | Source) -> Labels:
-    """Reads and checks a COCO keypoint ground truth.
+    Args:
+        source: the file, or its content.
+        box_share: areas are this share of the boxes, whatever the file says (CrowdPose).
 
     Raises:
         NoLabelsError: there are no annotations.
@@ -69,19 +58,29 @@ def read_labels(source: Mapping[str, Any] | Source) -> Labels:
         raise ValueError(f"{name} is not a COCO annotation file: it has no 'images' list")
     if not data.get("annotations"):
         raise NoLabelsError(f"{name} has no labels: results are written, not scored")
-    categories = [c for c in data.get("categories") or () if c.get("keypoints")] or list(data.get("categories") or ())
-    wanted = {c["id"] for c in categories}
-    found = [a for a in data["annotations"] if a.get("category_id") in wanted]
+    remarks: coco_rules.Remarks = {}
+    everything = coco_rules.entries({"categories": [], **data}, "categories", name)
+    categories = [c for c in everything if coco_rules.keypoint_names(c, name)] or everything
+    found = coco_rules.of_categories(
+        coco_rules.entries(data, "annotations", name),
+        [c["id"] for c in categories],
+        [c["id"] for c in everything],
+        name,
+        remarks,
+    )
     if not any("keypoints" in a for a in found):
         raise ValueError(f"{name} labels no keypoints: give person_keypoints_*.json rather than instances_*.json")
     names = _keypoint_names(categories, found, name)
-    image_ids = tuple(dict.fromkeys(image["id"] for image in data["images"]))
-    annotations = tuple(_annotation(a, i, len(names), name) for i, a in enumerate(found, start=1))
-    _refuse_unknown((a["image_id"] for a in annotations), image_ids, f"{name}: annotations are of")
-    repeated = [i for i, n in Counter(a["source_id"] for a in annotations).items() if n > 1]
-    if repeated:
-        raise ValueError(f"{name}: {len(repeated)} annotation ids occur more than once, first {repeated[0]}")
-    return Labels(name, image_ids, tuple(dict(c) for c in categories), names, annotations)
+    image_ids = tuple(dict.fromkeys(image["id"] for image in coco_rules.entries(data, "images", name)))
+    coco_rules.refuse_unknown(
+        (a.get("image_id") for a in found), image_ids, f"{name}: annotations are of", "the ground truth"
+    )
+    coco_rules.refuse_repeated(found, name)
+    annotations = tuple(_annotation(a, i, names, name, remarks, box_share) for i, a in enumerate(found, start=1))
+    if not isinstance(source, Mapping):  # whoever opened the data has told its remarks
+        coco_rules.tell(remarks)
+    kept = tuple(coco_rules.with_good_edges(c, name, {}) for c in categories)
+    return Labels(name, image_ids, kept, names, annotations)
 
 
 def read_results(source: Sequence[Mapping[str, Any]] | Source, labels: Labels) -> list[dict[str, Any]]:
@@ -99,15 +98,22 @@ def read_results(source: Sequence[Mapping[str, Any]] | Source, labels: Labels) -
         data, name = source, "the results"
     if isinstance(data, Mapping) or not isinstance(data, Sequence):
         raise ValueError(f"{name} must be a list of detections (COCO's results format), not {type(data).__name__}")
-    results = [dict(r) for r in data]
-    for i, result in enumerate(results):
+    results = []
+    for i, entry in enumerate(data):
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{name}: entry {i} must be an object (COCO's results format), got {entry!r:.80}")
+        result = dict(entry)
+        results.append(result)
         missing = [k for k in ("image_id", "category_id", "keypoints", "score") if k not in result]
         if missing:
             raise ValueError(f"{name}: entry {i} has no {', '.join(map(repr, missing))}")
-        _check_numbers(result, f"{name}: entry {i} (image {result['image_id']})", len(labels.keypoints))
-    _refuse_unknown((r["image_id"] for r in results), labels.image_ids, f"{name} are for")
+        where = f"{name}: entry {i} (image {result['image_id']})"
+        for key in ("image_id", "category_id"):
+            result[key] = coco_rules.identifier(result[key], f"{where}: {key}")
+        _check_numbers(result, where, len(labels.keypoints))
+    coco_rules.refuse_unknown((r["image_id"] for r in results), labels.image_ids, f"{name} are for", "the ground truth")
     known = {c["id"] for c in labels.categories}
-    strange = sorted({r["category_id"] for r in results} - known)
+    strange = sorted({r["category_id"] for r in results} - known, key=str)
     if strange:
         raise ValueError(f"{name} have category ids {strange}, but {labels.name} has {sorted(known)}")
     return results
@@ -145,49 +151,42 @@ def resolve_sigmas(labels: Labels, sigmas: Sequence[float] | None) -> tuple[floa
 def _keypoint_names(
     categories: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]], name: str
 ) -> tuple[str, ...]:
-    counts = {str(c.get("name", c["id"])): len(c["keypoints"]) for c in categories if c.get("keypoints")}
+    counts = {
+        str(c.get("name", c["id"])): len(coco_rules.keypoint_names(c, name)) for c in categories if c.get("keypoints")
+    }
     if len(set(counts.values())) > 1:
         raise ValueError(f"{name}: categories with different numbers of keypoints cannot be scored together: {counts}")
     if counts:
         return tuple(next(c["keypoints"] for c in categories if c.get("keypoints")))
-    K = next(len(a["keypoints"]) for a in annotations if "keypoints" in a) // 3
+    K = next((len(a["keypoints"]) for a in annotations if isinstance(a.get("keypoints"), list)), 0) // 3
+    if not K:
+        raise ValueError(f"{name}: neither its categories nor its annotations have a list of keypoints")
     return tuple(f"keypoint {k}" for k in range(K))
 
 
-def _annotation(raw: Mapping[str, Any], new_id: int, num_keypoints: int, name: str) -> dict[str, Any]:
-    where = f"{name}: annotation {raw.get('id')} (image {raw.get('image_id')})"
-    missing = [k for k in ("id", "image_id", "bbox", "keypoints", "area") if k not in raw]
-    if missing:
-        hint = "; the OKS needs the object's area in square pixels" if "area" in missing else ""
-        raise ValueError(f"{where} has no {', '.join(map(repr, missing))}{hint}")
-    keypoints = raw["keypoints"]
-    if len(keypoints) != 3 * num_keypoints:
-        raise ValueError(f"{where} has {len(keypoints)} keypoint values; {num_keypoints} keypoints need 3 each")
-    if not all(map(math.isfinite, (*keypoints, *raw["bbox"], raw["area"]))):
-        raise ValueError(f"{where} holds a NaN or infinite number; label a missing keypoint as 0, 0, 0")
-    return {
-        "id": new_id,
-        "source_id": raw["id"],
-        "image_id": raw["image_id"],
-        "category_id": raw["category_id"],
-        "bbox": list(raw["bbox"]),
-        "area": float(raw["area"]),
-        "iscrowd": int(raw.get("iscrowd", 0)),
-        "keypoints": list(keypoints),
-        "num_keypoints": raw.get("num_keypoints", sum(v > 0 for v in keypoints[2::3])),
-    }
+def _annotation(
+    raw: Mapping[str, Any],
+    new_id: int,
+    names: Sequence[str],
+    name: str,
+    remarks: coco_rules.Remarks,
+    box_share: float | None,
+) -> dict[str, Any]:
+    who = coco_rules.who_is(raw, name)
+    checked = coco_rules.check_annotation(raw, names, who, remarks, box_share=box_share)
+    return {**checked, "id": new_id, "source_id": raw["id"]}
 
 
 def _check_numbers(result: Mapping[str, Any], where: str, num_keypoints: int) -> None:
     values = result["keypoints"]
-    if len(values) != 3 * num_keypoints:
-        raise ValueError(f"{where} has {len(values)} keypoint values; {num_keypoints} keypoints need 3 each")
-    if not (all(map(math.isfinite, values)) and math.isfinite(result["score"])):
-        raise ValueError(f"{where} holds a keypoint or score that is NaN or infinite: it cannot be ranked or placed")
-
-
-def _refuse_unknown(ids: Iterable[int], known: Iterable[int], what: str) -> None:
-    unknown = sorted(set(ids) - set(known))
-    if unknown:
-        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise ValueError(f"{what} {len(unknown)} images that the ground truth does not list: ids {shown}")
+    count = len(values) if isinstance(values, Sequence | np.ndarray) and not isinstance(values, str) else "no"
+    if count != 3 * num_keypoints:
+        raise ValueError(f"{where} has {count} keypoint values; {num_keypoints} keypoints need 3 each")
+    for what, given in (("keypoints", values), ("score", [result["score"]])):
+        found = coco_rules.vector(given)
+        if found is None:
+            raise ValueError(f"{where}: {what} must be numbers, got {given!r:.80}")
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"{where} holds a keypoint or score that is NaN or infinite: it cannot be ranked or placed"
+            )

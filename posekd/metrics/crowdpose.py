@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from os import PathLike
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from posekd.metrics.coco import CocoResult, evaluate_coco
-from posekd.metrics.coco_files import NoLabelsError, Source, read_json
+from posekd.coco_rules import AREA_OF_BOX, numbers, read_json
+from posekd.metrics.coco import CocoResult, evaluate_coco, score_labels
+from posekd.metrics.coco_files import Source, read_labels, read_results, resolve_sigmas
 
-AREA_OF_BOX = 0.53  # a person's area as a share of the box
 LEVELS = {"easy": (-math.inf, 0.2), "medium": (0.2, 0.8), "hard": (0.8, math.inf)}
 """Level -> crowd index from (inclusive) and to (exclusive). The paper says 0.1 for the first border, its code 0.2."""
 
@@ -46,8 +45,9 @@ def evaluate_people(
 ) -> CocoResult:
     """`evaluate_crowdpose` where the images have a crowd index, else `evaluate_coco`; arguments as theirs."""
     truth = ground_truth if isinstance(ground_truth, Mapping) else read_json(ground_truth)
-    crowd = isinstance(truth, Mapping) and any("crowdIndex" in image for image in truth.get("images", ()))
-    return evaluate_crowdpose(truth, results, sigmas) if crowd else evaluate_coco(ground_truth, results, sigmas)
+    images = truth.get("images") if isinstance(truth, Mapping) else None
+    crowd = isinstance(images, list) and any(isinstance(i, Mapping) and "crowdIndex" in i for i in images)
+    return (evaluate_crowdpose if crowd else evaluate_coco)(ground_truth, results, sigmas)
 
 
 def evaluate_crowdpose(
@@ -66,20 +66,25 @@ def evaluate_crowdpose(
         NoLabelsError: the ground truth has no annotations.
         ValueError: an image without crowd index, and whatever `evaluate_coco` refuses.
     """
+    labels = read_labels(ground_truth, AREA_OF_BOX)
     truth = ground_truth if isinstance(ground_truth, Mapping) else read_json(ground_truth)
-    found: Any = read_json(results) if isinstance(results, str | PathLike) else results
-    for image in truth.get("images", ()):
+    crowds = {}
+    for image in truth["images"]:
         if "crowdIndex" not in image:
             raise ValueError(f"image {image.get('id')} has no crowdIndex: not a CrowdPose file")
-    people = [{**a, "area": a["bbox"][2] * a["bbox"][3] * AREA_OF_BOX} for a in truth.get("annotations") or ()]
-    whole = evaluate_coco({**truth, "annotations": people}, found, sigmas)
-    numbers: dict[str, Any] = {f.name: getattr(whole, f.name) for f in fields(CocoResult)}
+        (crowds[image["id"]],) = numbers([image["crowdIndex"]], 1, f"{labels.name}: image {image['id']}: crowdIndex")
+    constants = resolve_sigmas(labels, sigmas)
+    found = read_results(results, labels)
+    whole = score_labels(labels, found, constants)
+    values: dict[str, Any] = {f.name: getattr(whole, f.name) for f in fields(CocoResult)}
     for level, (low, high) in LEVELS.items():
-        images = [image for image in truth["images"] if low <= image["crowdIndex"] < high]
-        ids = {image["id"] for image in images}
-        part = {**truth, "images": images, "annotations": [a for a in people if a["image_id"] in ids]}
-        try:
-            numbers[f"AP_{level}"] = evaluate_coco(part, [r for r in found if r["image_id"] in ids], sigmas).AP
-        except NoLabelsError:
-            numbers[f"AP_{level}"] = -1.0
-    return CrowdPoseResult(**numbers)
+        ids = {image for image, index in crowds.items() if low <= index < high}
+        part = replace(
+            labels,
+            image_ids=tuple(i for i in labels.image_ids if i in ids),
+            annotations=tuple(a for a in labels.annotations if a["image_id"] in ids),
+        )
+        values[f"AP_{level}"] = (
+            score_labels(part, [r for r in found if r["image_id"] in ids], constants).AP if part.annotations else -1.0
+        )
+    return CrowdPoseResult(**values)

@@ -20,7 +20,7 @@ from posekd.paradigms import PARADIGMS
 HOUSE = Path(posekd.__file__).parent
 SOURCES = sorted(HOUSE.rglob("*.py"))
 
-GROUND = {"geometry", "structures", "names", "skeleton", "files", "precision", "lengths"}
+GROUND = {"geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules"}
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
 INFERENCE = CODECS | ROOMS | {"viz", "paradigms"}
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "names": set(),
     "skeleton": {"names"},
     "files": set(),
+    "coco_rules": set(),
     "precision": set(),
     "lengths": {"skeleton"},
     "structures": {"geometry"},

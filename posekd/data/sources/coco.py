@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from posekd import coco_rules
+from posekd.coco_rules import Remarks
 from posekd.data.images import missing_files, read_rgb
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco_json import (
-    check_keypoints,
     finite_numbers,
+    labelled_points,
     load_json,
     load_labels,
     pick_category,
@@ -80,7 +82,8 @@ class CocoKeypoints:
         self.settings = settings
         self._folder = Path(settings.images)
         label_file = Path(settings.annotations)
-        labels = load_labels(label_file)
+        remarks: Remarks = {}
+        labels = load_labels(label_file, remarks)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
@@ -89,14 +92,19 @@ class CocoKeypoints:
             category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas, upper_body=settings.upper_body
         )
         keep = settings.keep_images or "labelled"
-        if settings.detections is None:
-            persons = _labelled_persons(labels, images, category["id"], skeleton, label_file, keep)
-        else:
+        own = _own(labels, category, label_file, remarks)
+        if settings.detections is None and keep != "all" and "annotations" not in labels:
+            raise ValueError(
+                f"{label_file} has no 'annotations' (a split without labels?): give `detections` for the boxes"
+            )
+        crops = keep if settings.detections is None else "all"  # else nobody is cropped by labels
+        persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks)
+        cropped = {person.sample_id for person in persons}
+        if settings.detections is not None:
             persons = _detected_persons(settings, images, category["id"], skeleton)
-        own = [a for a in labels.get("annotations", ()) if a.get("category_id") == category["id"]]
         needed = {person.image_id for person in persons}
         if keep != "labelled":
-            needed = set(images) if keep == "all" else needed | {a.get("image_id") for a in own}
+            needed = set(images) if keep == "all" else needed | {a["image_id"] for a in own}
         listed = {i: os.path.join(self._folder, images[i]["file_name"]) for i in images if i in needed}
         absent = missing_files(list(listed.values()), settings.annotations, settings.on_missing_image)
         self._absent = frozenset(i for i, path in listed.items() if path in absent)
@@ -105,8 +113,10 @@ class CocoKeypoints:
         if not images:
             raise ValueError(_nothing_left(settings, labels, len(absent)))
         self._files = np.array([entry["file_name"] for entry in images.values()])
-        ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file))
+        ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file), remarks)
         self.records = _to_records(persons, images, skeleton, ignored)
+        self._cropped = cropped if settings.detections is None else None
+        coco_rules.tell(remarks)
 
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
         """Decodes image `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
@@ -120,21 +130,27 @@ class CocoKeypoints:
     def coco_ground_truth(self) -> dict[str, Any]:
         """The annotation file's images (each once), annotations (crowds too) and the one category.
 
-        The file is read again at each call, so that training does not carry a gigabyte of polygons into every worker.
+        Read anew at each call: training must not carry a gigabyte of polygons into every worker. People whom scoring
+        counts and who have no crop here are listed by id under `uncropped`, if there are any.
         """
         file = Path(self.settings.annotations)
-        labels = load_labels(file)
+        labels = load_labels(file, {})
         category = dict(pick_category(labels, self.settings.category, file))
         category.setdefault("keypoints", list(self.records.skeleton.keypoints))
         images = _chosen_images(labels, self.settings)
-        kept = [entry for i, entry in images.items() if i not in self._absent]
-        ids = {entry["id"] for entry in kept}
-        annotations = [
-            a
-            for a in labels.get("annotations", ())
-            if a.get("category_id") == category["id"] and a.get("image_id") in ids
-        ]
-        return {"images": kept, "annotations": annotations, "categories": [category]}
+        kept = {i: entry for i, entry in images.items() if i not in self._absent}
+        annotations = [a for a in _own(labels, category, file, {}) if a.get("image_id") in kept]
+        truth = {"images": list(kept.values()), "annotations": annotations, "categories": [category]}
+        uncropped = [] if self._cropped is None else [a["id"] for a in annotations if self._is_uncropped(a)]
+        return {**truth, "uncropped": uncropped} if uncropped else truth
+
+    def _is_uncropped(self, annotation: Mapping[str, Any]) -> bool:
+        if self._cropped is None or annotation["id"] in self._cropped or annotation.get("iscrowd"):
+            return False
+        if (annotation.get("area") or 0) < 0:  # in none of pycocotools' ranges of size
+            return False
+        count = annotation.get("num_keypoints")
+        return bool(any(v > 0 for v in (annotation.get("keypoints") or ())[2::3]) if count is None else count)
 
 
 @dataclass(frozen=True)
@@ -176,40 +192,50 @@ def _chosen_images(labels: Mapping[str, Any], settings: CocoSettings) -> dict[in
     return {i: entry for i, entry in images.items() if i in chosen}
 
 
+def _own(labels: Mapping[str, Any], category: Mapping[str, Any], file: Path, remarks: Remarks) -> list[dict[str, Any]]:
+    listed = [entry["id"] for entry in labels["categories"]]
+    return coco_rules.of_categories(labels.get("annotations", ()), [category["id"]], listed, str(file), remarks)
+
+
 def _labelled_persons(
     labels: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]],
     images: Mapping[int, Mapping[str, Any]],
-    category_id: int,
     skeleton: Skeleton,
     file: Path,
     keep: KeepImages,
+    remarks: Remarks,
 ) -> list[_Person]:
-    if "annotations" not in labels and keep == "all":
-        return []
-    if "annotations" not in labels:
-        raise ValueError(f"{file} has no 'annotations' (a split without labels?): give `detections` for the boxes")
+    """Whom to learn from; all annotations are checked, so that what scoring would refuse is refused here."""
     known = images.keys() | unique_images(labels, file).keys()
-    persons = []
-    for i, annotation in enumerate(labels["annotations"]):
-        who = f"{file}: annotation {annotation.get('id', f'number {i}')}"
-        if annotation.get("category_id") != category_id:
+    crowded = any("crowdIndex" in image for image in labels["images"])
+    persons, scored = [], []
+    for raw in own:
+        who = coco_rules.who_is(raw, str(file))
+        if raw.get("image_id") not in known:
+            raise ValueError(f"{who} names image {raw.get('image_id')!r}, which is not among the file's images")
+        if raw["image_id"] not in images:
             continue
-        image_id = annotation.get("image_id")
-        if image_id not in known:
-            raise ValueError(f"{who} names image {image_id!r}, which is not among the file's images")
-        if image_id not in images or annotation.get("iscrowd", 0):
-            continue
-        keypoints = check_keypoints(annotation, skeleton, who)
-        box = finite_numbers(annotation.get("bbox"), 4, f"{who}: bbox")
-        area = annotation.get("area", box[2] * box[3])
-        clean = clip_box(box, images[image_id]["width"], images[image_id]["height"])
+        scored.append(raw)
+        share = coco_rules.AREA_OF_BOX if crowded else None
+        annotation = coco_rules.check_annotation(raw, skeleton.keypoints, who, remarks, strict=True, box_share=share)
+        keypoints = None if annotation["iscrowd"] else labelled_points(annotation)
         if keypoints is None:
             continue
-        if keep != "labelled":  # nothing is cropped, so a bad box does no harm
-            clean = clean or (box[0], box[1], box[2], box[3])
-        elif clean is None or not area > 0:
+        box = coco_rules.upright(annotation["bbox"])
+        if list(box) != annotation["bbox"]:
+            whose = f"{who} with the box {annotation['bbox']}"
+            coco_rules.remark(remarks, "the box was drawn from right to left or upwards: turned round", whose)
+        image = images[annotation["image_id"]]
+        clean = clip_box(box, image["width"], image["height"])
+        if keep != "labelled":  # nobody is cropped, so nobody needs a good box
+            clean = clean or box
+        elif clean is None or not annotation["area"] > 0:
+            whose = f"{who} with the area {annotation['area']:g} and the box {annotation['bbox']}"
+            coco_rules.remark(remarks, f"no area, or none inside the image: {coco_rules.LEFT_OUT}", whose)
             continue
-        persons.append(_Person(image_id, int(annotation.get("id", i)), clean, 1.0, keypoints))
+        persons.append(_Person(annotation["image_id"], annotation["id"], clean, 1.0, keypoints))
+    coco_rules.refuse_repeated(scored, str(file))
     return persons
 
 
@@ -225,6 +251,8 @@ def _detected_persons(
         who = f"{file}: detection {row}"
         if not isinstance(detection, dict) or not {"image_id", "category_id", "bbox", "score"} <= detection.keys():
             raise ValueError(f"{who} must have image_id, category_id, bbox and score, got {detection!r:.120}")
+        for key in ("image_id", "category_id"):
+            detection[key] = coco_rules.whole(detection[key], f"{who}: {key}")
         if detection["category_id"] != category_id:
             continue
         (score,) = finite_numbers([detection["score"]], 1, f"{who}: score")

@@ -48,11 +48,30 @@ def _category_id(truth: dict[str, Any]) -> int:
 
 def _score(source: PoseSource, people: Instances) -> Score:
     truth = cast(CocoSource, source).coco_ground_truth()
+    found, sigmas = coco_results(people, _category_id(truth)), source.records.skeleton.sigmas
     try:
-        result = evaluate_people(truth, coco_results(people, _category_id(truth)), source.records.skeleton.sigmas)
+        result = evaluate_people(truth, found, sigmas)
     except NoLabelsError:
         raise NotScoredError("no labels") from None
-    return _as_score(result)
+    return _with_notes(_as_score(result), _uncropped(truth, found, sigmas))
+
+
+def _uncropped(truth: dict[str, Any], found: Sequence[dict[str, Any]], sigmas: Sequence[float]) -> str:
+    """What the people are worth in the score who never went through the network, if there are any."""
+    uncropped = set(truth.get("uncropped", ()))
+    if not uncropped:
+        return ""
+    kept = [a for a in truth["annotations"] if a["id"] not in uncropped]
+    reason = f"{len(uncropped)} labelled people have no crop (no area, or no box in the image) and count as missed"
+    try:
+        AP = evaluate_people({**truth, "annotations": kept}, found, sigmas).AP
+    except NoLabelsError:
+        return reason
+    return f"{reason}: without them AP is {AP:.4f}"
+
+
+def _with_notes(score: Score, *notes: str) -> Score:
+    return replace(score, note="; ".join(note for note in (score.note, *notes) if note))
 
 
 def _as_score(result: CocoResult) -> Score:

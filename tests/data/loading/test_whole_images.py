@@ -106,7 +106,7 @@ def test_compressed_run_lengths_and_empty_polygons(tmp_path, scene):
 
 def test_a_broken_segmentation_is_named(tmp_path, scene):
     scene["annotations"][3]["segmentation"] = {"size": [60, 80]}
-    with pytest.raises(ValueError, match=r"annotation 13 \(image 2\) has a segmentation that is neither"):
+    with pytest.raises(ValueError, match=r"annotation 13 \(image 2\): segmentation: counts must be run lengths"):
         open_scene(tmp_path, scene)
 
 

@@ -178,7 +178,7 @@ class TestRefusals:
             CocoKeypoints(settings)
 
     def test_an_annotation_that_names_an_unknown_image(self, tmp_path):
-        with pytest.raises(ValueError, match="annotation 12 names image 99, which is not among"):
+        with pytest.raises(ValueError, match=r"annotation 12 \(image 99\) names image 99, which is not among"):
             CocoKeypoints(write(tmp_path, labels([person(1, 1), person(12, 99)])))
 
     def test_a_missing_image_file(self, tmp_path):
@@ -208,14 +208,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"keypoints": [1, 2, 2] * 16}, "annotation 5 has 48 keypoint values; .*17 keypoints, that is 51"),
-            ({"keypoints": None}, "annotation 5 has no keypoint values"),
-            ({"keypoints": [1, 2, 3] * 17}, "annotation 5: visibility must be 0 .* got 3"),
-            ({"keypoints": [1, float("nan"), 2] * 17}, "annotation 5: keypoint 'nose' is labelled but"),
-            ({"keypoints": [1, "2", 2] * 16 + [[], 1, 2]}, "annotation 5: keypoints must be numbers"),
-            ({"bbox": [1, 2, 3]}, r"annotation 5: bbox must be 4 numbers, got \[1, 2, 3\]"),
-            ({"bbox": [1, 2, 3, float("nan")]}, r"annotation 5: bbox must be 4 finite numbers, got .*nan"),
-            ({"bbox": None}, "annotation 5: bbox must be 4 numbers, got None"),
+            ({"keypoints": [1, 2, 2] * 16}, "annotation 5 .* has 48 keypoint values; 17 keypoints need 51"),
+            ({"keypoints": None}, "annotation 5 .* has no keypoint values"),
+            ({"keypoints": [1, 2, 3] * 17}, "annotation 5 .*: visibility must be 0 .* got 3"),
+            ({"keypoints": [1, float("nan"), 2] * 17}, "annotation 5 .*: keypoint 'nose' is labelled but"),
+            ({"keypoints": [1, "2", 2] * 16 + [[], 1, 2]}, "annotation 5 .*: keypoints must be numbers"),
+            ({"bbox": [1, 2, 3]}, r"annotation 5 .*: bbox must be 4 numbers, got \[1, 2, 3\]"),
+            ({"bbox": [1, 2, 3, float("nan")]}, r"annotation 5 .*: bbox must be 4 finite numbers, got .*nan"),
+            ({"bbox": None}, "annotation 5 .*: bbox must be 4 numbers, got None"),
         ],
     )
     def test_a_broken_annotation_is_named(self, tmp_path, changes, message):
