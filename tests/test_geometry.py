@@ -182,5 +182,5 @@ class TestSwapFlipped:
         assert torch.equal(swapped[1, 0], points[1, 0])  # the nose stays
 
     def test_refuses_a_permutation_of_another_skeleton(self):
-        with pytest.raises(ValueError, match="16 keypoints for 17"):
+        with pytest.raises(ValueError, match="16 entries for 17 keypoints"):
             geometry.swap_flipped(torch.zeros(1, 17, 3), torch.tensor([True]), range(16))
