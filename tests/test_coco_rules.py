@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.coco_folder import labels, person, write
 from pycocotools import mask as rle
-from pycocotools.coco import COCO as OfficialIndex
+from pycocotools.coco import COCO as Index  # noqa: N811
 from pycocotools.cocoeval import COCOeval
 
 from posekd.data import CocoKeypoints
@@ -34,7 +34,7 @@ def found(people, shift=0.0):
     """A result for each person, moved to the right."""
     results = []
     for a in people:
-        points = np.array(a["keypoints"], float).reshape(-1, 3) + [shift, 0, 0]
+        points = np.array(a["keypoints"], float).reshape(-1, 3) + np.array([shift, 0, 0])
         entry = {"image_id": a["image_id"], "category_id": 1, "score": 0.9}
         results.append({**entry, "keypoints": np.nan_to_num(points).reshape(-1).tolist()})
     return results
@@ -42,7 +42,7 @@ def found(people, shift=0.0):
 
 def official(truth, results):
     """pycocotools by itself."""
-    index = OfficialIndex()
+    index = Index()
     index.dataset = copy.deepcopy(truth)
     index.createIndex()
     run = COCOeval(index, index.loadRes(copy.deepcopy(results)), "keypoints")
@@ -100,7 +100,7 @@ class TestRepaired:
         source, said = opened(tmp_path, who)
         assert not said
         assert source.records.keypoints[0, 0].tolist() == [0, 0, 0]
-        assert evaluate_coco(source.coco_ground_truth(), found([who])).AP == pytest.approx(1)
+        assert pytest.approx(1) == evaluate_coco(source.coco_ground_truth(), found([who])).AP
 
     def test_somebody_with_a_box_only_is_unlabelled(self, tmp_path):
         bare = {k: v for k, v in person(2, 2).items() if k not in ("keypoints", "num_keypoints")}
@@ -118,7 +118,7 @@ class TestRepaired:
             source = CocoKeypoints(write(tmp_path, content, sigmas=[0.05] * 17))
         assert source.records.skeleton.edges == ()
         with pytest.warns(UserWarning, match="no OKS sigmas"):
-            assert evaluate_coco(content, found([person(1, 1)])).AP == pytest.approx(1)
+            assert pytest.approx(1) == evaluate_coco(content, found([person(1, 1)])).AP
 
 
 class TestLeftOut:
@@ -209,7 +209,7 @@ class TestRefused:
             evaluate_coco(truth, [{**found(truth["annotations"])[0], "image_id": "1"}])
         torch = pytest.importorskip("torch")
         result = {**found(truth["annotations"])[0], "image_id": torch.tensor(1)}
-        assert evaluate_coco(truth, [result]).AP == pytest.approx(1)
+        assert pytest.approx(1) == evaluate_coco(truth, [result]).AP
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -274,7 +274,11 @@ class TestRegions:
 
 def test_what_opens_can_be_scored(tmp_path):
     """Validation refuses nothing that was not refused at the start."""
-    people = [person(1, 1), person(2, 1, iscrowd=1, keypoints=[], num_keypoints=0), person(3, 2, keypoints=[1, 2, 0.5] * 17)]
+    people = [
+        person(1, 1),
+        person(2, 1, iscrowd=1, keypoints=[], num_keypoints=0),
+        person(3, 2, keypoints=[1, 2, 0.5] * 17),
+    ]
     source, _ = opened(tmp_path, *people)
     truth = json.loads(json.dumps(source.coco_ground_truth()))
     assert len(evaluate_coco(truth, found([people[0]])).people) == 2

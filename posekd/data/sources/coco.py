@@ -53,6 +53,8 @@ class CocoSettings:
         keep_images: which images count: those with a "labelled" person, those that are "annotated" at all (crowds and
             people without keypoints among them), or "all". None is what the network needs: top-down the labelled
             ones, bottom-up the annotated ones for training and all for evaluation.
+        apply_orientation: turn pictures as their EXIF tags say, for labels that were drawn on what a viewer shows;
+            COCO's were drawn on the stored pixels.
         upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
     """
 
@@ -66,6 +68,7 @@ class CocoSettings:
     image_ids: list[int] | None = None
     on_missing_image: Literal["refuse", "skip"] = "refuse"
     keep_images: KeepImages | None = None
+    apply_orientation: bool = False
     upper_body: list[str] | None = None
 
 
@@ -121,7 +124,9 @@ class CocoKeypoints:
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
         """Decodes image `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
         height, width = self.records.image_sizes[row].tolist()
-        return read_rgb(self._folder / str(self._files[row]), (height, width), reduction)
+        return read_rgb(
+            self._folder / str(self._files[row]), (height, width), reduction, self.settings.apply_orientation
+        )
 
     def image_name(self, row: int) -> str:
         """Path of image `row`."""
