@@ -282,3 +282,31 @@ def test_what_opens_can_be_scored(tmp_path):
     source, _ = opened(tmp_path, *people)
     truth = json.loads(json.dumps(source.coco_ground_truth()))
     assert len(evaluate_coco(truth, found([people[0]])).people) == 2
+
+
+def species(*annotations):
+    content = labels(list(annotations))
+    dog = content["categories"][0]
+    content["categories"] = [{**dog, "id": c, "name": name} for c, name in ((1, "dog"), (2, "cat"))]
+    return content
+
+
+def test_several_categories_of_one_skeleton_go_together_and_ap_is_the_mean_of_theirs(tmp_path):
+    settings = write(tmp_path, species(person(1, 1), person(2, 2, category_id=2), person(3, 3)))
+    source = CocoKeypoints(settings)
+    assert source.records.sample_ids.tolist() == [1, 2, 3]
+    assert COCO_KEYPOINTS.score(source, instances(source)).numbers["AP"] == pytest.approx(1)
+    dogs_only = instances(source).take([0, 2])
+    assert COCO_KEYPOINTS.score(source, dogs_only).numbers["AP"] == pytest.approx(0.5)
+    COCO_KEYPOINTS.write(source, dogs_only, tmp_path / "r.json")
+    assert [r["category_id"] for r in json.loads((tmp_path / "r.json").read_text())] == [1, 1]
+    cats = CocoKeypoints(write(tmp_path, species(person(1, 1), person(2, 2, category_id=2)), category="cat"))
+    assert cats.records.sample_ids.tolist() == [2]
+    with pytest.raises(ValueError, match=r"choose one \(setting `category`\) \(all of one skeleton go together only"):
+        CocoKeypoints(write(tmp_path, species(person(1, 1)), keep_images="all"))
+
+
+def test_lists_of_whole_bodies_are_not_read_and_it_is_said(tmp_path):
+    source, said = opened(tmp_path, person(1, 1, foot_kpts=[1.0, 2, 2] * 6, face_kpts=[1.0, 2, 2] * 68))
+    assert source.records.skeleton.num_keypoints == 17
+    assert "annotation 1 (image 1) has ['face_kpts', 'foot_kpts']: these lists are not read" in said[0]
