@@ -310,3 +310,9 @@ def test_lists_of_whole_bodies_are_not_read_and_it_is_said(tmp_path):
     source, said = opened(tmp_path, person(1, 1, foot_kpts=[1.0, 2, 2] * 6, face_kpts=[1.0, 2, 2] * 68))
     assert source.records.skeleton.num_keypoints == 17
     assert "annotation 1 (image 1) has ['face_kpts', 'foot_kpts']: these lists are not read" in said[0]
+
+
+def test_a_results_file_is_not_scored_on_a_category_silently(tmp_path):
+    settings = write(tmp_path, species(person(1, 1)), category="dog")
+    with pytest.raises(ValueError, match="category: 'dog' chooses whom to crop; a results file is scored on all"):
+        COCO_KEYPOINTS.score_file(settings, None, tmp_path / "r.json")

@@ -98,6 +98,11 @@ def _check_file(source: PoseSource, path: Path) -> None:
 
 
 def _score_file(settings: CocoSettings, labels: PoseRecords | None, path: Path) -> Score:
+    if settings.category is not None:
+        raise ValueError(
+            f"category: {settings.category!r} chooses whom to crop; a results file is scored on all of its labels' "
+            "categories"
+        )
     return _as_score(evaluate_people(settings.annotations, path, settings.sigmas))
 
 
