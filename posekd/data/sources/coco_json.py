@@ -144,5 +144,5 @@ def labelled_points(annotation: Mapping[str, Any]) -> np.ndarray | None:
     labelled = points[:, 2] > 0
     if not labelled.any() or annotation["num_keypoints"] == 0:
         return None
-    points[:, 2] = np.where(np.isin(points[:, 2], (1, 2)), points[:, 2], 2)  # a confidence: visible
+    points[(points[:, 2] != 1) & labelled, 2] = 2  # a confidence: visible
     return np.where(labelled[:, None], points, 0.0).astype(np.float32)
