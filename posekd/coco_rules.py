@@ -325,7 +325,7 @@ def _keypoints(
             f"{who}: keypoint {joint!r} is labelled but NaN or infinite; label a missing keypoint as 0, 0, 0"
         )
     points[~fine] = 0.0  # of joints that are not labelled
-    if not np.isin(seen, (0, 1, 2)).all():
+    if not set(seen.tolist()) <= {0, 1, 2}:
         odd = seen[~np.isin(seen, (0, 1, 2))]
         outside = odd[(odd < 0) | (odd > 2)]
         if strict and len(outside):

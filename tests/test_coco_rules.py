@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.coco_folder import labels, person, write
 from pycocotools import mask as rle
-from pycocotools.coco import COCO as OfficialIndex
+from pycocotools.coco import COCO as Index  # noqa: N811
 from pycocotools.cocoeval import COCOeval
 
 from posekd.data import CocoKeypoints
@@ -34,7 +34,7 @@ def found(people, shift=0.0):
     """A result for each person, moved to the right."""
     results = []
     for a in people:
-        points = np.array(a["keypoints"], float).reshape(-1, 3) + [shift, 0, 0]
+        points = np.array(a["keypoints"], float).reshape(-1, 3) + np.array([shift, 0, 0])
         entry = {"image_id": a["image_id"], "category_id": 1, "score": 0.9}
         results.append({**entry, "keypoints": np.nan_to_num(points).reshape(-1).tolist()})
     return results
@@ -42,7 +42,7 @@ def found(people, shift=0.0):
 
 def official(truth, results):
     """pycocotools by itself."""
-    index = OfficialIndex()
+    index = Index()
     index.dataset = copy.deepcopy(truth)
     index.createIndex()
     run = COCOeval(index, index.loadRes(copy.deepcopy(results)), "keypoints")
@@ -100,7 +100,7 @@ class TestRepaired:
         source, said = opened(tmp_path, who)
         assert not said
         assert source.records.keypoints[0, 0].tolist() == [0, 0, 0]
-        assert evaluate_coco(source.coco_ground_truth(), found([who])).AP == pytest.approx(1)
+        assert pytest.approx(1) == evaluate_coco(source.coco_ground_truth(), found([who])).AP
 
     def test_somebody_with_a_box_only_is_unlabelled(self, tmp_path):
         bare = {k: v for k, v in person(2, 2).items() if k not in ("keypoints", "num_keypoints")}
@@ -118,7 +118,7 @@ class TestRepaired:
             source = CocoKeypoints(write(tmp_path, content, sigmas=[0.05] * 17))
         assert source.records.skeleton.edges == ()
         with pytest.warns(UserWarning, match="no OKS sigmas"):
-            assert evaluate_coco(content, found([person(1, 1)])).AP == pytest.approx(1)
+            assert pytest.approx(1) == evaluate_coco(content, found([person(1, 1)])).AP
 
 
 class TestLeftOut:
@@ -209,7 +209,7 @@ class TestRefused:
             evaluate_coco(truth, [{**found(truth["annotations"])[0], "image_id": "1"}])
         torch = pytest.importorskip("torch")
         result = {**found(truth["annotations"])[0], "image_id": torch.tensor(1)}
-        assert evaluate_coco(truth, [result]).AP == pytest.approx(1)
+        assert pytest.approx(1) == evaluate_coco(truth, [result]).AP
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -282,3 +282,37 @@ def test_what_opens_can_be_scored(tmp_path):
     source, _ = opened(tmp_path, *people)
     truth = json.loads(json.dumps(source.coco_ground_truth()))
     assert len(evaluate_coco(truth, found([people[0]])).people) == 2
+
+
+def species(*annotations):
+    content = labels(list(annotations))
+    dog = content["categories"][0]
+    content["categories"] = [{**dog, "id": c, "name": name} for c, name in ((1, "dog"), (2, "cat"))]
+    return content
+
+
+def test_several_categories_of_one_skeleton_go_together_and_ap_is_the_mean_of_theirs(tmp_path):
+    settings = write(tmp_path, species(person(1, 1), person(2, 2, category_id=2), person(3, 3)))
+    source = CocoKeypoints(settings)
+    assert source.records.sample_ids.tolist() == [1, 2, 3]
+    assert COCO_KEYPOINTS.score(source, instances(source)).numbers["AP"] == pytest.approx(1)
+    dogs_only = instances(source).take([0, 2])
+    assert COCO_KEYPOINTS.score(source, dogs_only).numbers["AP"] == pytest.approx(0.5)
+    COCO_KEYPOINTS.write(source, dogs_only, tmp_path / "r.json")
+    assert [r["category_id"] for r in json.loads((tmp_path / "r.json").read_text())] == [1, 1]
+    cats = CocoKeypoints(write(tmp_path, species(person(1, 1), person(2, 2, category_id=2)), category="cat"))
+    assert cats.records.sample_ids.tolist() == [2]
+    with pytest.raises(ValueError, match=r"choose one \(setting `category`\) \(all of one skeleton go together only"):
+        CocoKeypoints(write(tmp_path, species(person(1, 1)), keep_images="all"))
+
+
+def test_lists_of_whole_bodies_are_not_read_and_it_is_said(tmp_path):
+    source, said = opened(tmp_path, person(1, 1, foot_kpts=[1.0, 2, 2] * 6, face_kpts=[1.0, 2, 2] * 68))
+    assert source.records.skeleton.num_keypoints == 17
+    assert "annotation 1 (image 1) has ['face_kpts', 'foot_kpts']: these lists are not read" in said[0]
+
+
+def test_a_results_file_is_not_scored_on_a_category_silently(tmp_path):
+    settings = write(tmp_path, species(person(1, 1)), category="dog")
+    with pytest.raises(ValueError, match="category: 'dog' chooses whom to crop; a results file is scored on all"):
+        COCO_KEYPOINTS.score_file(settings, None, tmp_path / "r.json")

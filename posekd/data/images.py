@@ -12,8 +12,8 @@ import numpy as np
 
 from posekd.data.records import BadImageError
 
-# EXIF orientation is ignored: COCO's annotations are made in the stored orientation, and HRNet reads with
-# the same flag. Grey becomes three equal channels, alpha is dropped, 16 bits become 8.
+# EXIF orientation is ignored unless asked for: COCO's annotations are made in the stored orientation, and HRNet reads
+# with the same flag. Grey becomes three equal channels, alpha is dropped, 16 bits become 8.
 _FLAGS = {
     reduction: flag | cv2.IMREAD_IGNORE_ORIENTATION
     for reduction, flag in {
@@ -26,6 +26,10 @@ _FLAGS = {
 REDUCTIONS = tuple(_FLAGS)
 """Factors by which a JPEG can be decoded smaller."""
 _JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*")
+_DARK = 64  # of 255: no sensible 16-bit picture that uses its range is darker everywhere
+_told: set[tuple[str, str]] = set()
 
 
 def reduced_size(size: Sequence[int], reduction: int) -> tuple[int, int]:
@@ -34,14 +38,23 @@ def reduced_size(size: Sequence[int], reduction: int) -> tuple[int, int]:
     return -(-height // reduction), -(-width // reduction)
 
 
-def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None, reduction: int = 1) -> np.ndarray:
+def read_rgb(
+    path: str | os.PathLike[str],
+    size: tuple[int, int] | None = None,
+    reduction: int = 1,
+    apply_orientation: bool = False,
+) -> np.ndarray:
     """Decodes an image file in its stored orientation.
+
+    Pictures that look fine to a viewer and come out otherwise (turned by an EXIF tag; 16 bits of which few are used)
+    are warned of, once for each kind and folder.
 
     Args:
         path: the file.
         size: the `(height, width)` that its labels state, checked if given.
         reduction: 1, or 2, 4 or 8 to have a JPEG decoded at that fraction of its size, which takes less time (libjpeg
-            transforms fewer coefficients); other formats are decoded whole.
+            transforms fewer coefficients); other formats come whole.
+        apply_orientation: turn or mirror the pixels as the EXIF tag says, which is what viewers show.
 
     Returns:
         uint8 RGB `[H, W, 3]`, of `reduced_size` if it was reduced.
@@ -61,7 +74,8 @@ def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None, 
     if data[:2] != _JPEG or (size is not None and _stated_size(data) != tuple(size)):
         reduction = 1  # not of the stated size: the message below should give the size of the whole image
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduction])
+        flags = _FLAGS[reduction] & ~(cv2.IMREAD_IGNORE_ORIENTATION if apply_orientation else 0)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise BadImageError(f"{path}: cannot be decoded ({error.err})") from error
     if image is None:
@@ -75,7 +89,60 @@ def read_rgb(path: str | os.PathLike[str], size: tuple[int, int] | None = None, 
         raise BadImageError(
             f"{path}: the image is {width} x {height}, but its annotations say {size[1]} x {size[0]}; {cause}"
         )
+    _warn_of_looks(str(path), data, image, apply_orientation)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _warn_of_looks(path: str, data: bytes, image: np.ndarray, apply_orientation: bool) -> None:
+    """Warns where the pixels are not what a viewer shows, once for each kind in a folder."""
+    tag = 1 if apply_orientation else exif_orientation(data)
+    if tag != 1:
+        _tell_once(
+            path,
+            f"EXIF {tag}",
+            f"has the EXIF orientation {tag}, so viewers turn or mirror it; pixels are read as stored. If the labels "
+            "were drawn on what a viewer shows, set apply_orientation: true",
+        )
+    deep = (data[:8] == _PNG and data[24:25] == b"\x10") or data[:4] in _TIFF
+    if deep and image.max(initial=0) < _DARK:
+        _tell_once(
+            path,
+            "dark",
+            f"is nearly black: its brightest value is {image.max(initial=0)} of 255, because 16 bits are divided by "
+            "256 and the picture uses few of them. Scale the files to the full range first",
+        )
+
+
+def _tell_once(path: str, kind: str, what: str) -> None:
+    key = (os.path.dirname(path), kind)
+    if key not in _told:
+        _told.add(key)
+        warnings.warn(f"{path}: the picture {what}. (Others of its folder may be like it.)", stacklevel=4)
+
+
+def exif_orientation(data: bytes) -> int:
+    """A JPEG's EXIF orientation, 1 to 8; 1 (as stored) where it states none."""
+    at = 2
+    while data[:2] == _JPEG and at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _orientation_entry(data[at + 10 : _next_marker(data, at)])
+        at = _next_marker(data, at)
+    return 1
+
+
+def _orientation_entry(tiff: bytes) -> int:
+    """Tag 0x0112 of a TIFF header's first directory."""
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+
+    def read(at: int, count: int) -> int:
+        return int.from_bytes(tiff[at : at + count], order)
+
+    first = read(4, 4)
+    for entry in range(first + 2, min(first + 2 + 12 * read(first, 2), len(tiff)), 12):
+        if read(entry, 2) == 0x0112:
+            value = read(entry + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -120,7 +120,7 @@ def score_labels(labels: Labels, detections: list[dict[str, Any]], constants: Se
         predictions=len(detections),
         people=tuple(people.values()),
         keypoints=table,
-        note=_note(len(detections), len(people)),
+        note=_note(detections, len(people)),
     )
 
 
@@ -191,9 +191,21 @@ def _people(labels: Labels, run: COCOeval) -> tuple[dict[int, PersonScore], list
     return people, sorted(matched.items())
 
 
-def _note(predictions: int, people: int) -> str:
+MAX_DETECTIONS = 20
+"""Predictions of an image and category that the official rule counts."""
+
+
+def _note(detections: Sequence[Mapping[str, Any]], people: int) -> str:
     if not people:
         return "no labelled person in these images: every number is -1"
-    if not predictions:
+    if not detections:
         return f"no predictions for {people} labelled people: AP and AR are 0"
-    return ""
+    counts = Counter((d["image_id"], d["category_id"]) for d in detections)
+    crowded = list(dict.fromkeys(image for (image, _), n in counts.items() if n > MAX_DETECTIONS))
+    if not crowded:
+        return ""
+    shown = ", ".join(map(str, crowded[:5])) + (", ..." if len(crowded) > 5 else "")
+    return (
+        f"{len(crowded)} images have more than {MAX_DETECTIONS} predictions, of which the official rule counts those "
+        f"with the highest scores: ids {shown}"
+    )

@@ -181,6 +181,17 @@ def test_no_predictions_score_zero_with_a_note():
     assert result.keypoints[0].recall == 0
 
 
+@pytest.mark.parametrize(("count", "told"), [(20, False), (21, True)])
+def test_more_predictions_than_the_official_rule_counts_are_told(count, told):
+    """The only hit has the lowest score: at 21 predictions it is not counted."""
+    who = person(1, image_id=7)
+    guesses = [guess(who, off=1000.0) for _ in range(count - 1)] + [guess(who, score=0.1)]
+    result = evaluate_coco(truth(who, images=(7,)), guesses, SIGMAS)
+    assert result.AR == pytest.approx(0 if told else 1)
+    expected = "1 images have more than 20 predictions, of which the official rule counts those with the highest scores"
+    assert result.note == (f"{expected}: ids 7" if told else "")
+
+
 def test_people_without_labelled_joints_only():
     result = evaluate_coco(truth(person(1, visible=(0,) * 5)), [], SIGMAS)
     assert set(result.numbers().values()) == {-1}

@@ -26,11 +26,13 @@ from posekd.data.sources.coco_json import (
     labelled_points,
     load_json,
     load_labels,
-    pick_category,
+    pick_categories,
     unique_images,
 )
 from posekd.skeleton import Skeleton, skeleton_from_category
 
+WHOLE_BODY = {"foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts"}
+"""COCO-WholeBody's keypoints beside `keypoints`."""
 KeepImages = Literal["labelled", "annotated", "all"]
 
 
@@ -44,15 +46,19 @@ class CocoSettings:
         detections: a detector's result file (HRNet format: a list of `image_id`, `category_id`, `bbox`,
             `score`) to take boxes from, instead of the labels.
         detection_threshold: detections with a lower score are left out; in the detector's units, usually 0..1.
-        category: name of the category; needed only if several have keypoints.
+        category: name of the category, if several have keypoints. Without it several of one skeleton are taken
+            together where labelled boxes are cropped (AP-10K's species); AP is then the mean of theirs.
         flip_pairs: pairs of keypoints that a mirror exchanges, by name or by index from 0; inferred from the names
             if None.
         sigmas: K OKS constants. If None: the official ones of COCO's or CrowdPose's keypoints, else a default, with a
+            warning.
         image_ids: take only these images.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
-        keep_images: which images to keep: those with a "labelled" person, those that are "annotated" at all (also with
-            only crowds or people without keypoints), or "all". None chooses what the network needs: the labelled ones
-            for top-down networks; for bottom-up networks the annotated ones in training and all in evaluation.
+        keep_images: which images to keep: those with a "labelled" person, those that are "annotated" at all (crowds and
+            people without keypoints among them), or "all". None is what the network needs: top-down the labelled
+            ones, bottom-up the annotated ones for training and all for evaluation.
+        apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows;
+            COCO's were drawn on the stored pixels.
         upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
     """
 
@@ -66,6 +72,7 @@ class CocoSettings:
     image_ids: list[int] | None = None
     on_missing_image: Literal["refuse", "skip"] = "refuse"
     keep_images: KeepImages | None = None
+    apply_orientation: bool = False
     upper_body: list[str] | None = None
 
 
@@ -87,12 +94,14 @@ class CocoKeypoints:
         if not self._folder.is_dir():
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
-        category = pick_category(labels, settings.category, label_file)
+        keep = settings.keep_images or "labelled"
+        self._several = keep == "labelled" and settings.detections is None
+        categories = pick_categories(labels, settings.category, label_file, self._several)
+        category = categories[0]
         skeleton = skeleton_from_category(
             category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas, upper_body=settings.upper_body
         )
-        keep = settings.keep_images or "labelled"
-        own = _own(labels, category, label_file, remarks)
+        own = _own(labels, categories, label_file, remarks)
         if settings.detections is None and keep != "all" and "annotations" not in labels:
             raise ValueError(
                 f"{label_file} has no 'annotations' (a split without labels?): give `detections` for the boxes"
@@ -121,26 +130,29 @@ class CocoKeypoints:
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
         """Decodes image `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
         height, width = self.records.image_sizes[row].tolist()
-        return read_rgb(self._folder / str(self._files[row]), (height, width), reduction)
+        return read_rgb(
+            self._folder / str(self._files[row]), (height, width), reduction, self.settings.apply_orientation
+        )
 
     def image_name(self, row: int) -> str:
         """Path of image `row`."""
         return str(self._folder / str(self._files[row]))
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """The annotation file's images (each once), annotations (crowds too) and the one category.
+        """The annotation file's images (each once), annotations (crowds too) and categories.
 
         Read anew at each call: training must not carry a gigabyte of polygons into every worker. People whom scoring
         counts and who have no crop here are listed by id under `uncropped`, if there are any.
         """
         file = Path(self.settings.annotations)
         labels = load_labels(file, {})
-        category = dict(pick_category(labels, self.settings.category, file))
-        category.setdefault("keypoints", list(self.records.skeleton.keypoints))
+        categories = pick_categories(labels, self.settings.category, file, self._several)
+        for category in categories:
+            category.setdefault("keypoints", list(self.records.skeleton.keypoints))
         images = _chosen_images(labels, self.settings)
         kept = {i: entry for i, entry in images.items() if i not in self._absent}
-        annotations = [a for a in _own(labels, category, file, {}) if a.get("image_id") in kept]
-        truth = {"images": list(kept.values()), "annotations": annotations, "categories": [category]}
+        annotations = [a for a in _own(labels, categories, file, {}) if a.get("image_id") in kept]
+        truth = {"images": list(kept.values()), "annotations": annotations, "categories": categories}
         uncropped = [] if self._cropped is None else [a["id"] for a in annotations if self._is_uncropped(a)]
         return {**truth, "uncropped": uncropped} if uncropped else truth
 
@@ -192,9 +204,18 @@ def _chosen_images(labels: Mapping[str, Any], settings: CocoSettings) -> dict[in
     return {i: entry for i, entry in images.items() if i in chosen}
 
 
-def _own(labels: Mapping[str, Any], category: Mapping[str, Any], file: Path, remarks: Remarks) -> list[dict[str, Any]]:
+def _own(
+    labels: Mapping[str, Any], categories: Sequence[Mapping[str, Any]], file: Path, remarks: Remarks
+) -> list[dict[str, Any]]:
+    """Annotations of the categories; lists of keypoints that are not read are remarked on."""
+    for annotation in labels.get("annotations", ()):
+        if not WHOLE_BODY.isdisjoint(annotation):
+            who = f"{coco_rules.who_is(annotation, str(file))} has {sorted(WHOLE_BODY & annotation.keys())}"
+            coco_rules.remark(remarks, "these lists are not read, only `keypoints` is; join them there to use all", who)
     listed = [entry["id"] for entry in labels["categories"]]
-    return coco_rules.of_categories(labels.get("annotations", ()), [category["id"]], listed, str(file), remarks)
+    return coco_rules.of_categories(
+        labels.get("annotations", ()), [c["id"] for c in categories], listed, str(file), remarks
+    )
 
 
 def _labelled_persons(

@@ -90,13 +90,19 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
     return images
 
 
-def pick_category(labels: Mapping[str, Any], name: str | None, file: Path) -> dict[str, Any]:
-    """The category whose persons are read: the one named, or the only one with keypoints.
+def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, several: bool) -> list[dict[str, Any]]:
+    """The categories whose persons are meant: the one named, or those with keypoints.
 
     COCO's test splits list `person` without keypoints; it then gets COCO's 17.
 
+    Args:
+        labels: of the file.
+        name: of the category; None for all with keypoints.
+        file: for messages.
+        several: whether several categories may be meant, if they have the same keypoints (AP-10K's species).
+
     Raises:
-        ValueError: no such category, or several and no name to choose by.
+        ValueError: none, or several that may not be.
     """
     categories = labels["categories"]
     names = [category.get("name") for category in categories]
@@ -110,13 +116,16 @@ def pick_category(labels: Mapping[str, Any], name: str | None, file: Path) -> di
             chosen = [category for category in categories if category.get("name") == "person"]
     if not chosen:
         raise ValueError(f"{file}: none of its categories {names} has 'keypoints': not a keypoint annotation file")
-    if len(chosen) > 1:
+    if len(chosen) > 1 and not (several and all(c["keypoints"] == chosen[0]["keypoints"] for c in chosen)):
         candidates = [category.get("name") for category in chosen]
-        raise ValueError(f"{file}: several categories have keypoints, {candidates}; choose one (setting `category`)")
-    category = dict(chosen[0])
-    if "annotations" not in labels and category.get("name") == "person":
-        category.setdefault("keypoints", list(COCO.keypoints))
-    return category
+        why = "" if several else " (all of one skeleton go together only where labelled boxes are cropped)"
+        raise ValueError(
+            f"{file}: several categories have keypoints, {candidates}; choose one (setting `category`){why}"
+        )
+    categories = [dict(category) for category in chosen]
+    if "annotations" not in labels and categories[0].get("name") == "person":
+        categories[0].setdefault("keypoints", list(COCO.keypoints))
+    return categories
 
 
 def finite_numbers(values: Any, count: int, who: str) -> list[float]:
@@ -135,5 +144,5 @@ def labelled_points(annotation: Mapping[str, Any]) -> np.ndarray | None:
     labelled = points[:, 2] > 0
     if not labelled.any() or annotation["num_keypoints"] == 0:
         return None
-    points[:, 2] = np.where(np.isin(points[:, 2], (1, 2)), points[:, 2], 2)  # a confidence: visible
+    points[(points[:, 2] != 1) & labelled, 2] = 2  # a confidence: visible
     return np.where(labelled[:, None], points, 0.0).astype(np.float32)

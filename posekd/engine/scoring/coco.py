@@ -46,9 +46,19 @@ def _category_id(truth: dict[str, Any]) -> int:
     return int(truth["categories"][0]["id"]) if truth.get("categories") else 1
 
 
+def _results(truth: dict[str, Any], people: Instances) -> list[dict[str, Any]]:
+    """People as results; of several categories each has that of the box that was cropped."""
+    results = coco_results(people, _category_id(truth))
+    if len(truth.get("categories", ())) > 1:
+        categories = {a["id"]: a["category_id"] for a in truth["annotations"]}
+        for result, sample in zip(results, people.sample_ids.tolist(), strict=True):
+            result["category_id"] = categories[sample]
+    return results
+
+
 def _score(source: PoseSource, people: Instances) -> Score:
     truth = cast(CocoSource, source).coco_ground_truth()
-    found, sigmas = coco_results(people, _category_id(truth)), source.records.skeleton.sigmas
+    found, sigmas = _results(truth, people), source.records.skeleton.sigmas
     try:
         result = evaluate_people(truth, found, sigmas)
     except NoLabelsError:
@@ -79,7 +89,7 @@ def _as_score(result: CocoResult) -> Score:
 
 
 def _write(source: PoseSource, people: Instances, path: Path) -> None:
-    write_results(coco_results(people, _category_id(cast(CocoSource, source).coco_ground_truth())), path)
+    write_results(_results(cast(CocoSource, source).coco_ground_truth(), people), path)
 
 
 def _check_file(source: PoseSource, path: Path) -> None:
@@ -88,6 +98,11 @@ def _check_file(source: PoseSource, path: Path) -> None:
 
 
 def _score_file(settings: CocoSettings, labels: PoseRecords | None, path: Path) -> Score:
+    if settings.category is not None:
+        raise ValueError(
+            f"category: {settings.category!r} chooses whom to crop; a results file is scored on all of its labels' "
+            "categories"
+        )
     return _as_score(evaluate_people(settings.annotations, path, settings.sigmas))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import cv2
 import numpy as np
 import pytest
@@ -105,3 +107,40 @@ class TestRefusals:
         path = save(tmp_path / "a.png", PICTURE)
         with pytest.raises(BadImageError, match="annotations say 24 x 36; were they made on the image turned"):
             read_rgb(path, (36, 24))
+
+
+def tagged(shown: np.ndarray, tag: int) -> bytes:
+    """A JPEG that viewers show as `shown`, by the EXIF orientation `tag` (2, 3 or 4: of the same size)."""
+    stored = {2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1]}[tag]
+    data = cv2.imencode(".jpg", np.ascontiguousarray(stored))[1].tobytes()
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01" + bytes([0, tag, 0, 0])
+    exif = b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01" + entry + bytes(4)
+    return data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
+
+
+@pytest.mark.parametrize("tag", [2, 3, 4])
+def test_an_orientation_that_keeps_the_size_is_told_once_and_applied_if_asked_for(tmp_path, tag):
+    shown = np.zeros((32, 48, 3), np.uint8)
+    shown[:16, :24] = 255
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(tagged(shown, tag))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        stored = read_rgb(tmp_path / "a.jpg", (32, 48))
+        read_rgb(tmp_path / "b.jpg", (32, 48))
+        turned = read_rgb(tmp_path / "b.jpg", (32, 48), apply_orientation=True)
+    assert stored[4, 4, 0] < 50
+    assert turned[4, 4, 0] > 200
+    assert len(said) == 1
+    assert f"a.jpg: the picture has the EXIF orientation {tag}" in str(said[0].message)
+    assert "set apply_orientation: true" in str(said[0].message)
+
+
+@pytest.mark.parametrize(("brightest", "warned"), [(4095, True), (65535, False)])
+def test_sixteen_bits_of_which_few_are_used_are_told(tmp_path, brightest, warned):
+    grey = np.linspace(0, brightest, 600).reshape(20, 30).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), grey)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert read_rgb(tmp_path / "a.png").max() == brightest // 256
+    assert [("is nearly black: its brightest value is 15 of 255" in str(w.message)) for w in said] == [True] * warned
