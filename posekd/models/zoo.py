@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posekd.files import nearest
-from posekd.models import hourglass, pyranet
+from posekd.models import hourglass, pyranet, tokenpose
 from posekd.models.base import ModelConfig, PoseModel
 from posekd.models.elpn import ELPN_V1, ELPN_V2, TABLE_4, TABLE_5
 from posekd.models.higherhrnet import (
@@ -45,6 +45,7 @@ MODELS: dict[str, ModelConfig] = {
     **TABLE_5,
     **hourglass.NAMED,
     **pyranet.NAMED,
+    **tokenpose.NAMED,
 }
 
 _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
@@ -53,6 +54,7 @@ _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     SimpleBaseline.family: (SimpleBaselineConfig, SimpleBaseline),
     hourglass.Hourglass.family: (hourglass.HourglassConfig, hourglass.Hourglass),
     pyranet.PyraNet.family: (pyranet.PyraNetConfig, pyranet.PyraNet),
+    tokenpose.TokenPose.family: (tokenpose.TokenPoseConfig, tokenpose.TokenPose),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from posekd.models import create_model, list_models
 from posekd.models.fold import fold_norms
 
-SIZE = (64, 64)
+SIZE = (64, 96)  # TokenPose: multiples of 16 and 12, on HRNet of 32
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
