@@ -1,7 +1,7 @@
 """TokenPose (Li et al. 2021): a convolutional backbone, a transformer over tokens, a heatmap from each keypoint token.
 
-State-dict keys are those of DistilPose's teachers (`backbone.*`, `keypoint_head.tokenpose.*`); checkpoints of the TokenPose
-repository (`features.*`, or `pre_feature.*` and `transformer.*`) load through `own_names`. TokenPose-S of that repository
+State-dict keys are those of DistilPose's teachers (`backbone.*`, `keypoint_head.tokenpose.*`); checkpoints of the
+TokenPose repository (`features.*`, or `pre_feature.*` and `transformer.*`) load through `own_names`. Its TokenPose-S
 scales attention by dim^-1/2, all others by (dim / heads)^-1/2: the same shapes, but other networks.
 """
 
@@ -30,7 +30,7 @@ class TokenHeatmaps(NamedTuple):
 
     Attributes:
         heatmaps: `[B, K, H/4, W/4]`.
-        keypoint_tokens: `[B, K, D]` after the last block, before any norm (TokenPose-L: of its three transformers, 3 D).
+        keypoint_tokens: `[B, K, D]` after the last block, before any norm (TokenPose-L: of all three transformers).
         visual_tokens: `[B, N, D]`, the same of the patches, row by row.
     """
 
@@ -141,7 +141,7 @@ class _TokenPoseHead(nn.Module):
 
     def forward(self, features: Tensor) -> TokenHeatmaps:
         keypoints, visual = self.tokenpose(features)
-        heatmaps = self.tokenpose.mlp_head(keypoints).unflatten(2, features.shape[2:])
+        heatmaps: Tensor = self.tokenpose.get_submodule("mlp_head")(keypoints).unflatten(2, features.shape[2:])
         return TokenHeatmaps(heatmaps, keypoints, visual)
 
 
