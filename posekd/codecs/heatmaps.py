@@ -35,7 +35,7 @@ def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
     """The heatmaps of each stage of a network; a network of one stage may return its tensor without a list.
 
     Args:
-        output: what the network returned.
+        output: what the network returned; of a named tuple with `heatmaps` (TokenPose) these.
         num_keypoints: K; not checked if None.
 
     Returns:
@@ -44,6 +44,7 @@ def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
     Raises:
         ValueError: another kind of output, or another number of keypoints.
     """
+    output = getattr(output, "heatmaps", output)
     stages = list(output) if isinstance(output, (list, tuple)) else [output]
     for stage in stages or [output]:
         if not isinstance(stage, Tensor) or stage.ndim != 4:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from posekd.files import nearest
-from posekd.models import hourglass, pyranet
+from posekd.models import hourglass, pyranet, tokenpose
 from posekd.models.base import ModelConfig, PoseModel
 from posekd.models.elpn import ELPN_V1, ELPN_V2, TABLE_4, TABLE_5
 from posekd.models.higherhrnet import (
@@ -48,6 +48,7 @@ MODELS: dict[str, ModelConfig] = {
     **TABLE_5,
     **hourglass.NAMED,
     **pyranet.NAMED,
+    **tokenpose.NAMED,
 }
 
 _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
@@ -56,6 +57,7 @@ _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     SimpleBaseline.family: (SimpleBaselineConfig, SimpleBaseline),
     hourglass.Hourglass.family: (hourglass.HourglassConfig, hourglass.Hourglass),
     pyranet.PyraNet.family: (pyranet.PyraNetConfig, pyranet.PyraNet),
+    tokenpose.TokenPose.family: (tokenpose.TokenPoseConfig, tokenpose.TokenPose),
 }
 
 

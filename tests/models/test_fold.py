@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from posekd.models import create_model, list_models
 from posekd.models.fold import fold_norms
+from posekd.models.tokenpose import TokenPoseConfig
+from posekd.models.zoo import MODELS
 
 SIZE = (64, 64)
+TOKENS = (64, 96)  # patches of 4x3: multiples of 16 and 12, on HRNet of 32
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -36,12 +39,13 @@ def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("name", list_models())
 def test_every_named_network_says_the_same(name):
     torch.manual_seed(0)
-    model = with_history(create_model(name, size=SIZE)).double()
-    images = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    size = TOKENS if isinstance(MODELS[name], TokenPoseConfig) else SIZE
+    model = with_history(create_model(name, size=size)).double()
+    images = torch.randn(1, 3, *size, dtype=torch.float64)
     before, there = outputs(model, images), len(norms(model))
     folded = fold_norms(model, images)
     assert folded == there - len(norms(model)) > 0
-    other = torch.randn(2, 3, *SIZE, dtype=torch.float64)
+    other = torch.randn(2, 3, *size, dtype=torch.float64)
     for found, wanted in zip(outputs(model, images), before, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12 * float(wanted.abs().max()))
     assert len(outputs(model, other)[0]) == 2

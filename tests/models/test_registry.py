@@ -49,7 +49,14 @@ def test_names():
     tables = {"hrnet_w8", "hrnet_w16", "hrnet_w64"} | {f"hrnet_w32_eu{u}" for u in (111, 113, 121, 122, 131)}
     hourglasses = {"hourglass", "hourglass_8x256", "hourglass_4x128", "hourglass_fpd_8x256", "hourglass_fpd_4x128"}
     hourglasses |= {"hourglass_princeton_8x256", "hourglass_princeton_2x256", "pyranet", "pyranet_4x128"}
-    assert set(list_models()) == wanted | tables | hourglasses
+    tokens = {
+        "tokenpose_s",
+        "tokenpose_b",
+        "tokenpose_l_d24",
+        "distilpose_teacher_stem",
+        "distilpose_teacher_hrnet_w48",
+    }
+    assert set(list_models()) == wanted | tables | hourglasses | tokens
 
 
 def test_a_model_carries_its_facts():
@@ -74,7 +81,7 @@ def test_size_and_spec_overrides():
     ("name", "overrides", "message"),
     [
         ("hrnet_w23", {}, "unknown model 'hrnet_w23'; did you mean 'hrnet_w32'"),
-        ("xyzzy", {}, r"unknown model 'xyzzy'; valid: elpn_v1, elpn_v2"),
+        ("xyzzy", {}, r"unknown model 'xyzzy'; valid: distilpose_teacher_hrnet_w48, distilpose_teacher_stem, elpn_v1"),
         ("elpn_v1", {"widht": 8}, "elpn_v1 has no setting 'widht'; did you mean 'width'"),
         ("simplebaseline_r50", {"modules": (1, 1, 1)}, "simplebaseline_r50 has no setting 'modules'"),
         ("elpn_v1", {"spec": {"sise": (64, 64)}}, "no field 'sise'; did you mean 'size'"),
