@@ -58,6 +58,31 @@ def write_atomically(path: PathLike, data: str | bytes, *, sync: bool = False) -
         temporary.write_bytes(content)
 
 
+def check_writable(path: PathLike) -> None:
+    """Refuses a path that `replacing` could not write, before the work whose result goes there. Nothing is created.
+
+    Args:
+        path: the file; for a folder of results, any file in it.
+
+    Raises:
+        OSError: it is a folder, a link that leads back to itself, lies in what is no folder, or may not be written.
+    """
+    if not _is_file(path):
+        if _descriptor(path) is None and not _allowed(path, os.W_OK):
+            raise PermissionError(f"{path} cannot be written: no permission")
+        return
+    target = Path(os.path.realpath(path))
+    folder = next(parent for parent in target.parents if os.path.lexists(parent))  # the others are made
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is not a folder")
+    if not _allowed(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: no permission to create files in {folder}")
+
+
+def _allowed(path: PathLike, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """The end of an error message about an unknown word: `; did you mean 'x'? Valid: x, y`, or `; valid: x, y`."""
     known = sorted(words)
@@ -75,7 +100,7 @@ def _is_file(path: PathLike) -> bool:
         return False
     try:
         mode = os.stat(path).st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")

@@ -7,12 +7,13 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import posekd
-from posekd.files import nearest, replacing, write_atomically
+from posekd.files import check_writable, nearest, replacing, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -34,6 +35,26 @@ def umask_027():
     before = os.umask(0o027)
     yield
     os.umask(before)
+
+
+@pytest.fixture
+def nobody(tmp_path):
+    """A block without the superuser's right to write everywhere."""
+
+    @contextmanager
+    def drop():
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # which pytest opens to their owner alone
+        if folder.stat().st_uid == os.geteuid():
+            folder.chmod(0o755)
+    return drop
 
 
 class TestFiles:
@@ -163,6 +184,45 @@ class TestStreams:
             subprocess.run([sys.executable, "-c", script], stdout=out, cwd=tmp_path, env=environment, check=True)
         assert (tmp_path / "out").read_text() == "before\nbetween\nafter\n"
         assert names(tmp_path) == ["link", "out"]
+
+
+class TestCheckedBeforeTheWork:
+    def test_what_can_be_written_passes_and_nothing_is_created(self, tmp_path):
+        (tmp_path / "old").touch()
+        (tmp_path / "link").symlink_to("target")
+        for name in ("old", "new", "link", "some/new/folder/file"):
+            check_writable(tmp_path / name)
+        for device in ("/dev/null", "/dev/stdout"):
+            check_writable(device)
+        assert names(tmp_path) == ["link", "old"]
+
+    def test_a_folder(self, tmp_path):
+        with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+            check_writable(tmp_path)
+
+    def test_a_file_in_the_place_of_a_folder(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(NotADirectoryError, match=r"file/more/a\.json cannot be written: .*/file is not a folder"):
+            check_writable(tmp_path / "file" / "more" / "a.json")
+
+    def test_a_link_into_a_file_and_one_to_itself(self, tmp_path):
+        (tmp_path / "file").touch()
+        (tmp_path / "link").symlink_to(tmp_path / "file" / "a.json")
+        (tmp_path / "circle").symlink_to("circle")
+        with pytest.raises(NotADirectoryError, match="is not a folder"):
+            check_writable(tmp_path / "link")
+        with pytest.raises(OSError, match="symbolic links"):
+            check_writable(tmp_path / "circle")
+
+    def test_a_folder_or_pipe_without_permission(self, tmp_path, nobody):
+        closed, pipe = tmp_path / "closed", tmp_path / "pipe"
+        closed.mkdir(mode=0o555)
+        os.mkfifo(pipe, 0o444)
+        with nobody():
+            with pytest.raises(PermissionError, match=r"no permission to create files in .*/closed"):
+                check_writable(closed / "new" / "a.json")
+            with pytest.raises(PermissionError, match=r"pipe cannot be written: no permission"):
+                check_writable(pipe)
 
 
 def test_the_nearest_word_comes_first_then_all_in_order():

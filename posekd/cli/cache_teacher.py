@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posekd.cli import command_parser
+from posekd.files import check_writable
 
 EPILOG = """Any key of the recipe can be overridden, as for train: --teacher.weights FILE --train.device cuda.
 Then train with --train.teacher_cache DIR: the cached heatmaps are warped in the same way as each augmented image."""
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
     recipe = read_recipe(options.config, overrides)
     folder = Path(options.cache or Path(recipe.out) / "teacher_cache")
+    check_writable(folder / "maps.bin")
     with Bar("running the teacher") as on_batch:
         card = cache_teacher(recipe, folder, margin=options.margin, bits=options.bits, on_batch=on_batch)
     size = card.persons * card.bytes_per_person / 2**20

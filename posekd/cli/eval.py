@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from posekd.cli import is_main_process
 from posekd.cli.eval_options import EvalOptions, data_settings, for_paradigm, inference_settings, read_options
 from posekd.cli.progress import Bar
+from posekd.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from posekd.data import PoseSource
@@ -30,8 +32,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: options that do not go together, or any input that does not fit.
         FileNotFoundError: a file or folder does not exist.
+        OSError: an output cannot be written; where that shows only in the end, the tables are printed first.
     """
     options = read_options(argv)
+    for file in filter(None, (options.results, options.report, options.curve) if is_main_process() else ()):
+        check_writable(file)
     if options.score_only is not None:
         _score(options, options.score_only)
     elif options.model is None:
@@ -53,8 +58,10 @@ def _score(options: EvalOptions, path: str) -> None:
     _refuse_curve(options, dataset.metrics)
     scores, notes = score_file(dataset, data, Path(path))
     console = Console(quiet=not is_main_process())
-    _write_files(options, scores, path)
-    _show(scores, console, path)
+    try:
+        _write_files(options, scores, path)
+    finally:  # a full disk must not cost the numbers
+        _show(scores, console, path)
     if dataset.metrics[0] not in scores:
         raise ValueError(f"{path} cannot be scored: {'; '.join(notes)}")
     _say("; ".join(notes), console)
@@ -64,11 +71,13 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     from posekd.data import LoaderSettings
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
-    from posekd.engine.evaluate import evaluate
+    from posekd.engine.evaluate import ResultsNotWrittenError, evaluate
     from posekd.engine.recipes.datasets import dataset_of
     from posekd.models import paradigm_name
     from posekd.paradigms import PARADIGMS
 
+    if options.weights_key is not None and options.weights is None:
+        raise ValueError("--weights-key names an entry of the file that --weights gives: give both")
     file, card = _find_model(name, options.weights)
     recipe = _recipe_of(card)
     family = card.get("model", {}).get("family") if card else name
@@ -93,14 +102,16 @@ def _evaluate(options: EvalOptions, name: str) -> None:
         padding=padding,
     )
     with distributed.group(place), Bar("evaluating") as on_batch:
-        report = evaluate(network, source, settings, loader=loader, results_file=options.results, on_batch=on_batch)
+        try:
+            report = evaluate(network, source, settings, loader=loader, results_file=options.results, on_batch=on_batch)
+        except ResultsNotWrittenError as error:
+            _tell(replace(options, results=None), error.report, name)
+            raise
     _tell(options, report, name)
 
 
 def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
     """The dataset, with the OKS sigmas in a checkpoint's card where its keypoints are those of the run, by name."""
-    from dataclasses import replace
-
     from posekd.engine.recipes.datasets import open_dataset
     from posekd.names import match
 
@@ -121,9 +132,11 @@ def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | Non
 def _tell(options: EvalOptions, report: Report, name: str) -> None:
     """Writes files, then prints the tables: whoever reads the output may close it early (`| head`)."""
     console = Console(quiet=not is_main_process())
-    _write_files(options, report.scores, name)
     labels = options.data.get("annotations")
-    _show(report.scores, console, name if labels is None else f"{name} on {labels}")
+    try:
+        _write_files(options, report.scores, name)
+    finally:  # a full disk must not cost the numbers
+        _show(report.scores, console, name if labels is None else f"{name} on {labels}")
     unwritten = [file for file in (options.report, options.curve) if file is not None]
     if unwritten and report.main is None:
         _say(f"nothing was scored, so these were not written: {', '.join(unwritten)}", console)
@@ -229,7 +242,6 @@ def _refuse_curve(options: EvalOptions, metrics: Sequence[str]) -> None:
 def _write_files(options: EvalOptions, scores: Mapping[str, Score], subject: str) -> None:
     """Writes the report, main metric first and the others under their names, and draws the curve."""
     from posekd.engine.scoring import METRICS
-    from posekd.files import write_atomically
 
     if not scores or not is_main_process():
         return

@@ -32,7 +32,7 @@ from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.recipes.recipe import Recipe, read_recipe, save_recipe
 from posekd.engine.scoring import Report
 from posekd.engine.training.loop import fit
-from posekd.files import write_atomically
+from posekd.files import check_writable, write_atomically
 from posekd.metrics import NUMBERS
 from posekd.viz.curves import plot_curves
 from posekd.viz.draw import draw_poses, save_sheet
@@ -98,6 +98,7 @@ def quickstart(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> dict[
         ValueError: overrides that do not fit.
     """
     start, cpu_start = time.perf_counter(), time.process_time()
+    check_writable(out / "results.json")
     console = Console(stderr=True)
     seeds = ["--seed", str(seed), "--train_data.seed", str(seed), "--val_data.seed", str(seed), *overrides]
     weights = out / "teacher" / "last.safetensors"

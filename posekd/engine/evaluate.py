@@ -23,6 +23,18 @@ from posekd.paradigms.inference import find_in_batches, open_batches, settings_f
 from posekd.structures import InputSpec, Instances
 
 
+class ResultsNotWrittenError(OSError):
+    """The results file could not be written, and all else is done.
+
+    Attributes:
+        report: what `evaluate` would have returned.
+    """
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 def evaluate(
     model: nn.Module,
     source: PoseSource,
@@ -51,6 +63,7 @@ def evaluate(
         ValueError: the network's output or paradigm does not fit the dataset.
         FloatingPointError: the network's output is not finite.
         BadImageError: an image cannot be read, and `loader.on_bad_image` is "refuse".
+        ResultsNotWrittenError: the results file cannot be written; the error holds the report.
     """
     start = time.perf_counter()
     paradigm, records = paradigm_of(model), source.records
@@ -66,12 +79,23 @@ def evaluate(
     people = paradigm.suppress(found, records.skeleton, settings)
     given = bool(records.metrics) and METRICS[records.metrics[0]].given
     told = found if given else people
-    if results_file is not None and distributed.is_main():
-        METRICS[records.metrics[0]].write(source, told, Path(results_file))
-    scores, notes = score(source, found, people, written=results_file is not None)
+    failure = _write(source, told, results_file) if results_file is not None and distributed.is_main() else None
+    scores, notes = score(source, found, people, written=results_file is not None and failure is None)
     note = "; ".join(note for note in (skipped, *notes) if note)
     seconds = time.perf_counter() - start
-    return Report(scores, told, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
+    report = Report(scores, told, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
+    if failure is not None:
+        raise ResultsNotWrittenError(f"{results_file} cannot be written: {failure}", report) from failure
+    return report
+
+
+def _write(source: PoseSource, people: Instances, file: str | os.PathLike[str]) -> OSError | None:
+    """Writes the results file before people are scored, and gives the error if that fails: they still can be."""
+    try:
+        METRICS[source.records.metrics[0]].write(source, people, Path(file))
+    except OSError as error:
+        return error
+    return None
 
 
 def score(

@@ -14,7 +14,7 @@ from posekd.engine.recipes.changes import compare
 from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
 from posekd.engine.training import checkpoint
 from posekd.engine.training.loop import Job, fit, load_state_dict
-from posekd.files import write_atomically
+from posekd.files import check_writable, write_atomically
 
 
 def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
@@ -38,10 +38,14 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
 
     Raises:
         FileExistsError: a new run in a folder that already holds one.
-        FileNotFoundError, ValueError: data, weights, checkpoint or settings that do not fit.
+        FileNotFoundError, ValueError: data, weights, checkpoint or settings that do not fit; or none of the run's
+            checkpoints can be read.
+        OSError: the folder cannot be written.
     """
     folder = Path(recipe.out)
     with distributed.group(pick_device(recipe.train.device)):
+        if distributed.is_main():
+            check_writable(folder / "recipe.yaml")
         state = _state_to_resume(folder, resume)
         if state is not None:
             _check_changes(state["facts"]["recipe"], recipe_to_dict(recipe))
@@ -96,6 +100,11 @@ def _state_to_resume(folder: Path, resume: str | None) -> dict[str, Any] | None:
     if resume != "auto":
         return checkpoint.load_state(Path(resume))
     found = checkpoint.load_latest(checkpoints)
+    if found is None and checkpoint.list_checkpoints(checkpoints):
+        raise ValueError(
+            f"{checkpoints} holds no checkpoint that can be read: give another with --resume PATH, or choose another "
+            "--out for a new run"
+        )
     return None if found is None else found[1]
 
 

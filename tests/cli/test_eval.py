@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -103,6 +105,61 @@ def test_a_model_by_name_with_weights_gives_the_same_results(folder, checkpoint,
     named = ["elpn_v1", "--weights", checkpoint, "--size", "64", "64"]
     assert main(["eval", *named, *common, "--results", two]) == 0
     assert json.loads((folder / "one.json").read_text()) == json.loads((folder / "two.json").read_text())
+
+
+class TestOutputs:
+    @pytest.fixture
+    def words(self, folder, checkpoint):
+        annotations = ["--annotations", str(folder / "gt.json")]
+        return ["eval", checkpoint, "--images", str(folder), *annotations, "--workers", "0", *SIGMAS]
+
+    @pytest.mark.parametrize("option", ["--results", "--report", "--curve"])
+    def test_what_cannot_be_written_is_refused_before_anything_is_read(self, folder, capsys, option):
+        nothing = ["--images", "absent", "--annotations", "absent.json"]
+        assert main(["eval", "absent.safetensors", *nothing, option, str(folder)]) == 2
+        assert f"{folder} is a folder: give the name of a file" in capsys.readouterr().err
+        assert main(["eval", "--score-only", "absent.json", *nothing[2:], option, str(folder / "gt.json" / "a")]) == 2
+        assert f"{folder / 'gt.json' / 'a'} cannot be written: {folder / 'gt.json'} is not a folder" in (
+            capsys.readouterr().err
+        )
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+    @pytest.mark.parametrize("option", ["--results", "--report"])
+    def test_a_disk_that_fills_up_costs_the_file_and_not_the_numbers(self, words, capsys, option):
+        assert main([*words, option, "/dev/full"]) == 2
+        said = capsys.readouterr()
+        assert said.out.splitlines()[1].split() == [
+            "AP",
+            "AP50",
+            "AP75",
+            "APM",
+            "APL",
+            "AR",
+            "AR50",
+            "AR75",
+            "ARM",
+            "ARL",
+        ]
+        assert "poses written" not in said.out
+        assert "No space left on device" in said.err
+
+    def test_standard_output_takes_the_report(self, folder):
+        words = ["--score-only", str(folder / "results.json"), "--annotations", str(folder / "gt.json"), *SIGMAS]
+        done = subprocess.run(
+            [sys.executable, "-m", "posekd", "eval", *words, "--report", "/dev/stdout"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        report, rest = json.JSONDecoder().raw_decode(done.stdout)
+        assert report["AP"] == pytest.approx(1)
+        assert "AP50" in done.stdout[rest:]
+
+
+def test_a_key_without_a_file_is_refused(folder, checkpoint, capsys):
+    words = ["--images", str(folder), "--annotations", str(folder / "gt.json"), "--weights-key", "ema"]
+    assert main(["eval", checkpoint, *words]) == 2
+    assert "--weights-key names an entry of the file that --weights gives: give both" in capsys.readouterr().err
 
 
 def test_a_split_without_labels_writes_results(folder, checkpoint, capsys):

@@ -1,6 +1,8 @@
 """`train(recipe)` on real batches of a few synthetic people: resume through the files, and what is refused."""
 
 import dataclasses
+import os
+import stat
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from helpers.tiny_training import losses, tiny
 from posekd.engine import build
 from posekd.engine.recipes.recipe import ModelSettings
 from posekd.engine.train import train
-from posekd.engine.training import loop
+from posekd.engine.training import checkpoint, loop
 from posekd.models import create_model, load_model, save_weights
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -163,3 +165,40 @@ class TestResumingUnderAnotherRecipe:
         train(tiny(tmp_path, teacher))
         with pytest.warns(UserWarning, match="train.precision 'fp32' -> 'fp16'"):
             train(tiny(tmp_path, teacher, train__precision="fp16", train__epochs=3), resume="auto")
+
+    def test_another_weight_decay_and_input_size_are_what_the_run_goes_on_with(self, tmp_path, teacher):
+        train(tiny(tmp_path, teacher, train__epochs=1))
+        student = {"name": "elpn_v1", "overrides": {**TINY_NET, "size": [128, 128]}}
+        said = r"optim.weight_decay 0.0 -> 0.5, student.overrides.size \[64, 64\] -> \[128, 128\], train.epochs 1 -> 2"
+        with pytest.warns(UserWarning, match=said):
+            train(tiny(tmp_path, teacher, student=student, optim={"weight_decay": 0.5}), resume="auto")
+        (saved,) = checkpoint.load_latest(tmp_path / "checkpoints")[1]["optimizer"]["param_groups"]
+        assert saved["weight_decay"] == 0.5
+        assert load_model(tmp_path / "last.safetensors").spec.size == (128, 128)
+
+    def test_checkpoints_none_of_which_can_be_read_are_no_new_run(self, tmp_path, teacher):
+        train(tiny(tmp_path, teacher, train__epochs=1))
+        for file in checkpoint.list_checkpoints(tmp_path / "checkpoints"):
+            file.write_bytes(b"damaged")
+        with (
+            pytest.warns(UserWarning, match="damaged"),
+            pytest.raises(ValueError, match="checkpoints holds no checkpoint that can be read: give another"),
+        ):
+            train(tiny(tmp_path, teacher, train__epochs=1), resume="auto")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_opened(tmp_path, teacher, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(build, "open_dataset", lambda *_: pytest.fail("data were opened"))
+    with pytest.raises(NotADirectoryError, match=r"file/run/recipe\.yaml cannot be written: .*/file is not a folder"):
+        train(tiny(tmp_path / "file" / "run", teacher))
+
+
+def test_the_best_network_is_as_readable_as_any_new_file(tmp_path, teacher):
+    before = os.umask(0o022)
+    try:
+        train(tiny(tmp_path, teacher, train__epochs=1))
+    finally:
+        os.umask(before)
+    for name in ("best.safetensors", "best.json", "last.safetensors", "recipe.yaml"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o644, name

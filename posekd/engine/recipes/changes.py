@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ REFUSED: dict[str, str] = {
     "optim.name": "the optimiser's state is of the other kind",
 }
 """Keys, or groups of them, that a checkpoint cannot follow -> why."""
+FREE = ("student.overrides.size", "student.overrides.spec")
+"""Keys of such groups that it can: most weights do not depend on the input; where they do, loading them says so."""
 NO_EFFECT: dict[str, str] = {
     "student.weights": "the checkpoint's weights are used",
     "student.backbone": "the checkpoint's weights are used",
@@ -48,7 +50,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         if key == "out" or before.get(key) == now.get(key) or (key not in before and _is_new(key, old)):
             continue
         change = f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        why = _reason(REFUSED, key)
+        why = None if _within(FREE, key) else _reason(REFUSED, key)
         if key == "train.ema_decay" and None in (before.get(key), now.get(key)):
             why = "one keeps an average and the other does not"
         if why is not None:
@@ -68,7 +70,11 @@ def _is_new(key: str, old: Mapping[str, Any]) -> bool:
 
 
 def _reason(table: Mapping[str, str], key: str) -> str | None:
-    return next((why for name, why in table.items() if key == name or key.startswith(f"{name}.")), None)
+    return next((why for name, why in table.items() if _within((name,), key)), None)
+
+
+def _within(names: Iterable[str], key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

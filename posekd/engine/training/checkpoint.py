@@ -135,8 +135,14 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads an optimiser's state with each tensor laid out in memory as its parameter (channels_last)."""
-    optimizer.load_state_dict(state)
+    """Loads an optimiser's state with each tensor laid out in memory as its parameter (channels_last).
+
+    Its settings stay those that it was made with: torch would put the state's in their place, and a resumed run would
+    ignore another weight decay.
+    """
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    kept = [{**own, "params": saved["params"]} for saved, own in groups]
+    optimizer.load_state_dict({**state, "param_groups": kept})
     for parameter, slots in optimizer.state.items():
         for name, tensor in slots.items():
             if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:

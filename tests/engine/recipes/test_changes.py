@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.tiny_recipe import tiny_recipe
+from helpers.tiny_recipe import TINY_NET, tiny_recipe
 
 from posekd.engine.recipes.changes import compare
 from posekd.engine.recipes.recipe import recipe_to_dict
@@ -24,6 +24,10 @@ def test_an_equal_recipe_has_no_changes_wherever_it_is_written(tmp_path):
         ({"optim": {"lr": 0.5}}, "optim.lr 0.001 -> 0.5"),
         ({"train__precision": "fp16"}, "train.precision 'fp32' -> 'fp16'"),
         ({"train__epochs": 9}, "train.epochs 2 -> 9"),
+        (
+            {"student": {"name": "elpn_v1", "overrides": {**TINY_NET, "size": [64, 96]}}},
+            "student.overrides.size [64, 64] -> [64, 96]",
+        ),
     ],
 )
 def test_what_a_run_can_go_on_with(tmp_path, change, text):

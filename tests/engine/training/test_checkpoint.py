@@ -104,3 +104,14 @@ def test_a_restored_optimiser_lies_in_memory_like_its_parameters(tmp_path):
     moment = fresh.state[layer.weight]["exp_avg"]
     assert torch.equal(moment, optimizer.state[layer.weight]["exp_avg"])
     assert moment.stride() == layer.weight.stride()
+
+
+def test_a_restored_optimiser_keeps_its_own_settings(tmp_path):
+    layer = torch.nn.Conv2d(3, 2, 3, bias=False)
+    path = checkpoint.save_state(tmp_path / "o.safetensors", stepped_optimizer(layer).state_dict())
+    fresh = torch.optim.Adam(layer.parameters(), lr=0.5, betas=(0.8, 0.9), weight_decay=0.25)
+    checkpoint.restore_optimizer(fresh, checkpoint.load_state(path))
+    (group,) = fresh.param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.8, 0.9), 0.25)
+    assert group["params"] == [layer.weight]
+    assert "exp_avg" in fresh.state[layer.weight]
