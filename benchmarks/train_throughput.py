@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 if __package__ in (None, ""):  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: an installed posekd comes before the sources
     __package__ = "benchmarks"
 
 from posekd.data import CropDataset

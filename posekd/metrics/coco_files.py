@@ -132,7 +132,12 @@ def resolve_sigmas(labels: Labels, sigmas: Sequence[float] | None) -> tuple[floa
         named = next((c for c in labels.categories if c.get("keypoints")), None)
         if named is not None:
             return skeleton_from_category(named).sigmas
-        if COCO.num_keypoints == K:
+        if COCO.num_keypoints == K:  # names are all that would tell, and there are none
+            warnings.warn(
+                f"{labels.name} has {K} unnamed keypoints: they are taken for COCO's, in its order; pass `sigmas`, or "
+                "name them in the category, if they are others",
+                stacklevel=3,
+            )
             return COCO.sigmas
         warnings.warn(
             f"{labels.name} has {K} unnamed keypoints and no OKS sigmas were given: using {DEFAULT_SIGMA} "

@@ -35,7 +35,8 @@ class PckResult:
     """Shares of keypoints found, in percent.
 
     Attributes:
-        name: `PCKh@0.5` or `PCK@0.2`, by kind and threshold.
+        kind: `PCKh` or `PCK`.
+        threshold: fraction of the reference length, of `mean` and `per_joint`.
         per_joint: float64 `[K]`, percent found of each keypoint at the threshold; NaN if no person has it labelled.
         counts: int64 `[K]`, how many people have each keypoint labelled.
         groups: column of the papers' tables (Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle) -> mean of its
@@ -47,7 +48,8 @@ class PckResult:
         people: persons with a labelled keypoint.
     """
 
-    name: str
+    kind: str
+    threshold: float
     per_joint: Floats
     counts: NDArray[np.int64]
     groups: dict[str, float]
@@ -56,6 +58,11 @@ class PckResult:
     curve: Floats
     auc: float
     people: int
+
+    @property
+    def name(self) -> str:
+        """`PCKh@0.5` or `PCK@0.2`, for people."""
+        return f"{self.kind}@{self.threshold:g}"
 
     @property
     def mean_at_10(self) -> float:
@@ -69,11 +76,10 @@ class PckResult:
 
     def numbers(self) -> dict[str, float]:
         """The mean first, then area, mean at 0.1 and the columns, by name; columns without labels are left out."""
-        kind = self.name.partition("@")[0]
         return {
             self.name: self.mean,
             "AUC": self.auc,
-            f"{kind}@0.1": self.mean_at_10,
+            f"{self.kind}@0.1": self.mean_at_10,
             **{name: value for name, value in self.groups.items() if np.isfinite(value)},
         }
 
@@ -159,7 +165,8 @@ def _score(
         raise ValueError("no keypoint that counts is labelled: there is nothing to score")
     curve = 100.0 * np.searchsorted(ordered, thresholds, side="right") / len(ordered)
     return PckResult(
-        name=f"{kind}@{threshold:g}",
+        kind=kind,
+        threshold=threshold,
         per_joint=per_joint,
         counts=counts,
         groups={name: _mean(per_joint[joints]) for name, joints in _columns(skeleton).items()},

@@ -66,14 +66,13 @@ def plot_pck(result: PckResult, path: Path, title: str = "", *, unit: str) -> No
 
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    kind, _, threshold = result.name.partition("@")
     axes.plot(result.thresholds, result.curve, color=COLOURS[0], lw=1.6)
     axes.fill_between(result.thresholds, result.curve, color=COLOURS[0], alpha=0.12, label=f"AUC {result.auc:.1f} %")
     axes.plot(
-        float(threshold), result.mean, "o", color=COLOURS[1], clip_on=False, label=f"{result.name} {result.mean:.1f} %"
+        result.threshold, result.mean, "o", color=COLOURS[1], clip_on=False, label=f"{result.name} {result.mean:.1f} %"
     )
-    axes.set(xlabel=f"threshold, in units of the {unit}", ylabel=f"{kind} (%)", ylim=(0, 100), title=title)
-    axes.set_xlim(0, max(result.thresholds[-1], float(threshold)))
+    axes.set(xlabel=f"threshold, in units of the {unit}", ylabel=f"{result.kind} (%)", ylim=(0, 100), title=title)
+    axes.set_xlim(0, max(result.thresholds[-1], result.threshold))
     _plain(axes)
     axes.legend(frameon=False, loc="lower right")
     figure_to_png(figure, path)

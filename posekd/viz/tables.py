@@ -60,14 +60,17 @@ def print_pck(
     joints: Sequence[str],
     console: Console | None = None,
     title: str = "keypoints",
+    *,
+    hrnet_mean: bool = False,
 ) -> None:
     """Prints PCK in the papers' column order (Head Shoulder Elbow Wrist Hip Knee Ankle Mean AUC), then each keypoint.
 
     Args:
         result: what to print.
-        keypoints: K names.
+        joints: K names.
         console: where; standard output by default. Without a terminal: no frames, no colour.
         title: above the table.
+        hrnet_mean: also what HRNet's code prints as "Mean@0.1".
     """
     console = console or Console()
     frame = box.SIMPLE if console.is_terminal else None
@@ -79,12 +82,10 @@ def print_pck(
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(*map(_percent, row.values()))
     console.print(table)
-    kind = result.name.partition("@")[0]
-    lines = [f"{kind}@0.1 {_percent(result.mean_at_10)}"]
-    if kind == "PCKh":
-        lines[0] += f'; HRNet\'s "Mean@0.1", which is at 0.11: {_percent(result.hrnet_mean_at_01)}'
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    line = f"{result.kind}@0.1 {_percent(result.mean_at_10)}"
+    if hrnet_mean:
+        line += f'; HRNet\'s "Mean@0.1", which is at 0.11: {_percent(result.hrnet_mean_at_01)}'
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print()
     console.print(_joint_table(result, joints, frame))
 

@@ -57,7 +57,7 @@ def test_a_checkpoint_on_mpii_and_its_predictions_again(tmp_path, mpii, capsys):
 def test_files_are_there_even_if_nobody_reads_the_tables(tmp_path, mpii, monkeypatch):
     """`posekd eval ... | head` closes the pipe while the tables are printed."""
 
-    def closed(*args):
+    def closed(*args, **more):
         raise BrokenPipeError
 
     monkeypatch.setattr("posekd.engine.scoring.pck.print_pck", closed)

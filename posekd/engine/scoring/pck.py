@@ -149,9 +149,12 @@ def _metric(
     )
 
 
-def _show(score: Score, console: Console, title: str) -> None:
-    result, keypoints = score.result
-    print_pck(result, keypoints, console, title)
+def _show(hrnet_mean: bool) -> Callable[[Score, Console, str], None]:
+    def show(score: Score, console: Console, title: str) -> None:
+        result, keypoints = score.result
+        print_pck(result, keypoints, console, title, hrnet_mean=hrnet_mean)
+
+    return show
 
 
 def _show_torso(score: Score, console: Console, title: str) -> None:
@@ -165,6 +168,6 @@ def _curve(unit: str) -> Callable[[Score, Path, str], None]:
     return draw
 
 
-PCKH = _metric(score_pckh, _as_score, _show, _curve("head size"))
-PCK = _metric(score_pck, _as_score, _show, _curve("torso"))
+PCKH = _metric(score_pckh, _as_score, _show(True), _curve("head size"))
+PCK = _metric(score_pck, _as_score, _show(False), _curve("torso"))
 PCK_TORSO = _metric(score_torso, _as_torso_score, _show_torso, None)
