@@ -164,3 +164,19 @@ def test_train_show_prints_the_resolved_recipe(capsys):
 def test_profile_reads_its_options_from_its_signature(capsys):
     assert main(["profile", "elpn_v1"]) == 0
     assert "1,108,146" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["quickstart", "--out"], "results.json"),
+        (["train", "supervised/quickstart", "--out"], "recipe.yaml"),
+        (["cache-teacher", "mapd/quickstart", "--cache"], "maps.bin"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, capsys, words, file):
+    (tmp_path / "taken").touch()
+    folder = tmp_path / "taken" / "new"
+    assert main([*words, str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"posekd: {folder / file} cannot be written: {tmp_path / 'taken'} is not a folder\n"
