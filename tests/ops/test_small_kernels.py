@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import backends
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import backends
 
 from posekd.ops import decode_heatmaps, distill_loss, render_heatmaps
 from posekd.ops.reference.decode_heatmaps import blur_taps
