@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,9 +52,10 @@ def nobody(tmp_path):
         finally:
             os.seteuid(user)
 
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # which pytest opens to their owner alone
-        if folder.stat().st_uid == os.geteuid():
-            folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):  # which pytest, and its workers, open to their owner alone
+        if folder == Path(tempfile.gettempdir()).resolve() or folder.stat().st_uid != os.geteuid():
+            break
+        folder.chmod(0o755)
     return drop
 
 
