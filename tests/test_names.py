@@ -70,8 +70,11 @@ class TestWarnings:
     def test_nothing_is_said_of_sets_that_are_in_order(self):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            skeleton_from_category({"name": "cat", "keypoints": ["nose", "earL", "earR", "tail"]}, sigmas=[0.1] * 4)
-            skeleton_from_category({"name": "rod", "keypoints": ["top", "bottom"]}, sigmas=[0.1] * 2)
+            cat = skeleton_from_category(
+                {"name": "cat", "keypoints": ["nose", "earL", "earR", "tail"]}, sigmas=[0.1] * 4
+            )
+            rod = skeleton_from_category({"name": "rod", "keypoints": ["top", "bottom"]}, sigmas=[0.1] * 2)
+        assert (cat.flip, rod.flip) == ((0, 2, 1, 3), (0, 1))
 
     def test_pairs_are_given_by_name_or_by_index(self):
         category = {"name": "cat", "keypoints": ["ear1", "ear2", "nose"]}

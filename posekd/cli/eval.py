@@ -123,7 +123,10 @@ def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | Non
     if skeleton is None:
         return source
     own = source.records.skeleton
-    order = match(skeleton["keypoints"], own.keypoints)
+    try:
+        order = match(skeleton["keypoints"], own.keypoints)
+    except ValueError as error:
+        raise ValueError(f"the checkpoint has other keypoints than the data: {error}") from None
     sigmas = tuple(float(skeleton["sigmas"][k]) for k in order)
     source.records = replace(source.records, skeleton=replace(own, sigmas=sigmas))
     return source

@@ -270,15 +270,30 @@ def distill_loss(
         torch.Size([2, 17, 64, 48])
     """
     _check(student, teacher, target, keypoints, weight, teacher_weight, mask)
+    _check_settings(kind, sigma, temperature, alpha, beta)
+    keep_gradient = _keeps_gradient(student)
+    results = _forward(
+        student, teacher, target, keypoints, weight, teacher_weight, mask,
+        float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
+    )  # fmt: skip
+    return (results[0], results[1].detach()) if return_terms else results[0]
+
+
+def _check_settings(kind: str, sigma: float, temperature: float, alpha: float, beta: float) -> None:
     checks.check_choice("kind", kind, KINDS)
     checks.check_positive("sigma", sigma)
     checks.check_positive("temperature", temperature)
     if not (0 <= alpha <= 1 and 0 <= beta <= 1):
         name, value = ("beta", beta) if 0 <= alpha <= 1 else ("alpha", alpha)
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
-    # On the CPU the gradient costs little while a row is in cache, so it is computed along with the loss. On a GPU
-    # recomputing moves no more bytes; half types need the upstream gradient first.
-    keep_gradient = (
+
+
+def _keeps_gradient(student: Tensor) -> bool:
+    """Whether the gradient is computed along with the loss: on the CPU it costs little while a row is in cache.
+
+    On a GPU recomputing moves no more bytes; half types need the upstream gradient first.
+    """
+    return (
         student.requires_grad
         and student.is_cpu
         and student.dtype in (torch.float32, torch.float64)
@@ -286,8 +301,3 @@ def distill_loss(
         and not torch.compiler.is_compiling()
         and not library.emulated()
     )
-    results = _forward(
-        student, teacher, target, keypoints, weight, teacher_weight, mask,
-        float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
-    )  # fmt: skip
-    return (results[0], results[1].detach()) if return_terms else results[0]

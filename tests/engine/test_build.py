@@ -100,7 +100,8 @@ class TestOldNames:
         values = recipe_to_dict(recipe(tmp_path))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            recipe_from_dict(values)
+            again = recipe_from_dict(values)
+        assert recipe_to_dict(again) == values
 
     def test_both_names_at_once_are_refused(self, tmp_path):
         values = recipe_to_dict(recipe(tmp_path))
