@@ -302,7 +302,9 @@ def test_several_categories_of_one_skeleton_go_together_and_ap_is_the_mean_of_th
     assert [r["category_id"] for r in json.loads((tmp_path / "r.json").read_text())] == [1, 1]
     cats = CocoKeypoints(write(tmp_path, species(person(1, 1), person(2, 2, category_id=2)), category="cat"))
     assert cats.records.sample_ids.tolist() == [2]
-    with pytest.raises(ValueError, match=r"choose one \(setting `category`\) \(all of one skeleton go together only"):
+    with pytest.raises(
+        ValueError, match=r"choose one \(setting `category`, option --category\) \(all of one skeleton go together only"
+    ):
         CocoKeypoints(write(tmp_path, species(person(1, 1)), keep_images="all"))
 
 

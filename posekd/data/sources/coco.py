@@ -29,7 +29,7 @@ from posekd.data.sources.coco_json import (
     pick_categories,
     unique_images,
 )
-from posekd.skeleton import Skeleton, skeleton_from_category
+from posekd.skeleton import COCO, Skeleton, skeleton_from_category
 
 WHOLE_BODY = {"foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts"}
 """COCO-WholeBody's keypoints beside `keypoints`."""
@@ -60,6 +60,8 @@ class CocoSettings:
         apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows;
             COCO's were drawn on the stored pixels.
         upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
+        keypoints: their names, for a file without labels that lists none; COCO's 17 if None. (`posekd eval` takes those
+            of the checkpoint.)
     """
 
     images: str
@@ -74,6 +76,7 @@ class CocoSettings:
     keep_images: KeepImages | None = None
     apply_orientation: bool = False
     upper_body: list[str] | None = None
+    keypoints: list[str] | None = None
 
 
 class CocoKeypoints:
@@ -96,7 +99,8 @@ class CocoKeypoints:
         images = _chosen_images(labels, settings)
         keep = settings.keep_images or "labelled"
         self._several = keep == "labelled" and settings.detections is None
-        categories = pick_categories(labels, settings.category, label_file, self._several)
+        names = settings.keypoints or COCO.keypoints
+        categories = pick_categories(labels, settings.category, label_file, self._several, names)
         category = categories[0]
         skeleton = skeleton_from_category(
             category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas, upper_body=settings.upper_body
@@ -146,7 +150,8 @@ class CocoKeypoints:
         """
         file = Path(self.settings.annotations)
         labels = load_labels(file, {})
-        categories = pick_categories(labels, self.settings.category, file, self._several)
+        names = self.records.skeleton.keypoints
+        categories = pick_categories(labels, self.settings.category, file, self._several, names)
         for category in categories:
             category.setdefault("keypoints", list(self.records.skeleton.keypoints))
         images = _chosen_images(labels, self.settings)

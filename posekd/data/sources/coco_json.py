@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ def load_labels(file: Path, remarks: Remarks) -> dict[str, Any]:
         FileNotFoundError, ValueError: as `load_json`, or it has no images or categories, or ids that are none.
     """
     content = load_json(file, "annotations")
+    if not _has(content, "annotations") and not _has(content, "categories"):  # a bare list of images
+        content = {**content, "categories": [{"id": 1, "name": "person"}]}
     keys = [k for k in ("images", "categories", "annotations") if k != "annotations" or _has(content, k)]
     labels = {key: coco_rules.entries(content, key, str(file)) for key in keys}
     for key in keys:
@@ -90,16 +92,23 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
     return images
 
 
-def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, several: bool) -> list[dict[str, Any]]:
+def pick_categories(
+    labels: Mapping[str, Any],
+    name: str | None,
+    file: Path,
+    several: bool,
+    keypoints: Sequence[str] = COCO.keypoints,
+) -> list[dict[str, Any]]:
     """The categories whose persons are meant: the one named, or those with keypoints.
 
-    COCO's test splits list `person` without keypoints; it then gets COCO's 17.
+    COCO's test splits list `person` without keypoints, and lists of images have no categories at all.
 
     Args:
         labels: of the file.
         name: of the category; None for all with keypoints.
         file: for messages.
         several: whether several categories may be meant, if they have the same keypoints (AP-10K's species).
+        keypoints: names that `person` gets in a file without labels, where it has none.
 
     Raises:
         ValueError: none, or several that may not be.
@@ -120,11 +129,12 @@ def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, sev
         candidates = [category.get("name") for category in chosen]
         why = "" if several else " (all of one skeleton go together only where labelled boxes are cropped)"
         raise ValueError(
-            f"{file}: several categories have keypoints, {candidates}; choose one (setting `category`){why}"
+            f"{file}: several categories have keypoints, {candidates}; "
+            f"choose one (setting `category`, option --category){why}"
         )
     categories = [dict(category) for category in chosen]
     if "annotations" not in labels and categories[0].get("name") == "person":
-        categories[0].setdefault("keypoints", list(COCO.keypoints))
+        categories[0].setdefault("keypoints", list(keypoints))
     return categories
 
 

@@ -7,6 +7,7 @@ is refused before anything heavy is built, with the file, the key and the neares
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -210,8 +211,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 def apply_overrides(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """A copy of `values` with `--group.key value` words applied.
 
-    Another `name` for a method or a dataset drops the file's other keys of that group: they belong to the old
-    name.
+    Where a method or a dataset gets another `name`, keys that both have keep their values; the others are dropped, with
+    a warning that lists them.
 
     Raises:
         ValueError: a word that is no option, or an option without a value.
@@ -229,9 +230,27 @@ def apply_overrides(values: Mapping[str, Any], words: Sequence[str]) -> dict[str
                 raise ValueError(f"--{word}: {'.'.join(groups[: depth + 1])} is a value, not a group")
         value = yaml.safe_load(text)
         if last == "name" and len(groups) == 1 and groups[0] in CHOICES and place.get("name") != value:
-            place.clear()
+            _drop_foreign(groups[0], place, value)
         place[last] = value
     return result
+
+
+def _drop_foreign(group: str, place: dict[str, Any], name: Any) -> None:
+    """Drops the keys of a group that are not among those of its new name, and says so."""
+    kind = CHOICES[group].get(name) if isinstance(name, str) else None
+    if kind is None:  # an unknown name is refused later
+        return
+    known = {f.name for f in fields(kind)}
+    dropped = {key: place.pop(key) for key in list(place) if key not in known and key != "name"}
+    if dropped:
+        gone, kept = (
+            ", ".join(f"{group}.{key} {value!r}" for key, value in keys.items() if key != "name")
+            for keys in (dropped, place)
+        )
+        stays = f"; kept: {kept}" if kept else ""
+        warnings.warn(
+            f"{group}.name is {name} now, which lacks some keys of the old one: dropped: {gone}{stays}", stacklevel=4
+        )
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
