@@ -72,6 +72,7 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
     from posekd.engine.evaluate import ResultsNotWrittenError, evaluate
+    from posekd.engine.examine import examine
     from posekd.engine.recipes.datasets import dataset_of
     from posekd.models import paradigm_name
     from posekd.paradigms import PARADIGMS
@@ -87,6 +88,8 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     _refuse_curve(options, dataset_of(data).metrics)
     settings, more = inference_settings(options, paradigm, recipe)
     source = _open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
+    acknowledged = [*options.acknowledge, *(recipe.acknowledged if recipe is not None else ())]
+    examine(source, data, "data", acknowledged, card=card is not None and "sigmas" not in options.data)
     network = _open_model(name, file, card, options, source.records.skeleton.num_keypoints)
     padding = options.padding or (recipe.loader.padding if recipe is not None else LoaderSettings.padding)
     if recipe is not None and padding != recipe.loader.padding:

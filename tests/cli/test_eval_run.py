@@ -36,6 +36,7 @@ def run(tmp_path_factory):
         "train": {"epochs": 30, "validate_every": 30, "checkpoint_every": 30, "device": "cpu", "log_every": 10},
         "inference": {"flip_test": False, "decode": "dark", "keypoint_threshold": 0.05},
         "out": str(folder / "run"),
+        "acknowledged": ["shared_images"],
     }
     with threads(1):
         train(recipe_from_dict(values))

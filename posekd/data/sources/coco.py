@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import numpy as np
 from posekd import coco_rules
 from posekd.coco_rules import Remarks
 from posekd.data.images import missing_files, read_rgb
+from posekd.data.inspection.judge import looks_normalised
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco_json import (
@@ -111,10 +113,12 @@ class CocoKeypoints:
                 f"{label_file} has no 'annotations' (a split without labels?): give `detections` for the boxes"
             )
         crops = keep if settings.detections is None else "all"  # else nobody is cropped by labels
-        persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks)
+        left_out: Counter[str] = Counter()
+        persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks, left_out)
         cropped = {person.sample_id for person in persons}
         if settings.detections is not None:
             persons = _detected_persons(settings, images, category["id"], skeleton)
+            left_out.clear()
         needed = {person.image_id for person in persons}
         if keep != "labelled":
             needed = set(images) if keep == "all" else needed | {a["image_id"] for a in own}
@@ -124,10 +128,10 @@ class CocoKeypoints:
         persons = [person for person in persons if person.image_id not in self._absent]
         images = {i: images[i] for i in images if i in needed and i not in self._absent}
         if not images:
-            raise ValueError(_nothing_left(settings, labels, len(absent)))
+            raise ValueError(_nothing_left(settings, labels, len(absent)) + _hint(own))
         self._files = np.array([entry["file_name"] for entry in images.values()])
         ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file), remarks)
-        self.records = _to_records(persons, images, skeleton, ignored)
+        self.records = replace(_to_records(persons, images, skeleton, ignored), left_out=dict(left_out))
         self._cropped = cropped if settings.detections is None else None
         coco_rules.tell(remarks)
 
@@ -179,6 +183,7 @@ class _Person:
     box: tuple[float, float, float, float]
     score: float = 1.0
     keypoints: np.ndarray | None = None
+    stated: tuple[float, ...] | None = None
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
@@ -231,8 +236,12 @@ def _labelled_persons(
     file: Path,
     keep: KeepImages,
     remarks: Remarks,
+    left_out: Counter[str],
 ) -> list[_Person]:
-    """Whom to learn from; all annotations are checked, so that what scoring would refuse is refused here."""
+    """Whom to learn from; all annotations are checked, so that what scoring would refuse is refused here.
+
+    Who is left out is counted in `left_out`, by the reason.
+    """
     known = images.keys() | unique_images(labels, file).keys()
     crowded = any("crowdIndex" in image for image in labels["images"])
     persons, scored = [], []
@@ -247,6 +256,7 @@ def _labelled_persons(
         annotation = coco_rules.check_annotation(raw, skeleton.keypoints, who, remarks, strict=True, box_share=share)
         keypoints = None if annotation["iscrowd"] else labelled_points(annotation)
         if keypoints is None:
+            left_out["crowds" if annotation["iscrowd"] else "without a labelled keypoint"] += 1
             continue
         box = coco_rules.upright(annotation["bbox"])
         if list(box) != annotation["bbox"]:
@@ -259,8 +269,10 @@ def _labelled_persons(
         elif clean is None or not annotation["area"] > 0:
             whose = f"{who} with the area {annotation['area']:g} and the box {annotation['bbox']}"
             coco_rules.remark(remarks, f"no area, or none inside the image: {coco_rules.LEFT_OUT}", whose)
+            left_out["without an area, or with none inside the image"] += 1
             continue
-        persons.append(_Person(annotation["image_id"], annotation["id"], clean, 1.0, keypoints))
+        stated = tuple(annotation["bbox"])
+        persons.append(_Person(annotation["image_id"], annotation["id"], clean, 1.0, keypoints, stated))
     coco_rules.refuse_repeated(scored, str(file))
     return persons
 
@@ -314,6 +326,17 @@ def _to_records(
         box_scores=np.array([p.score for p in persons], np.float32),
         sample_ids=np.array([p.sample_id for p in persons], np.int64),
         ignored=ignored,
+        stated_boxes=np.array([p.box if p.stated is None else p.stated for p in persons], np.float32).reshape(-1, 4),
+    )
+
+
+def _hint(annotations: Sequence[Mapping[str, Any]]) -> str:
+    """What explains that nobody is left, if the boxes do."""
+    boxes = [a["bbox"] for a in annotations if isinstance(a.get("bbox"), list)]
+    if not looks_normalised(np.asarray(boxes, float).reshape(-1)):
+        return ""
+    return (
+        ". The boxes lie between 0 and 1, as if divided by the image's size: pixels are meant (`posekd convert` helps)"
     )
 
 
