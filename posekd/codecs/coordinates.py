@@ -62,9 +62,11 @@ def read(output: Any, num_keypoints: int | None = None) -> Coordinates:
 
 def reorder(output: Any, order: Tensor) -> Coordinates:
     """The output of a network whose keypoints stand in another order: keypoint k is its `order[k]`."""
-    said = read(output)
-    *of_keypoints, visual = said
-    return Coordinates(*(None if part is None else part[:, order] for part in of_keypoints), visual)
+    coords, scores, sigmas, keypoint_tokens, visual_tokens = read(output)
+    scores, sigmas, keypoint_tokens = (
+        None if part is None else part[:, order] for part in (scores, sigmas, keypoint_tokens)
+    )
+    return Coordinates(coords[:, order], scores, sigmas, keypoint_tokens, visual_tokens)
 
 
 def final(output: Any, num_keypoints: int) -> Tensor:

@@ -60,21 +60,8 @@ class TokenPoseConfig:
     spec: InputSpec = _COCO_INPUT
 
     def __post_init__(self) -> None:
-        check_counts(
-            self,
-            (
-                "width",
-                "stem_width",
-                "stem_blocks",
-                "patch",
-                "dim",
-                "depth",
-                "heads",
-                "chained",
-                "hidden",
-                "head_hidden",
-            ),
-        )
+        counts = ("width", "stem_width", "stem_blocks", "patch", "dim", "depth", "heads", "chained", "hidden")
+        check_counts(self, (*counts, "head_hidden"))
         if self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim must be a multiple of 4 and of heads ({self.heads}), got {self.dim}")
         if len(self.patch) != 2:
