@@ -102,10 +102,10 @@ class DistilPose(Method):
                 f"{', '.join('method.' + name for name in settings.taught)} to 0)"
             )
         _check_outputs(student, settings)
-        tokens = settings.keypoint_tokens > 0 or settings.visual_tokens > 0
-        self.tokens = tokens and getattr(student, "gives_tokens", False) and _gives_tokens(teacher)
+        tokens, spoken = self.learns_tokens(settings), bool(getattr(student, "gives_tokens", False))
+        self.tokens = tokens and spoken and teacher is not None and teacher.gives_tokens
         if tokens and not self.tokens:
-            who = "teacher" if getattr(student, "gives_tokens", False) else "student"
+            who = "teacher" if spoken else "student"
             warnings.warn(f"distilpose: the {who} gives no tokens, so nothing is learnt from tokens", stacklevel=2)
 
     def forward(self, batch: CropBatch) -> dict[str, Tensor]:
@@ -126,6 +126,11 @@ class DistilPose(Method):
         """The weights of the settings; none for tokens that student or teacher do not give."""
         weights = {"labels": self.settings.labels, **self.settings.taught}
         return {name: value for name, value in weights.items() if self.tokens or not name.endswith("tokens")}
+
+    @classmethod
+    def learns_tokens(cls, settings: DistilPoseSettings) -> bool:
+        """Whether a token term has a weight."""
+        return settings.keypoint_tokens > 0 or settings.visual_tokens > 0
 
     def _taught(self, teacher: FrozenTeacher, batch: CropBatch, said: Coordinates, w: Tensor) -> dict[str, Tensor]:
         """The teacher's terms, without their weights."""
@@ -187,10 +192,6 @@ def _token_loss(name: str, student: Tensor, teacher: Tensor) -> Tensor:
             f"give both the same dim, patches and input size, or set method.{name} to 0"
         )
     return functional.mse_loss(student.float(), teacher.float())
-
-
-def _gives_tokens(teacher: FrozenTeacher | None) -> bool:
-    return teacher is not None and bool(getattr(teacher.model, "gives_tokens", False))
 
 
 def _check_outputs(student: nn.Module, settings: DistilPoseSettings) -> None:
