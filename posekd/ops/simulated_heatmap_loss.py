@@ -170,4 +170,9 @@ def simulated_heatmap_loss(coords: Tensor, sigmas: Tensor, teacher: Tensor, weig
         checks.check_tensor("weight", weight, "B K")
         checks.check_shape("weight", weight, (B, K), "teacher")
         checks.check_device("weight", weight, coords, "coords")
-    return _forward(coords, sigmas, teacher, weight)[0]
+    return _forward(coords, sigmas, _constant(teacher), None if weight is None else _constant(weight))[0]
+
+
+def _constant(x: Tensor) -> Tensor:
+    """`x` as the loss takes it: without a gradient."""
+    return x.detach() if x.requires_grad else x
