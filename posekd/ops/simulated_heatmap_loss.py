@@ -10,7 +10,7 @@ from torch import Tensor
 from posekd.ops import checks, library
 from posekd.ops.reference import simulated_heatmap_loss as definition
 
-LONGEST_SIDES_ON_DEVICE = 4096  # height + width: a block keeps the two profiles in shared memory
+LONGEST_SIDES_ON_DEVICE = 4000  # height + width: 48 KB of shared memory hold a block's two profiles, and its sums
 POINTS = (torch.float32, torch.float64)
 
 

@@ -75,11 +75,11 @@ class TestAgainstTheFormula:
     @pytest.mark.parametrize(
         "shape",
         [(1, 1, 1, 1), (2, 3, 1, 7), (2, 3, 9, 1), (1, 2, 5, 3), (2, 2, 64, 48), (1, 3, 24, 18), (1, 2, 7, 33),
-         (1, 1, 3, 100), (5, 7, 4, 8)],
+         (1, 1, 3, 100), (8, 17, 4, 8)],
         ids=str,
     )  # fmt: skip
     def test_sizes(self, backend: backends.Backend, shape: tuple[int, int, int, int]) -> None:
-        """Rows of less than a vector, of whole vectors, and of a vector's part more."""
+        """Rows of less than a vector, of whole vectors, and of a vector's part more; more maps than a block's threads."""
         case = make_case(*shape, dtype=torch.float32)
         ref64 = loss_and_gradients(by_formula, *(x.double() for x in case))
         ours = loss_and_gradients(simulated_heatmap_loss, *to(backend.device, *case))
@@ -325,6 +325,14 @@ class TestTorchIntegration:
             monkeypatch.setattr(library, "_core", core)
             results.append(loss_and_gradients(simulated_heatmap_loss, *case))
         torch.testing.assert_close(*results)
+
+    @pytest.mark.emu
+    @pytest.mark.parametrize("size", [(1, 3999), (2, 3999), (5000, 1)], ids=str)
+    def test_sides_too_long_for_a_block_go_to_the_definition(self, size: tuple[int, int]) -> None:
+        case = make_case(1, 2, *size, dtype=torch.float32)
+        with backends.use("emu-forward"):
+            found = loss_and_gradients(simulated_heatmap_loss, *case)
+        torch.testing.assert_close(found, loss_and_gradients(simulated_heatmap_loss, *case), rtol=1e-4, atol=1e-9)
 
     def test_autocast_leaves_it_alone(self) -> None:
         coords, sigmas, teacher, weight = make_case(dtype=torch.float32)
