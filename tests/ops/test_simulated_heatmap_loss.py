@@ -79,7 +79,7 @@ class TestAgainstTheFormula:
         ids=str,
     )  # fmt: skip
     def test_sizes(self, backend: backends.Backend, shape: tuple[int, int, int, int]) -> None:
-        """Rows of less than a vector, of whole vectors, and of a vector's part more; more maps than a block's threads."""
+        """Rows of less than a vector, of whole vectors, and of a part more; maps for more than a block."""
         case = make_case(*shape, dtype=torch.float32)
         ref64 = loss_and_gradients(by_formula, *(x.double() for x in case))
         ours = loss_and_gradients(simulated_heatmap_loss, *to(backend.device, *case))
