@@ -70,11 +70,15 @@ class FrozenTeacher:
         with torch.autocast(images.device.type, enabled=False):
             return self.model(images.to(self.dtype))
 
-    def heatmaps(self, batch: CropBatch, source: InputSpec) -> list[Tensor]:
-        """Heatmaps of each stage for crops that were made for the student; a cache has only those of the last stage."""
+    def answer(self, batch: CropBatch, source: InputSpec) -> Any:
+        """What the network returns for crops that were made for the student; a cache has only the last heatmaps."""
         if batch.teacher_maps is not None:
             return [batch.teacher_maps]
-        return heatmaps.read(self.outputs(batch.images, source))
+        return self.outputs(batch.images, source)
+
+    def heatmaps(self, batch: CropBatch, source: InputSpec) -> list[Tensor]:
+        """Heatmaps of each stage for crops that were made for the student; a cache has only those of the last stage."""
+        return heatmaps.read(self.answer(batch, source))
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follows the method's `.to()`, but keeps its own dtype."""
