@@ -10,7 +10,7 @@ from torch import Tensor
 from posekd.ops import checks, library
 from posekd.ops.reference import simulated_heatmap_loss as definition
 
-LONGEST_SIDES_ON_DEVICE = 4096  # height + width: a block keeps the two profiles in shared memory
+LONGEST_SIDES_ON_DEVICE = 4000  # height + width: 48 KB of shared memory hold a block's two profiles, and its sums
 POINTS = (torch.float32, torch.float64)
 
 
@@ -170,4 +170,9 @@ def simulated_heatmap_loss(coords: Tensor, sigmas: Tensor, teacher: Tensor, weig
         checks.check_tensor("weight", weight, "B K")
         checks.check_shape("weight", weight, (B, K), "teacher")
         checks.check_device("weight", weight, coords, "coords")
-    return _forward(coords, sigmas, teacher, weight)[0]
+    return _forward(coords, sigmas, _constant(teacher), None if weight is None else _constant(weight))[0]
+
+
+def _constant(x: Tensor) -> Tensor:
+    """`x` as the loss takes it: without a gradient."""
+    return x.detach() if x.requires_grad else x
