@@ -32,6 +32,7 @@ class TokenPoseConfig:
     Attributes:
         modules: HRNet exchange units in stages 2, 3, 4 of the backbone; None is the stem network alone.
         width: channels of HRNet's highest branch; without HRNet nothing depends on it.
+        blocks: residual blocks in each branch of HRNet.
         stem_width: channels of the stem, a quarter of those of the bottlenecks behind it.
         stem_blocks: number of these bottlenecks.
         patch: `(height, width)` of a patch in feature-map pixels.
@@ -47,6 +48,7 @@ class TokenPoseConfig:
 
     modules: tuple[int, ...] | None = None
     width: int = 48
+    blocks: int = 4
     stem_width: int = 64
     stem_blocks: int = 4
     patch: tuple[int, ...] = (4, 3)
@@ -60,7 +62,7 @@ class TokenPoseConfig:
     spec: InputSpec = _COCO_INPUT
 
     def __post_init__(self) -> None:
-        counts = ("width", "stem_width", "stem_blocks", "patch", "dim", "depth", "heads", "chained", "hidden")
+        counts = ("width", "blocks", "stem_width", "stem_blocks", "patch", "dim", "depth", "heads", "chained", "hidden")
         check_counts(self, (*counts, "head_hidden"))
         if self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim must be a multiple of 4 and of heads ({self.heads}), got {self.dim}")
@@ -76,8 +78,8 @@ class TokenPoseConfig:
     def backbone(self) -> HRNetConfig:
         """The settings of an HRNet backbone."""
         return HRNetConfig(
-            width=self.width, modules=self.modules or (1,), stem_width=self.stem_width, stage1_width=self.stem_width,
-            stage1_blocks=self.stem_blocks, spec=self.spec,
+            width=self.width, modules=self.modules or (1,), blocks=self.blocks, stem_width=self.stem_width,
+            stage1_width=self.stem_width, stage1_blocks=self.stem_blocks, spec=self.spec,
         )  # fmt: skip
 
     @property
