@@ -184,10 +184,10 @@ def _refuse_files(path: Path) -> None:
         FileNotFoundError: what looks like a file and is not there.
     """
     from posekd.models.identify import identify
-    from posekd.models.weights import read_state_dict
+    from posekd.models.weights import read_state_dict, without_mmpose
 
     if path.is_file():
-        guess = identify(read_state_dict(path))
+        guess = identify(without_mmpose(read_state_dict(path)))
         raise ValueError(
             f"{path} does not say which model it is of{f'. {guess}' if guess else ''}. Give the model's name, and the "
             f"file as its weights: posekd eval NAME --weights {path}"

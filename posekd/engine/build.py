@@ -95,7 +95,7 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
             raise ValueError(
                 f"train.teacher_cache holds crops of persons: a {recipe.paradigm.title} student cannot use it"
             )
-        teacher = CachedTeacher()
+        teacher = CachedTeacher(_has_tokens(recipe))
     elif recipe.teacher is not None and method_type.taught:
         teacher = build_teacher(recipe, recipe.teacher, skeleton)
         _check_teacher(method_type, cast(PoseModel, teacher.model))
@@ -107,6 +107,18 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
     if loop.channels_last:
         _to_channels_last(method, loop.shard_teacher)
     return method
+
+
+def _has_tokens(recipe: Recipe) -> bool:
+    """Whether the teacher's tokens come from the cache; refuses them where augmentation changes what they are of."""
+    assert recipe.train.teacher_cache is not None
+    stored = bool(TeacherMaps(Path(recipe.train.teacher_cache)).card.tokens)
+    if stored and recipe.augmentation.moves and recipe.method_type.learns_tokens(recipe.method):
+        raise ValueError(
+            "train.teacher_cache holds the tokens of unaugmented crops: set augmentation.flip, rotation, scale and "
+            "half_body to 0, or learn from heatmaps alone (method.keypoint_tokens and method.visual_tokens 0)"
+        )
+    return stored
 
 
 def _shard_teacher(method: Method, device: torch.device) -> None:

@@ -36,7 +36,8 @@ _WRAPPERS = (
 # by princeton-vl's trainer.
 _PREFIXES = ("module.", "1.", "_orig_mod.", "model.", "net.", "network.", "student.")
 # MMPose puts the official names of HRNet, HigherHRNet and SimpleBaseline behind these (0.x; 1.x).
-_MMPOSE = ("backbone.", "keypoint_head.", "head.")
+_BACKBONE = "backbone."
+_MMPOSE = (_BACKBONE, "keypoint_head.", "head.")
 # Classification heads of the ImageNet checkpoints of HRNet and ResNet.
 _CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.", "fc.")
 _COUNTER = ".num_batches_tracked"
@@ -193,8 +194,19 @@ def _strip(state: StateDict) -> StateDict:
     """Removes the prefixes that wrappers leave, as long as every key has one of them."""
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
-    if any(k.startswith("backbone.") for k in state) and all(k.startswith(_MMPOSE) for k in state):
-        state = {k.split(".", 1)[1]: v for k, v in state.items()}
+    return state
+
+
+def _in_names_of(model: PoseModel, state: StateDict) -> StateDict:
+    """Other trainers' names as the model's; its own may be MMPose's (TokenPose's, DistilPose's and DeepPose's are)."""
+    prefixed = any(k.startswith(_BACKBONE) for k in model.state_dict())
+    return model.own_names(state if prefixed else without_mmpose(state))
+
+
+def without_mmpose(state: StateDict) -> StateDict:
+    """Removes MMPose's prefixes, as long as every key has one of them."""
+    if any(k.startswith(_BACKBONE) for k in state) and all(k.startswith(_MMPOSE) for k in state):
+        return {k.split(".", 1)[1]: v for k, v in state.items()}
     return state
 
 
@@ -224,7 +236,7 @@ def load_weights(model: PoseModel, path: PathLike, key: str | None = None) -> di
         ValueError: the file cannot be read, or does not fit; the message names some of the keys, and the
             model that the file seems to be for.
     """
-    state = model.own_names(read_state_dict(path, key))
+    state = _in_names_of(model, read_state_dict(path, key))
     card = read_card(path) or {} if Path(path).suffix == ".safetensors" else {}
     own = model.state_dict()
     counters = {k: v for k, v in own.items() if k.removesuffix(_COUNTER) + ".running_mean" in state}
@@ -265,9 +277,10 @@ class InitReport:
 
 
 def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
-    """Starts the backbone from an ImageNet checkpoint (HRNet's, or a torchvision-style ResNet).
+    """Starts the backbone from an ImageNet checkpoint (HRNet's, or a torchvision-style ResNet) or another model's.
 
-    The model's head and the checkpoint's classifier are skipped by name; all else that both have is copied.
+    The model's head and the checkpoint's classifier are skipped by name; all else that both have is copied. So
+    DistilPose-L can start from its teacher.
 
     Args:
         model: the model to start.
@@ -281,7 +294,9 @@ def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
         ValueError: unreadable, a backbone of another width or kind, or nothing in common.
     """
     own = {k: v for k, v in model.state_dict().items() if not k.startswith(model.head_prefixes)}
-    state = read_state_dict(path)
+    state = _in_names_of(model, read_state_dict(path))
+    if all(k.startswith(_BACKBONE) for k in own) and not any(k.startswith(_BACKBONE) for k in state):
+        state = {k if k.startswith(_CLASSIFIER_PREFIXES) else _BACKBONE + k: v for k, v in state.items()}
     common = {k: v for k, v in state.items() if k in own and not k.startswith(_CLASSIFIER_PREFIXES)}
     wrong = [k for k, v in common.items() if v.shape != own[k].shape]
     if wrong or not common:

@@ -180,7 +180,7 @@ def _refuse_non_finite(found: Instances) -> None:
     if len(bad):
         first = int(bad[0])
         raise FloatingPointError(
-            f"the network gives NaN or infinite heatmaps for {len(bad)} of {len(found)} persons, first "
+            f"the network gives NaN or infinite values for {len(bad)} of {len(found)} persons, first "
             f"{int(found.sample_ids[first])} of image {int(found.image_ids[first])}: check its weights, or evaluate "
             "in fp32"
         )
