@@ -56,6 +56,11 @@ def _results(truth: dict[str, Any], people: Instances) -> list[dict[str, Any]]:
     return results
 
 
+def results_of(source: PoseSource, people: Instances) -> list[dict[str, Any]]:
+    """People that were found in a dataset of COCO's form, in the form of its results."""
+    return _results(cast(CocoSource, source).coco_ground_truth(), people)
+
+
 def _score(source: PoseSource, people: Instances) -> Score:
     truth = cast(CocoSource, source).coco_ground_truth()
     found, sigmas = _results(truth, people), source.records.skeleton.sigmas
@@ -89,7 +94,7 @@ def _as_score(result: CocoResult) -> Score:
 
 
 def _write(source: PoseSource, people: Instances, path: Path) -> None:
-    write_results(_results(cast(CocoSource, source).coco_ground_truth(), people), path)
+    write_results(results_of(source, people), path)
 
 
 def _check_file(source: PoseSource, path: Path) -> None:
