@@ -81,8 +81,8 @@ def _compare(options: EvalOptions, first: str, second: str) -> None:
         raise ValueError(
             "--compare A B evaluates these two: give no other model, no --score-only and no --draw with it"
         )
-    source, before = _run(replace(options, results=None), first)
-    other, after = _run(replace(options, results=None), second)
+    source, before = run_model(replace(options, results=None), first)
+    other, after = run_model(replace(options, results=None), second)
     if not is_main_process():
         return
     if before.main is None or after.main is None:
@@ -105,14 +105,14 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     from posekd.engine.evaluate import ResultsNotWrittenError
 
     try:
-        source, report = _run(options, name)
+        source, report = run_model(options, name)
     except ResultsNotWrittenError as error:
         _tell(replace(options, results=None), error.report, name, None)
         raise
     _tell(options, report, name, source)
 
 
-def _run(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
+def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
     """Runs a network on its data, or on those that the options describe."""
     from posekd.data import LoaderSettings
     from posekd.engine import distributed
