@@ -45,6 +45,8 @@ class LspSettings:
             labelled `joints`. If None, `image` for LSP and `joints` for LSP Extended, whose images are larger.
         image_ids: take only these images: LSP's numbers 1 to 2000, and 10000 + n for LSP Extended's.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
+        apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows; the
+            published labels were drawn on the stored pixels.
     """
 
     images: str
@@ -55,6 +57,7 @@ class LspSettings:
     box: Literal["image", "joints"] | None = None
     image_ids: list[int] | None = None
     on_missing_image: Literal["refuse", "skip"] = "refuse"
+    apply_orientation: bool = False
 
     def __post_init__(self) -> None:
         if (self.extended_images is None) != (self.extended_annotations is None):
@@ -133,9 +136,10 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
     labels = _rows(labels, np.array([file not in missing for file in labels.files]))
     if not len(labels):
         raise ValueError(f"{settings.annotations}: none of the images of split {settings.split!r} is there")
-    sizes = image_sizes(labels.files)
+    sizes = image_sizes(labels.files, settings.apply_orientation)
     by_image = ~labels.extended if settings.box is None else np.full(len(labels), settings.box == "image")
-    return PeopleInFiles(lsp_records(labels, sizes, by_image), labels.files, partial(lsp_predictions, everyone))
+    records, to_mat = lsp_records(labels, sizes, by_image), partial(lsp_predictions, everyone)
+    return PeopleInFiles(records, labels.files, to_mat, settings.apply_orientation)
 
 
 def lsp_labels(settings: LspSettings) -> PoseRecords:
