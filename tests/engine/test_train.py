@@ -206,7 +206,7 @@ class TestResumingUnderAnotherRecipe:
         ends = "at step 6, and this recipe ends at step 4: an epoch has 2 steps, and had 3; raise train.epochs"
         with pytest.warns(UserWarning, match="batch_size 4 -> 6"), pytest.raises(ValueError, match=ends):
             train(tiny(tmp_path, teacher, **larger), resume="auto")
-        with pytest.warns(UserWarning) as told:
+        with pytest.warns(UserWarning, match="resuming") as told:
             train(tiny(tmp_path, teacher, **larger, train__epochs=4), resume="auto")
         said = "an epoch has 2 steps, and had 3, so step 6, after 2 epochs, is now after 3 of 4"
         assert any(said in str(warning.message) for warning in told)

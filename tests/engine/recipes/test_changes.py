@@ -26,8 +26,8 @@ def test_an_equal_recipe_has_no_changes_wherever_it_is_written(tmp_path):
         ({"train__epochs": 9}, "train.epochs 2 -> 9"),
         (
             {"optim": {"name": "adamw"}},
-            "optim.name 'adam' -> 'adamw' (Adam's averages of the gradient are kept; from now on the weight decay acts the "
-            "new optimiser's way)",
+            "optim.name 'adam' -> 'adamw' (Adam's averages of the gradient are kept; from now on the weight decay acts "
+            "the new optimiser's way)",
         ),
         (
             {"loader": {"batch_size": 4, "workers": 0}},
