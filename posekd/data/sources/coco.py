@@ -60,6 +60,7 @@ class CocoSettings:
         apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows;
             COCO's were drawn on the stored pixels.
         upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
+        max_detections: predictions of an image that its AP counts; the official rule's are 20.
     """
 
     images: str
@@ -74,6 +75,11 @@ class CocoSettings:
     keep_images: KeepImages | None = None
     apply_orientation: bool = False
     upper_body: list[str] | None = None
+    max_detections: int = 20
+
+    def __post_init__(self) -> None:
+        if self.max_detections < 1:
+            raise ValueError(f"max_detections must be 1 or more, got {self.max_detections}")
 
 
 class CocoKeypoints:
@@ -142,7 +148,8 @@ class CocoKeypoints:
         """The annotation file's images (each once), annotations (crowds too) and categories.
 
         Read anew at each call: training must not carry a gigabyte of polygons into every worker. People whom scoring
-        counts and who have no crop here are listed by id under `uncropped`, if there are any.
+        counts and who have no crop here are listed by id under `uncropped`, if there are any; `max_detections` is there
+        where it is not the official one.
         """
         file = Path(self.settings.annotations)
         labels = load_labels(file, {})
@@ -152,7 +159,9 @@ class CocoKeypoints:
         images = _chosen_images(labels, self.settings)
         kept = {i: entry for i, entry in images.items() if i not in self._absent}
         annotations = [a for a in _own(labels, categories, file, {}) if a.get("image_id") in kept]
-        truth = {"images": list(kept.values()), "annotations": annotations, "categories": categories}
+        truth: dict[str, Any] = {"images": list(kept.values()), "annotations": annotations, "categories": categories}
+        if self.settings.max_detections != CocoSettings.max_detections:
+            truth["max_detections"] = self.settings.max_detections
         uncropped = [] if self._cropped is None else [a["id"] for a in annotations if self._is_uncropped(a)]
         return {**truth, "uncropped": uncropped} if uncropped else truth
 
@@ -268,6 +277,7 @@ def _detected_persons(
     if not isinstance(detections, list):
         raise ValueError(f"{file}: a detection file is a list of detections, this is a {type(detections).__name__}")
     persons, unlisted = [], 0
+    left_out: Remarks = {}
     for row, detection in enumerate(detections):
         who = f"{file}: detection {row}"
         if not isinstance(detection, dict) or not {"image_id", "category_id", "bbox", "score"} <= detection.keys():
@@ -280,8 +290,14 @@ def _detected_persons(
         x, y, w, h = finite_numbers(detection["bbox"], 4, f"{who}: bbox")
         if detection["image_id"] not in images:
             unlisted += settings.image_ids is None
-        elif score >= settings.detection_threshold and w >= 0 and h >= 0 and w + h > 0:
+        elif w < 0 or h < 0 or w + h == 0:
+            coco_rules.remark(left_out, "the box has no area: left out", f"{who} (image {detection['image_id']})")
+        elif score >= settings.detection_threshold:
             persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
+        elif score == 0:  # others below the threshold are what it is for
+            reason = f"the score is 0, below detection_threshold {settings.detection_threshold:g}: left out"
+            coco_rules.remark(left_out, reason, f"{who} (image {detection['image_id']})")
+    coco_rules.tell(left_out)
     if unlisted:
         warnings.warn(
             f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",

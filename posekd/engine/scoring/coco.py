@@ -15,6 +15,7 @@ from posekd.data import CocoSettings, CocoSource, PoseRecords, PoseSource
 from posekd.engine.scoring.base import Metric, NotScoredError, Score
 from posekd.files import write_atomically
 from posekd.metrics import CocoResult, NoLabelsError, evaluate_people
+from posekd.metrics.coco_notes import OFFICIAL_MAX_DETECTIONS
 from posekd.structures import Instances
 from posekd.viz.tables import print_result
 
@@ -60,7 +61,7 @@ def _score(source: PoseSource, people: Instances) -> Score:
     truth = cast(CocoSource, source).coco_ground_truth()
     found, sigmas = _results(truth, people), source.records.skeleton.sigmas
     try:
-        result = evaluate_people(truth, found, sigmas)
+        result = evaluate_people(truth, found, sigmas, truth.get("max_detections", OFFICIAL_MAX_DETECTIONS))
     except NoLabelsError:
         raise NotScoredError("no labels") from None
     return _with_notes(_as_score(result), _uncropped(truth, found, sigmas))
@@ -71,10 +72,11 @@ def _uncropped(truth: dict[str, Any], found: Sequence[dict[str, Any]], sigmas: S
     uncropped = set(truth.get("uncropped", ()))
     if not uncropped:
         return ""
+    most = truth.get("max_detections", OFFICIAL_MAX_DETECTIONS)
     kept = [a for a in truth["annotations"] if a["id"] not in uncropped]
     reason = f"{len(uncropped)} labelled people have no crop (no area, or no box in the image) and count as missed"
     try:
-        AP = evaluate_people({**truth, "annotations": kept}, found, sigmas).AP
+        AP = evaluate_people({**truth, "annotations": kept}, found, sigmas, most).AP
     except NoLabelsError:
         return reason
     return f"{reason}: without them AP is {AP:.4f}"
@@ -103,7 +105,7 @@ def _score_file(settings: CocoSettings, labels: PoseRecords | None, path: Path) 
             f"category: {settings.category!r} chooses whom to crop; a results file is scored on all of its labels' "
             "categories"
         )
-    return _as_score(evaluate_people(settings.annotations, path, settings.sigmas))
+    return _as_score(evaluate_people(settings.annotations, path, settings.sigmas, settings.max_detections))
 
 
 def _values(score: Score) -> dict[str, Any]:
