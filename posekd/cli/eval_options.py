@@ -21,7 +21,7 @@ _INFERENCE = (
 # options that are fields of a dataset's settings
 _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
-    "category", "apply_orientation", "max_detections",
+    "category", "apply_orientation", "max_detections", "whole_body",
 )  # fmt: skip
 
 EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are the
@@ -225,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="predictions of an image that COCO's AP counts (20, the official rule)",
     )
+    add("--whole-body", action=argparse.BooleanOptionalAction, default=None, help="all 133 keypoints of COCO-WholeBody")
     add("--apply-orientation", action=argparse.BooleanOptionalAction, default=None, help="turn images by EXIF (off)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
     flag = argparse.BooleanOptionalAction

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from posekd.metrics.coco_files import Labels, Source, read_labels, read_results, resolve_sigmas
 from posekd.metrics.coco_notes import OFFICIAL_MAX_DETECTIONS, notes
 from posekd.metrics.keypoint_table import KeypointScore, keypoint_scores
+from posekd.whole_body import LISTS, is_whole_body
 
 NUMBERS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 """The ten numbers in the order of `COCOeval.stats`."""
@@ -85,6 +86,7 @@ def evaluate_coco(
     results: Sequence[Mapping[str, Any]] | Source,
     sigmas: Sequence[float] | None = None,
     max_detections: int = OFFICIAL_MAX_DETECTIONS,
+    whole_body: bool = False,
 ) -> CocoResult:
     """Scores keypoint results as the COCO server does (pycocotools, `iouType="keypoints"`).
 
@@ -97,13 +99,15 @@ def evaluate_coco(
         sigmas: K OKS constants; default: COCO's for COCO's 17 keypoints, else 0.05 each with a warning.
         max_detections: predictions of an image and category that are counted, those with the highest scores; the
             official rule's are 20.
+        whole_body: score all of COCO-WholeBody's keypoints, as its own evaluation does: in files the 133 are in five
+            lists, which are joined.
 
     Raises:
         NoLabelsError: the ground truth has no annotations (test-dev).
         ValueError: results for images that the ground truth does not list, NaN, a wrong number of keypoints
             or sigmas, labels that cannot be scored, or `max_detections` below 1.
     """
-    labels = read_labels(ground_truth)
+    labels = read_labels(ground_truth, whole_body=whole_body)
     constants = resolve_sigmas(labels, sigmas)
     return score_labels(labels, read_results(results, labels), constants, max_detections)
 
@@ -169,6 +173,8 @@ def run_cocoeval(
     truth.createIndex()
     if detections:
         found = truth.loadRes(detections)  # numbers the detections from 1
+        if is_whole_body(labels.keypoints):
+            _take_areas_of_bodies(found.dataset["annotations"])
     else:  # loadRes looks at the first result
         found = _Index()
         found.dataset = {**truth.dataset, "annotations": []}
@@ -181,6 +187,13 @@ def run_cocoeval(
     run.params.maxDets = official  # `summarize` looks its one entry up by this number
     run.summarize()
     return run
+
+
+def _take_areas_of_bodies(detections: list[dict[str, Any]]) -> None:
+    """COCO-WholeBody's evaluation takes detections' areas from the body's keypoints, a list of their own there."""
+    for detection in detections:
+        points = np.asarray(detection["keypoints"], np.float64).reshape(-1, 3)[LISTS["keypoints"], :2]
+        detection["area"] = float(np.ptp(points, axis=0).prod())
 
 
 def _people(labels: Labels, run: COCOeval) -> tuple[dict[int, PersonScore], list[tuple[int, int]]]:

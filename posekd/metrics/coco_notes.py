@@ -38,6 +38,7 @@ def notes(
         _too_many(detections, max_detections),
         _too_small(annotations, sigmas),
         _of_score_zero(detections),
+        _without_keypoint_scores(detections),
     )
     return "; ".join(filter(None, found))
 
@@ -103,4 +104,15 @@ def _of_score_zero(detections: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"{len(zero)} of {len(detections)} predictions have the score 0, so they rank last and their order decides "
         f"among them: first in image {zero[0]['image_id']}"
+    )
+
+
+def _without_keypoint_scores(detections: Sequence[Mapping[str, Any]]) -> str:
+    """Predictions that xtcocotools drops before it begins."""
+    zero = [d for d in detections if not np.asarray(d["keypoints"], np.float64)[2::3].any()]
+    if not zero:
+        return ""
+    return (
+        f"{len(zero)} of {len(detections)} predictions give all their keypoints the score 0: counted here, as "
+        f"pycocotools does; MMPose's xtcocotools leaves them out: first in image {zero[0]['image_id']}"
     )

@@ -44,12 +44,15 @@ def evaluate_people(
     results: Sequence[Mapping[str, Any]] | Source,
     sigmas: Sequence[float] | None = None,
     max_detections: int = OFFICIAL_MAX_DETECTIONS,
+    whole_body: bool = False,
 ) -> CocoResult:
     """`evaluate_crowdpose` where the images have a crowd index, else `evaluate_coco`; arguments as theirs."""
     truth = ground_truth if isinstance(ground_truth, Mapping) else read_json(ground_truth)
     images = truth.get("images") if isinstance(truth, Mapping) else None
     crowd = isinstance(images, list) and any(isinstance(i, Mapping) and "crowdIndex" in i for i in images)
-    return (evaluate_crowdpose if crowd else evaluate_coco)(ground_truth, results, sigmas, max_detections)
+    if crowd:
+        return evaluate_crowdpose(ground_truth, results, sigmas, max_detections)
+    return evaluate_coco(ground_truth, results, sigmas, max_detections, whole_body)
 
 
 def evaluate_crowdpose(

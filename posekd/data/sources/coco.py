@@ -30,9 +30,8 @@ from posekd.data.sources.coco_json import (
     unique_images,
 )
 from posekd.skeleton import Skeleton, skeleton_from_category
+from posekd.whole_body import PARTS
 
-WHOLE_BODY = {"foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts"}
-"""COCO-WholeBody's keypoints beside `keypoints`."""
 KeepImages = Literal["labelled", "annotated", "all"]
 
 
@@ -60,6 +59,8 @@ class CocoSettings:
         apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows;
             COCO's were drawn on the stored pixels.
         upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
+        whole_body: join COCO-WholeBody's lists (`keypoints`, `foot_kpts`, `face_kpts`, `lefthand_kpts`,
+            `righthand_kpts`) to one set of 133 keypoints; otherwise only `keypoints` is read.
         max_detections: predictions of an image that its AP counts; the official rule's are 20.
     """
 
@@ -75,6 +76,7 @@ class CocoSettings:
     keep_images: KeepImages | None = None
     apply_orientation: bool = False
     upper_body: list[str] | None = None
+    whole_body: bool = False
     max_detections: int = 20
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class CocoKeypoints:
         self._folder = Path(settings.images)
         label_file = Path(settings.annotations)
         remarks: Remarks = {}
-        labels = load_labels(label_file, remarks)
+        labels = load_labels(label_file, remarks, settings.whole_body)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
@@ -148,11 +150,11 @@ class CocoKeypoints:
         """The annotation file's images (each once), annotations (crowds too) and categories.
 
         Read anew at each call: training must not carry a gigabyte of polygons into every worker. People whom scoring
-        counts and who have no crop here are listed by id under `uncropped`, if there are any; `max_detections` is there
-        where it is not the official one.
+        counts and who have no crop here are listed by id under `uncropped`, if there are any; `max_detections` and
+        `whole_body` are there where they are not the usual ones.
         """
         file = Path(self.settings.annotations)
-        labels = load_labels(file, {})
+        labels = load_labels(file, {}, self.settings.whole_body)
         categories = pick_categories(labels, self.settings.category, file, self._several)
         for category in categories:
             category.setdefault("keypoints", list(self.records.skeleton.keypoints))
@@ -162,6 +164,8 @@ class CocoKeypoints:
         truth: dict[str, Any] = {"images": list(kept.values()), "annotations": annotations, "categories": categories}
         if self.settings.max_detections != CocoSettings.max_detections:
             truth["max_detections"] = self.settings.max_detections
+        if self.settings.whole_body:
+            truth["whole_body"] = True
         uncropped = [] if self._cropped is None else [a["id"] for a in annotations if self._is_uncropped(a)]
         return {**truth, "uncropped": uncropped} if uncropped else truth
 
@@ -218,9 +222,10 @@ def _own(
 ) -> list[dict[str, Any]]:
     """Annotations of the categories; lists of keypoints that are not read are remarked on."""
     for annotation in labels.get("annotations", ()):
-        if not WHOLE_BODY.isdisjoint(annotation):
-            who = f"{coco_rules.who_is(annotation, str(file))} has {sorted(WHOLE_BODY & annotation.keys())}"
-            coco_rules.remark(remarks, "these lists are not read, only `keypoints` is; join them there to use all", who)
+        if not PARTS.isdisjoint(annotation):
+            who = f"{coco_rules.who_is(annotation, str(file))} has {sorted(PARTS & annotation.keys())}"
+            what = "these lists are not read, only `keypoints` is; set whole_body: true to use all 133 keypoints"
+            coco_rules.remark(remarks, what, who)
     listed = [entry["id"] for entry in labels["categories"]]
     return coco_rules.of_categories(
         labels.get("annotations", ()), [c["id"] for c in categories], listed, str(file), remarks

@@ -11,6 +11,7 @@ import numpy as np
 from posekd import coco_rules
 from posekd.coco_rules import MAX_PIXELS, Remarks
 from posekd.skeleton import COCO, CROWDPOSE
+from posekd.whole_body import join_labels
 
 
 def load_json(file: Path, setting: str) -> Any:
@@ -23,13 +24,20 @@ def load_json(file: Path, setting: str) -> Any:
     return coco_rules.read_json(file, setting)
 
 
-def load_labels(file: Path, remarks: Remarks) -> dict[str, Any]:
+def load_labels(file: Path, remarks: Remarks, whole_body: bool = False) -> dict[str, Any]:
     """Parses a COCO annotation file.
+
+    Args:
+        file: the file.
+        remarks: to add to.
+        whole_body: join COCO-WholeBody's lists, see `posekd.whole_body`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_json`, or it has no images or categories, or ids that are none.
     """
     content = load_json(file, "annotations")
+    if whole_body and isinstance(content, Mapping) and isinstance(content.get("categories"), list):
+        content = join_labels(content, str(file))
     keys = [k for k in ("images", "categories", "annotations") if k != "annotations" or _has(content, k)]
     labels = {key: coco_rules.entries(content, key, str(file)) for key in keys}
     for key in keys:

@@ -18,6 +18,7 @@ from posekd.metrics import CocoResult, NoLabelsError, evaluate_people
 from posekd.metrics.coco_notes import OFFICIAL_MAX_DETECTIONS
 from posekd.structures import Instances
 from posekd.viz.tables import print_result
+from posekd.whole_body import split_result
 
 
 def coco_results(people: Instances, category_id: int = 1) -> list[dict[str, Any]]:
@@ -91,7 +92,9 @@ def _as_score(result: CocoResult) -> Score:
 
 
 def _write(source: PoseSource, people: Instances, path: Path) -> None:
-    write_results(_results(cast(CocoSource, source).coco_ground_truth(), people), path)
+    truth = cast(CocoSource, source).coco_ground_truth()
+    results = _results(truth, people)
+    write_results([split_result(r) for r in results] if truth.get("whole_body") else results, path)
 
 
 def _check_file(source: PoseSource, path: Path) -> None:
@@ -105,7 +108,8 @@ def _score_file(settings: CocoSettings, labels: PoseRecords | None, path: Path) 
             f"category: {settings.category!r} chooses whom to crop; a results file is scored on all of its labels' "
             "categories"
         )
-    return _as_score(evaluate_people(settings.annotations, path, settings.sigmas, settings.max_detections))
+    rules = settings.sigmas, settings.max_detections, settings.whole_body
+    return _as_score(evaluate_people(settings.annotations, path, *rules))
 
 
 def _values(score: Score) -> dict[str, Any]:
