@@ -27,7 +27,7 @@ SIGMAS = np.array(COCO_WHOLEBODY.sigmas)
 def whole(annotation_id: int, image_id: int, **changes) -> dict:
     """A person with all 133 keypoints: keypoint k at (10 + k / 5, 5 + k / 4)."""
     points = [[10 + k / 5, 5 + k / 4, 2] for k in range(133)]
-    lists = {key: sum(points[part], []) for key, part in LISTS.items()}
+    lists = {key: [value for point in points[part] for value in point] for key, part in LISTS.items()}
     return {**person(annotation_id, image_id), **lists, "foot_valid": True, "face_box": [0, 0, 9, 9], **changes}
 
 
@@ -156,7 +156,7 @@ class TestScoring:
         people = [whole(1, 1), whole(2, 2)]
         off = 2 * SIGMAS * np.sqrt(-2 * np.log(0.72) * 1200)
         found = evaluate_coco(labels(people), [result(p, off) for p in people], whole_body=True)
-        assert found.AP == pytest.approx(0.5)
+        assert pytest.approx(0.5) == found.AP
         assert [p.oks for p in found.people] == pytest.approx([0.72, 0.72])
         assert [p.labelled for p in found.people] == [133, 133]
 
@@ -230,4 +230,4 @@ def instances(source) -> Instances:
 
 
 def test_parts_are_the_lists_beside_the_body():
-    assert PARTS == {"foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts"}
+    assert {"foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts"} == PARTS
