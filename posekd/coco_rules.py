@@ -120,6 +120,11 @@ def numbers(values: Any, count: int, who: str) -> np.ndarray:
     return array
 
 
+def usable(values: Any) -> np.ndarray:
+    """Whether numbers are finite and not beyond `LARGEST`: bool, of their shape."""
+    return np.asarray(np.abs(np.asarray(values, np.float64)) <= LARGEST)
+
+
 def vector(values: Any) -> np.ndarray | None:
     """Values as a float64 vector; None where they are no numbers."""
     try:

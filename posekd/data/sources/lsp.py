@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from posekd.coco_rules import usable
 from posekd.data.images import missing_files
 from posekd.data.records import PoseRecords
 from posekd.data.sources.matlab import load_mat
@@ -223,8 +224,9 @@ def _read_part(file: Path, folder: str, split: str) -> LspLabels:
             stacklevel=4,
         )
     labelled = visibility > 0
-    if not np.isfinite(points[..., :2][labelled]).all():
-        row = int(np.flatnonzero((labelled & ~np.isfinite(points[..., :2]).all(-1)).any(1))[0])
+    bad = (labelled & ~usable(points[..., :2]).all(-1)).any(1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
         raise ValueError(f"{file}: image {row + 1} has a labelled keypoint that is NaN or infinite")
     keypoints = np.concatenate((np.where(labelled[..., None], points[..., :2], 0.0), visibility[..., None]), axis=-1)
     numbers = np.arange(1, len(points) + 1)
