@@ -46,7 +46,8 @@ class CocoSettings:
             `score`) to take boxes from, instead of the labels.
         detection_threshold: detections with a lower score are left out; in the detector's units, usually 0..1.
         category: name of the category, if several have keypoints. Without it several of one skeleton are taken
-            together where labelled boxes are cropped (AP-10K's species); AP is then the mean of theirs.
+            together (AP-10K's species); AP is then the mean of theirs, or, where a network that sees whole images does
+            not tell them apart, that of all as one.
         flip_pairs: pairs of keypoints that a mirror exchanges, by name or by index from 0; inferred from the names
             if None.
         sigmas: K OKS constants. If None: the official ones of COCO's or CrowdPose's keypoints, else a default, with a
@@ -103,8 +104,7 @@ class CocoKeypoints:
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
         keep = settings.keep_images or "labelled"
-        self._several = keep == "labelled" and settings.detections is None
-        categories = pick_categories(labels, settings.category, label_file, self._several)
+        categories = pick_categories(labels, settings.category, label_file)
         category = categories[0]
         skeleton = skeleton_from_category(
             category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas, upper_body=settings.upper_body
@@ -118,7 +118,7 @@ class CocoKeypoints:
         persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks)
         cropped = {person.sample_id for person in persons}
         if settings.detections is not None:
-            persons = _detected_persons(settings, images, category["id"], skeleton)
+            persons = _detected_persons(settings, images, {c["id"] for c in categories})
         needed = {person.image_id for person in persons}
         if keep != "labelled":
             needed = set(images) if keep == "all" else needed | {a["image_id"] for a in own}
@@ -133,6 +133,7 @@ class CocoKeypoints:
         ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file), remarks)
         self.records = _to_records(persons, images, skeleton, ignored)
         self._cropped = cropped if settings.detections is None else None
+        self._categories = {p.sample_id: p.category_id for p in persons} if len(categories) > 1 else {}
         coco_rules.tell(remarks)
 
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
@@ -151,11 +152,12 @@ class CocoKeypoints:
 
         Read anew at each call: training must not carry a gigabyte of polygons into every worker. People whom scoring
         counts and who have no crop here are listed by id under `uncropped`, if there are any; `max_detections` and
-        `whole_body` are there where they are not the usual ones.
+        `whole_body` are there where they are not the usual ones, and where several categories are meant
+        `sample_categories`, from sample id to category id.
         """
         file = Path(self.settings.annotations)
         labels = load_labels(file, {}, self.settings.whole_body)
-        categories = pick_categories(labels, self.settings.category, file, self._several)
+        categories = pick_categories(labels, self.settings.category, file)
         for category in categories:
             category.setdefault("keypoints", list(self.records.skeleton.keypoints))
         images = _chosen_images(labels, self.settings)
@@ -166,6 +168,8 @@ class CocoKeypoints:
             truth["max_detections"] = self.settings.max_detections
         if self.settings.whole_body:
             truth["whole_body"] = True
+        if self._categories:
+            truth["sample_categories"] = self._categories
         uncropped = [] if self._cropped is None else [a["id"] for a in annotations if self._is_uncropped(a)]
         return {**truth, "uncropped": uncropped} if uncropped else truth
 
@@ -184,6 +188,7 @@ class _Person:
 
     image_id: int
     sample_id: int
+    category_id: int
     box: tuple[float, float, float, float]
     score: float = 1.0
     keypoints: np.ndarray | None = None
@@ -269,14 +274,14 @@ def _labelled_persons(
             whose = f"{who} with the area {annotation['area']:g} and the box {annotation['bbox']}"
             coco_rules.remark(remarks, f"no area, or none inside the image: {coco_rules.LEFT_OUT}", whose)
             continue
-        persons.append(_Person(annotation["image_id"], annotation["id"], clean, 1.0, keypoints))
+        persons.append(
+            _Person(annotation["image_id"], annotation["id"], annotation["category_id"], clean, 1.0, keypoints)
+        )
     coco_rules.refuse_repeated(scored, str(file))
     return persons
 
 
-def _detected_persons(
-    settings: CocoSettings, images: Mapping[int, Any], category_id: int, skeleton: Skeleton
-) -> list[_Person]:
+def _detected_persons(settings: CocoSettings, images: Mapping[int, Any], categories: set[int]) -> list[_Person]:
     file = Path(str(settings.detections))
     detections = load_json(file, "detections")
     if not isinstance(detections, list):
@@ -289,7 +294,7 @@ def _detected_persons(
             raise ValueError(f"{who} must have image_id, category_id, bbox and score, got {detection!r:.120}")
         for key in ("image_id", "category_id"):
             detection[key] = coco_rules.whole(detection[key], f"{who}: {key}")
-        if detection["category_id"] != category_id:
+        if detection["category_id"] not in categories:
             continue
         (score,) = finite_numbers([detection["score"]], 1, f"{who}: score")
         x, y, w, h = finite_numbers(detection["bbox"], 4, f"{who}: bbox")
@@ -298,7 +303,7 @@ def _detected_persons(
         elif w < 0 or h < 0 or w + h == 0:
             coco_rules.remark(left_out, "the box has no area: left out", f"{who} (image {detection['image_id']})")
         elif score >= settings.detection_threshold:
-            persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
+            persons.append(_Person(detection["image_id"], row, detection["category_id"], (x, y, w, h), score))
         elif score == 0:  # others below the threshold are what it is for
             reason = f"the score is 0, below detection_threshold {settings.detection_threshold:g}: left out"
             coco_rules.remark(left_out, reason, f"{who} (image {detection['image_id']})")

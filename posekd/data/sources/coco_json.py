@@ -98,8 +98,8 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
     return images
 
 
-def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, several: bool) -> list[dict[str, Any]]:
-    """The categories whose persons are meant: the one named, or those with keypoints.
+def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path) -> list[dict[str, Any]]:
+    """The categories whose persons are meant: the one named, or those with keypoints, if these are the same for all.
 
     COCO's test splits list `person` without keypoints; it then gets COCO's 17.
 
@@ -107,10 +107,9 @@ def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, sev
         labels: of the file.
         name: of the category; None for all with keypoints.
         file: for messages.
-        several: whether several categories may be meant, if they have the same keypoints (AP-10K's species).
 
     Raises:
-        ValueError: none, or several that may not be.
+        ValueError: none, or several of different keypoints.
     """
     categories = labels["categories"]
     names = [category.get("name") for category in categories]
@@ -124,11 +123,10 @@ def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, sev
             chosen = [category for category in categories if category.get("name") == "person"]
     if not chosen:
         raise ValueError(f"{file}: none of its categories {names} has 'keypoints': not a keypoint annotation file")
-    if len(chosen) > 1 and not (several and all(c["keypoints"] == chosen[0]["keypoints"] for c in chosen)):
+    if any(category["keypoints"] != chosen[0]["keypoints"] for category in chosen[1:]):
         candidates = [category.get("name") for category in chosen]
-        why = "" if several else " (all of one skeleton go together only where labelled boxes are cropped)"
         raise ValueError(
-            f"{file}: several categories have keypoints, {candidates}; choose one (setting `category`){why}"
+            f"{file}: several categories have keypoints, not the same ones, {candidates}; choose one (setting `category`)"
         )
     categories = [dict(category) for category in chosen]
     if "annotations" not in labels and categories[0].get("name") == "person":

@@ -50,22 +50,35 @@ def _category_id(truth: dict[str, Any]) -> int:
 
 def _results(truth: dict[str, Any], people: Instances) -> list[dict[str, Any]]:
     """People as results; of several categories each has that of the box that was cropped."""
-    results = coco_results(people, _category_id(truth))
-    if len(truth.get("categories", ())) > 1:
-        categories = {a["id"]: a["category_id"] for a in truth["annotations"]}
-        for result, sample in zip(results, people.sample_ids.tolist(), strict=True):
-            result["category_id"] = categories[sample]
+    results, own = coco_results(people, _category_id(truth)), truth.get("sample_categories", {})
+    for result, sample in zip(results, people.sample_ids.tolist(), strict=True):
+        result["category_id"] = own.get(sample, result["category_id"])
     return results
 
 
+def _as_one_category(truth: dict[str, Any], people: Instances) -> tuple[dict[str, Any], str]:
+    """The truth with all categories as the first, and a remark, where people were found whose category nobody knows.
+
+    That is so where a network sees whole images: no box says what it has found there.
+    """
+    own = truth.get("sample_categories", {})
+    if not own or all(sample in own for sample in people.sample_ids.tolist()):
+        return truth, ""
+    first = truth["categories"][0]
+    annotations = [{**a, "category_id": first["id"]} for a in truth["annotations"]]
+    count = len(truth["categories"])
+    note = f"the network does not tell the {count} categories apart: all are scored as one, {first.get('name')!r}"
+    return {**truth, "categories": [first], "annotations": annotations}, note
+
+
 def _score(source: PoseSource, people: Instances) -> Score:
-    truth = cast(CocoSource, source).coco_ground_truth()
+    truth, note = _as_one_category(cast(CocoSource, source).coco_ground_truth(), people)
     found, sigmas = _results(truth, people), source.records.skeleton.sigmas
     try:
         result = evaluate_people(truth, found, sigmas, truth.get("max_detections", OFFICIAL_MAX_DETECTIONS))
     except NoLabelsError:
         raise NotScoredError("no labels") from None
-    return _with_notes(_as_score(result), _uncropped(truth, found, sigmas))
+    return _with_notes(_as_score(result), _uncropped(truth, found, sigmas), note)
 
 
 def _uncropped(truth: dict[str, Any], found: Sequence[dict[str, Any]], sigmas: Sequence[float]) -> str:
