@@ -250,6 +250,7 @@ def _labelled_persons(
     known = images.keys() | unique_images(labels, file).keys()
     crowded = any("crowdIndex" in image for image in labels["images"])
     persons, scored = [], []
+    drawn: list[tuple[list[float], tuple[int, int]]] = []
     for raw in own:
         who = coco_rules.who_is(raw, str(file))
         if raw.get("image_id") not in known:
@@ -262,11 +263,12 @@ def _labelled_persons(
         keypoints = None if annotation["iscrowd"] else labelled_points(annotation)
         if keypoints is None:
             continue
+        image = images[annotation["image_id"]]
+        drawn.append((annotation["bbox"], (image["height"], image["width"])))
         box = coco_rules.upright(annotation["bbox"])
         if list(box) != annotation["bbox"]:
             whose = f"{who} with the box {annotation['bbox']}"
             coco_rules.remark(remarks, "the box was drawn from right to left or upwards: turned round", whose)
-        image = images[annotation["image_id"]]
         clean = clip_box(box, image["width"], image["height"])
         if keep != "labelled":  # nobody is cropped, so nobody needs a good box
             clean = clean or box
@@ -278,6 +280,7 @@ def _labelled_persons(
             _Person(annotation["image_id"], annotation["id"], annotation["category_id"], clean, 1.0, keypoints)
         )
     coco_rules.refuse_repeated(scored, str(file))
+    coco_rules.tell_corners([box for box, _ in drawn], [size for _, size in drawn], str(file))
     return persons
 
 
@@ -308,6 +311,8 @@ def _detected_persons(settings: CocoSettings, images: Mapping[int, Any], categor
             reason = f"the score is 0, below detection_threshold {settings.detection_threshold:g}: left out"
             coco_rules.remark(left_out, reason, f"{who} (image {detection['image_id']})")
     coco_rules.tell(left_out)
+    sizes = [(images[p.image_id]["height"], images[p.image_id]["width"]) for p in persons]
+    coco_rules.tell_corners([p.box for p in persons], sizes, str(file))
     if unlisted:
         warnings.warn(
             f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",

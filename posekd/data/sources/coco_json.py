@@ -126,7 +126,7 @@ def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path) -> 
     if any(category["keypoints"] != chosen[0]["keypoints"] for category in chosen[1:]):
         candidates = [category.get("name") for category in chosen]
         raise ValueError(
-            f"{file}: several categories have keypoints, not the same ones, {candidates}; choose one (setting `category`)"
+            f"{file}: several categories have different keypoints, {candidates}; choose one (setting `category`)"
         )
     categories = [dict(category) for category in chosen]
     if "annotations" not in labels and categories[0].get("name") == "person":
