@@ -1,4 +1,4 @@
-"""What experiments of several arms share: a teacher, students that differ in one setting, seeds, and honest comparisons.
+"""What experiments of several arms share: a teacher, students that differ in one setting, seeds, comparisons.
 
 An arm is a recipe and the words that change it. Every student of a seed starts from the same weights, sees the same
 batches and takes as many steps. Scored is the network of the last step; none is picked by its score. Beside each

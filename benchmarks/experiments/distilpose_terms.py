@@ -1,6 +1,6 @@
 """What does each of DistilPose's terms bring? The eight rows of its table on synthetic people, on CPU threads.
 
-    python benchmarks/experiments/distilpose_terms.py [--out runs/distilpose_terms] [--seeds 0 1 2] [--arms all] [--threads 2]
+    python benchmarks/experiments/distilpose_terms.py [--out runs/distilpose_terms] [--seeds 0 1 2] [--arms all]
 
 Nine trainings per seed, by the shipped recipes `distilpose/tiny_teacher` and `distilpose/tiny`; every student of a seed
 starts from the same weights, sees the same batches and takes as many steps:
@@ -16,8 +16,8 @@ starts from the same weights, sees the same batches and takes as many steps:
     all              + all four: DistilPose
 
 The paper's gains on COCO, in AP of 100, for a student of 56.0: heatmaps +7.2, scores +0.4, both +8.1; keypoint tokens
-+11.1, visual tokens +5.7, both +11.5; all +15.6. A student whose scores no term trains says none (confidences are 1), as
-in the shipped tables. The task's size and schedule were fixed after trainings of the teacher and of plain regression
++11.1, visual tokens +5.7, both +11.5; all +15.6. A student whose scores no term trains says none (confidences are 1),
+as in the shipped tables. The task's size and schedule were fixed after trainings of the teacher and of plain regression
 alone, before any distilled student was trained.
 A killed run goes on where it stopped when it is started again.
 """
