@@ -177,6 +177,11 @@ class CropBatch:
     def __len__(self) -> int:
         return self.keypoints.shape[0]
 
+    @property
+    def input_keypoints(self) -> Tensor:
+        """All labels of each input in its pixels, float32 `[B, P, K, 3]`; P is 1 here."""
+        return self.keypoints[:, None]
+
     def rows(self, which: slice) -> CropBatch:
         """Some of the persons."""
         return _rows(self, which)
@@ -261,6 +266,13 @@ class ImageBatch:
     def sample_ids(self) -> Tensor:
         """The image ids, which error messages name."""
         return self.image_ids
+
+    @property
+    def input_keypoints(self) -> Tensor:
+        """All labels of each input in its pixels, float32 `[B, P, K, 3]`."""
+        finest = self.keypoints[-1].clone()
+        finest[..., :2] *= self.images.shape[-1] / self.masks[-1].shape[-1]
+        return finest
 
     def rows(self, which: slice) -> ImageBatch:
         """Some of the images."""

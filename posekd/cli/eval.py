@@ -72,6 +72,7 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
     from posekd.engine.evaluate import ResultsNotWrittenError, evaluate
+    from posekd.engine.examine import examine
     from posekd.engine.recipes.datasets import dataset_of
     from posekd.models import paradigm_name
     from posekd.paradigms import PARADIGMS
@@ -87,6 +88,8 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     _refuse_curve(options, dataset_of(data).metrics)
     settings, more = inference_settings(options, paradigm, recipe)
     source = _open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
+    acknowledged = [*options.acknowledge, *(recipe.acknowledged if recipe is not None else ())]
+    examine(source, data, "data", acknowledged, card=card is not None and "sigmas" not in options.data)
     network = _open_model(name, file, card, options, source.records.skeleton.num_keypoints)
     padding = options.padding or (recipe.loader.padding if recipe is not None else LoaderSettings.padding)
     if recipe is not None and padding != recipe.loader.padding:
@@ -118,6 +121,8 @@ def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | Non
     skeleton = (card or {}).get("skeleton")
     with warnings.catch_warnings():
         if skeleton is not None:  # what the label file would need is in the card
+            if getattr(data, "keypoints", ()) is None:
+                data = replace(data, keypoints=list(skeleton["keypoints"]))
             warnings.filterwarnings("ignore", message=".*no OKS sigmas were given")
         source = open_dataset(data, keep_images)
     if skeleton is None:
@@ -157,21 +162,14 @@ def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, 
         ValueError: a checkpoint with other weights beside it.
         FileNotFoundError: no checkpoint, or none with a card.
     """
-    from posekd.models.weights import read_card
+    from posekd.models.weights import find_checkpoint, read_card
 
-    path = Path(name)
-    if path.is_dir():
-        found = [path / f"{which}.safetensors" for which in ("best", "last")]
-        path = next((file for file in found if file.is_file()), path)
-        if path.is_dir():
-            raise FileNotFoundError(f"{name} holds no best.safetensors and no last.safetensors: is it a run's?")
-    if path.suffix != ".safetensors":
-        _refuse_files(path)
+    path = find_checkpoint(name)
+    if path is None:
+        _refuse_files(Path(name))
         return None, None
     if weights is not None:
         raise ValueError(f"{name} has its own weights: give no --weights with it")
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
     card = read_card(path)
     if card is None:
         raise FileNotFoundError(f"{path} has no card (.json) beside it: give the model's name and --weights {path}")

@@ -60,6 +60,7 @@ class EvalOptions:
         workers: decoding processes.
         on_bad_image: `refuse` or `skip` unreadable images.
         device: name of the device, if given.
+        acknowledge: what looks wrong in the data and is meant so.
     """
 
     model: str | None
@@ -78,6 +79,7 @@ class EvalOptions:
     workers: int
     on_bad_image: str
     device: str | None
+    acknowledge: list[str]
 
 
 def read_options(argv: Sequence[str]) -> EvalOptions:
@@ -254,5 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         default="refuse",
         help="what to do about missing or unreadable images",
     )
+    meant = ("corner_boxes", "normalised")
+    add("--acknowledge", nargs="+", choices=meant, default=[], help="labels that look wrong and are meant so")
     add("--device", help="cpu, cuda, cuda:1... (default: the GPU if there is one)")
     return parser

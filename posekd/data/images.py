@@ -130,6 +130,15 @@ def exif_orientation(data: bytes) -> int:
     return 1
 
 
+def file_orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF orientation of a file, from its beginning; 1 where it has none or cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return exif_orientation(file.read(1 << 16))
+    except OSError:
+        return 1
+
+
 def _orientation_entry(tiff: bytes) -> int:
     """Tag 0x0112 of a TIFF header's first directory."""
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"

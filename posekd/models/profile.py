@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,29 @@ def profile_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
             handle.remove()
     name = getattr(model, "name", type(model).__name__)
     return Profile(name, (size[0], size[1]), batch, sum(p.numel() for p in model.parameters()), **counts)
+
+
+def activation_bytes(model: nn.Module, size: tuple[int, int] | None = None) -> int:
+    """About how many bytes an image takes in float32 training: what every layer gives, once for each direction.
+
+    Args:
+        model: any network of one image tensor, on the meta device or not.
+        size: `(height, width)`; the model's own when not given.
+    """
+    total = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal total
+        total += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    try:
+        profile_model(model, size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 2 * 4 * total
 
 
 def _layer_counts(module: nn.Module, x: Tensor, output: Tensor) -> dict[str, int]:

@@ -71,6 +71,32 @@ def save_weights(model: PoseModel, path: PathLike, card: Mapping[str, Any] | Non
         new_card.write_text(text, encoding="utf-8")
 
 
+def find_checkpoint(name: PathLike) -> Path | None:
+    """The checkpoint that a word of a command line means: a `.safetensors` file, or a run's best one, else its last.
+
+    Args:
+        name: a file, a folder, or a model's name.
+
+    Returns:
+        The path of a `.safetensors` file; None for other words, which may be a model's name.
+
+    Raises:
+        FileNotFoundError: a folder without a checkpoint, or no such file.
+    """
+    path = Path(name)
+    if path.is_dir():
+        found = [path / f"{which}.safetensors" for which in ("best", "last")]
+        file = next((file for file in found if file.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{name} holds no best.safetensors and no last.safetensors: is it a run's?")
+        return file
+    if path.suffix != ".safetensors":
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    return path
+
+
 def read_card(path: PathLike) -> dict[str, Any] | None:
     """The card beside a weights file, or None where there is none.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import numpy as np
 from posekd import coco_rules
 from posekd.coco_rules import Remarks
 from posekd.data.images import missing_files, read_rgb
+from posekd.data.inspection.judge import looks_normalised
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco_json import (
@@ -29,7 +31,7 @@ from posekd.data.sources.coco_json import (
     pick_categories,
     unique_images,
 )
-from posekd.skeleton import Skeleton, skeleton_from_category
+from posekd.skeleton import COCO, Skeleton, skeleton_from_category
 from posekd.whole_body import PARTS
 
 KeepImages = Literal["labelled", "annotated", "all"]
@@ -63,6 +65,8 @@ class CocoSettings:
         whole_body: join COCO-WholeBody's lists (`keypoints`, `foot_kpts`, `face_kpts`, `lefthand_kpts`,
             `righthand_kpts`) to one set of 133 keypoints; otherwise only `keypoints` is read.
         max_detections: predictions of an image that its AP counts; the official rule's are 20.
+        keypoints: their names, for a file without labels that lists none; COCO's 17 if None. (`posekd eval` takes those
+            of the checkpoint.)
     """
 
     images: str
@@ -77,6 +81,7 @@ class CocoSettings:
     keep_images: KeepImages | None = None
     apply_orientation: bool = False
     upper_body: list[str] | None = None
+    keypoints: list[str] | None = None
     whole_body: bool = False
     max_detections: int = 20
 
@@ -104,7 +109,8 @@ class CocoKeypoints:
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
         keep = settings.keep_images or "labelled"
-        categories = pick_categories(labels, settings.category, label_file)
+        names = settings.keypoints or COCO.keypoints
+        categories = pick_categories(labels, settings.category, label_file, names)
         category = categories[0]
         skeleton = skeleton_from_category(
             category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas, upper_body=settings.upper_body
@@ -115,10 +121,12 @@ class CocoKeypoints:
                 f"{label_file} has no 'annotations' (a split without labels?): give `detections` for the boxes"
             )
         crops = keep if settings.detections is None else "all"  # else nobody is cropped by labels
-        persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks)
+        left_out: Counter[str] = Counter()
+        persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks, left_out)
         cropped = {person.sample_id for person in persons}
         if settings.detections is not None:
             persons = _detected_persons(settings, images, {c["id"] for c in categories})
+            left_out.clear()
         needed = {person.image_id for person in persons}
         if keep != "labelled":
             needed = set(images) if keep == "all" else needed | {a["image_id"] for a in own}
@@ -128,10 +136,10 @@ class CocoKeypoints:
         persons = [person for person in persons if person.image_id not in self._absent]
         images = {i: images[i] for i in images if i in needed and i not in self._absent}
         if not images:
-            raise ValueError(_nothing_left(settings, labels, len(absent)))
+            raise ValueError(_nothing_left(settings, labels, len(absent)) + _hint(own))
         self._files = np.array([entry["file_name"] for entry in images.values()])
         ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file), remarks)
-        self.records = _to_records(persons, images, skeleton, ignored)
+        self.records = replace(_to_records(persons, images, skeleton, ignored), left_out=dict(left_out))
         self._cropped = cropped if settings.detections is None else None
         self._categories = {p.sample_id: p.category_id for p in persons} if len(categories) > 1 else {}
         coco_rules.tell(remarks)
@@ -157,7 +165,8 @@ class CocoKeypoints:
         """
         file = Path(self.settings.annotations)
         labels = load_labels(file, {}, self.settings.whole_body)
-        categories = pick_categories(labels, self.settings.category, file)
+        names = self.records.skeleton.keypoints
+        categories = pick_categories(labels, self.settings.category, file, names)
         for category in categories:
             category.setdefault("keypoints", list(self.records.skeleton.keypoints))
         images = _chosen_images(labels, self.settings)
@@ -192,6 +201,7 @@ class _Person:
     box: tuple[float, float, float, float]
     score: float = 1.0
     keypoints: np.ndarray | None = None
+    stated: tuple[float, ...] | None = None
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
@@ -245,8 +255,12 @@ def _labelled_persons(
     file: Path,
     keep: KeepImages,
     remarks: Remarks,
+    left_out: Counter[str],
 ) -> list[_Person]:
-    """Whom to learn from; all annotations are checked, so that what scoring would refuse is refused here."""
+    """Whom to learn from; all annotations are checked, so that what scoring would refuse is refused here.
+
+    Who is left out is counted in `left_out`, by the reason.
+    """
     known = images.keys() | unique_images(labels, file).keys()
     crowded = any("crowdIndex" in image for image in labels["images"])
     persons, scored = [], []
@@ -262,6 +276,7 @@ def _labelled_persons(
         annotation = coco_rules.check_annotation(raw, skeleton.keypoints, who, remarks, strict=True, box_share=share)
         keypoints = None if annotation["iscrowd"] else labelled_points(annotation)
         if keypoints is None:
+            left_out["crowds" if annotation["iscrowd"] else "without a labelled keypoint"] += 1
             continue
         image = images[annotation["image_id"]]
         drawn.append((annotation["bbox"], (image["height"], image["width"])))
@@ -275,9 +290,11 @@ def _labelled_persons(
         elif clean is None or not annotation["area"] > 0:
             whose = f"{who} with the area {annotation['area']:g} and the box {annotation['bbox']}"
             coco_rules.remark(remarks, f"no area, or none inside the image: {coco_rules.LEFT_OUT}", whose)
+            left_out["without an area, or with none inside the image"] += 1
             continue
+        stated = tuple(annotation["bbox"])
         persons.append(
-            _Person(annotation["image_id"], annotation["id"], annotation["category_id"], clean, 1.0, keypoints)
+            _Person(annotation["image_id"], annotation["id"], annotation["category_id"], clean, 1.0, keypoints, stated)
         )
     coco_rules.refuse_repeated(scored, str(file))
     coco_rules.tell_corners([box for box, _ in drawn], [size for _, size in drawn], str(file))
@@ -340,6 +357,17 @@ def _to_records(
         box_scores=np.array([p.score for p in persons], np.float32),
         sample_ids=np.array([p.sample_id for p in persons], np.int64),
         ignored=ignored,
+        stated_boxes=np.array([p.box if p.stated is None else p.stated for p in persons], np.float32).reshape(-1, 4),
+    )
+
+
+def _hint(annotations: Sequence[Mapping[str, Any]]) -> str:
+    """What explains that nobody is left, if the boxes do."""
+    boxes = [a["bbox"] for a in annotations if isinstance(a.get("bbox"), list)]
+    if not looks_normalised(np.asarray(boxes, float).reshape(-1)):
+        return ""
+    return (
+        ". The boxes lie between 0 and 1, as if divided by the image's size: pixels are meant (`posekd convert` helps)"
     )
 
 

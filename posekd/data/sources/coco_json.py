@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ def load_labels(file: Path, remarks: Remarks, whole_body: bool = False) -> dict[
     content = load_json(file, "annotations")
     if whole_body and isinstance(content, Mapping) and isinstance(content.get("categories"), list):
         content = join_labels(content, str(file))
+    if not _has(content, "annotations") and not _has(content, "categories"):  # a bare list of images
+        content = {**content, "categories": [{"id": 1, "name": "person"}]}
     keys = [k for k in ("images", "categories", "annotations") if k != "annotations" or _has(content, k)]
     labels = {key: coco_rules.entries(content, key, str(file)) for key in keys}
     for key in keys:
@@ -98,15 +100,18 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
     return images
 
 
-def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path) -> list[dict[str, Any]]:
+def pick_categories(
+    labels: Mapping[str, Any], name: str | None, file: Path, keypoints: Sequence[str] = COCO.keypoints
+) -> list[dict[str, Any]]:
     """The categories whose persons are meant: the one named, or those with keypoints, if these are the same for all.
 
-    COCO's test splits list `person` without keypoints; it then gets COCO's 17.
+    COCO's test splits list `person` without keypoints, and lists of images have no categories at all.
 
     Args:
         labels: of the file.
         name: of the category; None for all with keypoints.
         file: for messages.
+        keypoints: names that `person` gets in a file without labels, where it has none.
 
     Raises:
         ValueError: none, or several of different keypoints.
@@ -126,11 +131,12 @@ def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path) -> 
     if any(category["keypoints"] != chosen[0]["keypoints"] for category in chosen[1:]):
         candidates = [category.get("name") for category in chosen]
         raise ValueError(
-            f"{file}: several categories have different keypoints, {candidates}; choose one (setting `category`)"
+            f"{file}: several categories have different keypoints, {candidates}; choose one (setting `category`, "
+            "option --category)"
         )
     categories = [dict(category) for category in chosen]
     if "annotations" not in labels and categories[0].get("name") == "person":
-        categories[0].setdefault("keypoints", list(COCO.keypoints))
+        categories[0].setdefault("keypoints", list(keypoints))
     return categories
 
 

@@ -63,7 +63,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     before, now = _flat(modernise(old, quiet=True)), _flat(new)
     taken, refused = [], []
     for key in sorted(before.keys() | now.keys()):
-        if key == "out" or before.get(key) == now.get(key) or (key not in before and _is_new(key, old, now)):
+        unchanged = before.get(key) == now.get(key) or (key not in before and _is_new(key, old, now))
+        if key in ("out", "acknowledged") or unchanged:
             continue
         change = f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         why = None if _within(FREE, key) else _reason(REFUSED, key)

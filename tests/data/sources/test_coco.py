@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from posekd.data import CocoKeypoints, CocoSettings
 from posekd.data.sources.coco import clip_box
+from posekd.engine.recipes.recipe import recipe_from_dict
 from posekd.skeleton import COCO
 
 
@@ -240,6 +241,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no person to learn from among 1 annotations"):
             CocoKeypoints(write(tmp_path, labels([person(1, 1, iscrowd=1)])))
 
+    def test_a_bare_list_of_images_needs_no_categories(self, tmp_path):
+        content = {"images": labels([])["images"]}
+        every = CocoKeypoints(write(tmp_path, content, keep_images="all")).records
+        assert (every.num_images, len(every), every.skeleton) == (3, 0, COCO)
+        mine = CocoKeypoints(write(tmp_path, content, keep_images="all", keypoints=["head", "tail"], sigmas=[0.1, 0.1]))
+        assert mine.records.skeleton.keypoints == ("head", "tail")
+        assert mine.coco_ground_truth()["categories"][0]["keypoints"] == ["head", "tail"]
+
+    def test_pairs_may_be_given_by_index(self, tmp_path):
+        values = {"name": "coco", "images": "i", "annotations": "a", "flip_pairs": [[0, 5]]}
+        recipe = {"student": {"name": "elpn_v1"}, "method": {"name": "supervised"}, "train_data": values}
+        assert recipe_from_dict({**recipe, "train": {"validate_every": 0}}).train_data.flip_pairs == [(0, 5)]
+
     def test_a_file_without_labels_or_detections(self, tmp_path):
         content = labels([])
         del content["annotations"]
@@ -255,7 +269,9 @@ class TestRefusals:
     def test_several_categories_with_keypoints(self, tmp_path):
         content = labels([person(1, 1)])
         content["categories"].append({"id": 2, "name": "dog", "keypoints": ["nose"]})
-        with pytest.raises(ValueError, match=r"\['person', 'dog'\]; choose one \(setting `category`\)"):
+        with pytest.raises(
+            ValueError, match=r"\['person', 'dog'\]; choose one \(setting `category`, option --category\)"
+        ):
             CocoKeypoints(write(tmp_path, content))
         assert len(CocoKeypoints(write(tmp_path, content, category="person")).records) == 1
         with pytest.raises(ValueError, match="no category 'cat'; it has"):
