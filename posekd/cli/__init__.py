@@ -83,6 +83,8 @@ def _call(module: ModuleType, name: str, words: Sequence[str]) -> int:
 
 def _is_explained(error: Exception) -> bool:
     """Whether the message is meant for the user. A bare RuntimeError, KeyError etc. is a defect of posekd."""
+    if isinstance(error, (OverflowError, ZeroDivisionError)):
+        return False
     if isinstance(error, (ValueError, OSError, ArithmeticError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError, RecursionError)

@@ -21,7 +21,7 @@ _INFERENCE = (
 # options that are fields of a dataset's settings
 _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
-    "category",
+    "category", "apply_orientation", "max_detections", "whole_body",
 )  # fmt: skip
 
 EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are the
@@ -197,7 +197,7 @@ def _option(key: str) -> str:
     from posekd.engine.recipes.renames import new_name
 
     old = next((name for name in _INFERENCE if new_name(f"inference.{name}") == f"inference.{key}"), key)
-    return old.replace("_", "-")
+    return {"max_detections": "max-dets"}.get(old, old.replace("_", "-"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -237,6 +237,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, for keypoints other than COCO's")
     add("--category", metavar="NAME", help="of the label file, where several have keypoints (all of one skeleton)")
+    add(
+        "--max-dets",
+        dest="max_detections",
+        type=int,
+        metavar="N",
+        help="predictions of an image that COCO's AP counts (20, the official rule)",
+    )
+    add("--whole-body", action=argparse.BooleanOptionalAction, default=None, help="all 133 keypoints of COCO-WholeBody")
+    add("--apply-orientation", action=argparse.BooleanOptionalAction, default=None, help="turn images by EXIF (off)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
     flag = argparse.BooleanOptionalAction
     add("--flip", action=flag, default=None, help="average with the mirrored image (on)")

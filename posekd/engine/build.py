@@ -69,7 +69,7 @@ def build_model(settings: ModelSettings, num_keypoints: int) -> PoseModel:
     key = {} if settings.weights_key is None else {"weights_key": settings.weights_key}
     model = create_model(settings.name, num_keypoints, weights=settings.weights, **key, **settings.overrides)
     if settings.backbone is not None:
-        init_backbone(model, settings.backbone)
+        init_backbone(model, settings.backbone, settings.backbone_key)
     return model
 
 

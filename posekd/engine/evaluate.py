@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,14 @@ def evaluate(
     shown = counted(batches, len(batches.dataset), on_batch)
     found = find_in_batches(model, shown, records.skeleton, settings, spec=spec)
     found, skipped = _gather(found, records), _skipped(batches, paradigm.unit)
-    people = paradigm.suppress(found, records.skeleton, settings)
+    skeleton = records.skeleton
+    people = paradigm.suppress(found, skeleton, settings)
     given = bool(records.metrics) and METRICS[records.metrics[0]].given
     told = found if given else people
     failure = _write(source, told, results_file) if results_file is not None and distributed.is_main() else None
     scores, notes = score(source, found, people, written=results_file is not None and failure is None)
-    note = "; ".join(note for note in (skipped, *notes) if note)
+    ties = "" if given else _ties(found, people, lambda everybody: paradigm.suppress(everybody, skeleton, settings))
+    note = "; ".join(note for note in (skipped, ties, *notes) if note)
     seconds = time.perf_counter() - start
     report = Report(scores, told, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
     if failure is not None:
@@ -173,6 +176,39 @@ def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.
 def _skipped(batches: PackedLoader, unit: str) -> str:
     skipped = sum(distributed.gather(batches.skipped))
     return f"{skipped} {unit}s were skipped: unreadable images" if skipped else ""
+
+
+def _ties(found: Instances, people: Instances, suppress: Callable[[Instances], Instances]) -> str:
+    """A remark where the order of the people found decided whom the removal of duplicates has kept.
+
+    That is so where a pose and one like it have equal scores. It shows by removing once more, the other way round, in
+    the images where somebody was removed; the choice between two copies of the same pose makes no difference.
+
+    Args:
+        found: everybody, before duplicates were removed.
+        people: those who were kept.
+        suppress: removes duplicates.
+    """
+    before, after = (Counter(instances.image_ids.tolist()) for instances in (found, people))
+    reduced = torch.tensor([before[i] > after[i] for i in found.image_ids.tolist()], dtype=torch.bool)
+    if not reduced.any():
+        return ""
+    others = suppress(found.take(torch.nonzero(reduced).flatten().flip(0)))
+    poses, other_poses = _poses_by_image(people), _poses_by_image(others)
+    differ = [image for image, kept in other_poses.items() if kept != poses[image]]
+    if not differ:
+        return ""
+    return (
+        f"in {len(differ)} images people alike have equal scores, and their order decided whom OKS-NMS has kept: first "
+        f"image {differ[0]}"
+    )
+
+
+def _poses_by_image(people: Instances) -> dict[int, Counter[bytes]]:
+    poses: dict[int, Counter[bytes]] = defaultdict(Counter)
+    for image, points in zip(people.image_ids.tolist(), people.keypoints.numpy(), strict=True):
+        poses[image][points.tobytes()] += 1
+    return poses
 
 
 def _gather(found: Instances, records: PoseRecords) -> Instances:

@@ -52,7 +52,8 @@ class _DistilPoseHead(nn.Module):
         super().__init__()
         self.scores, self.sigmas = config.scores, config.sigmas
         self.tokenhead = make_encoder(config, num_keypoints)
-        self.tokenhead.mlp_head = make_head(config, config.numbers)
+        with torch.random.fork_rng(devices=()):  # students that say more or less start from the same weights elsewhere
+            self.tokenhead.mlp_head = make_head(config, config.numbers)
 
     def forward(self, features: Tensor) -> Coordinates:
         keypoints, visual = self.tokenhead(features)

@@ -276,7 +276,7 @@ class InitReport:
         return f"{self.loaded} tensors loaded, {len(self.fresh)} left as they were, {len(self.unused)} unused"
 
 
-def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
+def init_backbone(model: PoseModel, path: PathLike, key: str | None = None) -> InitReport:
     """Starts the backbone from an ImageNet checkpoint (HRNet's, or a torchvision-style ResNet) or another model's.
 
     The model's head and the checkpoint's classifier are skipped by name; all else that both have is copied. So
@@ -285,6 +285,7 @@ def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
     Args:
         model: the model to start.
         path: a file that `read_state_dict` reads.
+        key: under which entry of the file the weights are, where that is none of the usual names.
 
     Returns:
         What was loaded and what was not, to be printed.
@@ -294,7 +295,7 @@ def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
         ValueError: unreadable, a backbone of another width or kind, or nothing in common.
     """
     own = {k: v for k, v in model.state_dict().items() if not k.startswith(model.head_prefixes)}
-    state = _in_names_of(model, read_state_dict(path))
+    state = _in_names_of(model, read_state_dict(path, key))
     if all(k.startswith(_BACKBONE) for k in own) and not any(k.startswith(_BACKBONE) for k in state):
         state = {k if k.startswith(_CLASSIFIER_PREFIXES) else _BACKBONE + k: v for k, v in state.items()}
     common = {k: v for k, v in state.items() if k in own and not k.startswith(_CLASSIFIER_PREFIXES)}

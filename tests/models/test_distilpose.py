@@ -95,6 +95,16 @@ def test_a_student_says_what_it_is_asked_for(scores, sigmas, numbers):
     assert out.visual_tokens.shape == (2, 4, 8)
 
 
+def test_what_a_student_says_does_not_change_its_first_weights():
+    """So students of one seed can be compared, with and without scores."""
+    torch.manual_seed(0)
+    some = create_model("distilpose_s", 5, **SIZES["distilpose_s"], scores=False).state_dict()
+    torch.manual_seed(0)
+    whole = create_model("distilpose_s", 5, **SIZES["distilpose_s"]).state_dict()
+    differing = [key for key in whole if not torch.equal(whole[key], some[key])]
+    assert differing == [f"keypoint_head.tokenhead.mlp_head.1.{kind}" for kind in ("weight", "bias")]
+
+
 @pytest.mark.parametrize("name", ["distilpose_s", "tokenpose_s", "deeppose_r50"])
 def test_weights_come_back(tmp_path, name):
     """Their names begin like those of MMPose's wrappers, which are removed for other networks."""

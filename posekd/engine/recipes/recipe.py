@@ -47,6 +47,7 @@ class ModelSettings:
         weights: checkpoint to load; all its keys must fit.
         weights_key: under which entry of the checkpoint the weights are, where that is none of the usual names.
         backbone: ImageNet checkpoint from which the backbone starts.
+        backbone_key: the same as `weights_key` for the backbone's checkpoint.
         overrides: settings of the model's configuration to change, e.g. `{size: [128, 96]}`.
     """
 
@@ -55,6 +56,12 @@ class ModelSettings:
     weights_key: str | None = None
     backbone: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    backbone_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, file in (("weights", self.weights), ("backbone", self.backbone)):
+            if file is None and getattr(self, f"{key}_key") is not None:
+                raise ValueError(f"{key}_key names an entry of the file `{key}`: give both")
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,20 @@ class TestDetections:
         records = CocoKeypoints(self.write_both(tmp_path, found, detection_threshold=0.5)).records
         assert records.sample_ids.tolist() == [0]
 
+    def test_those_left_out_by_a_score_of_zero_or_a_box_without_area_are_told(self, tmp_path):
+        one = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.9}
+        given = [one, {**one, "score": 0}, {**one, "score": 0.05}, {**one, "bbox": [1, 2, 0, 0]}, {**one, "score": 0.0}]
+        with pytest.warns(UserWarning, match="left out") as said:
+            source = CocoKeypoints(self.write_both(tmp_path, given, detection_threshold=0.1))
+        assert len(source.records) == 1
+        score, box = sorted(str(warning.message).partition("detections.json: ")[2] for warning in said)
+        assert score.startswith(
+            "detection 1 (image 1): the score is 0, below detection_threshold 0.1: left out (2 such"
+        )
+        assert box.startswith("detection 3 (image 1): the box has no area: left out (1 such")
+        with pytest.warns(UserWarning, match="no area"):  # a threshold of 0 takes them
+            assert len(CocoKeypoints(self.write_both(tmp_path, given)).records) == 4
+
     def test_detections_on_images_that_are_not_listed_are_counted(self, tmp_path):
         found = [self.detection(1, 0.9), self.detection(77, 0.9), self.detection(78, 0.9)]
         with pytest.warns(UserWarning, match="2 detections are on images"):
