@@ -73,7 +73,8 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int]) -> int:
 
     scores = train_seeds(recipe, seeds, tell)
     if is_main_process():
-        shown = {seed: dict(list(row.items())[:5]) for seed, row in scores.items()}
+        names = [name for name in next(iter(scores.values())) if all(row[name] >= 0 for row in scores.values())]
+        shown = {seed: {name: row[name] for name in names[:5]} for seed, row in scores.items()}  # -1: no such people
         print_seeds(shown, Console(), f"{recipe.out}, after the last step of {len(seeds)} seeds")
         print(f"all numbers: {Path(recipe.out) / RESULTS}")
     return 0
