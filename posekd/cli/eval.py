@@ -69,6 +69,7 @@ def _score(options: EvalOptions, path: str) -> None:
 
 def _evaluate(options: EvalOptions, name: str) -> None:
     from posekd.data import LoaderSettings
+    from posekd.deploy.load import find_checkpoint
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
     from posekd.engine.evaluate import ResultsNotWrittenError, evaluate
@@ -78,7 +79,7 @@ def _evaluate(options: EvalOptions, name: str) -> None:
 
     if options.weights_key is not None and options.weights is None:
         raise ValueError("--weights-key names an entry of the file that --weights gives: give both")
-    file, card = _find_model(name, options.weights)
+    file, card = find_checkpoint(name, options.weights)
     recipe = _recipe_of(card)
     family = card.get("model", {}).get("family") if card else name
     paradigm = PARADIGMS[paradigm_name(str(family))]
@@ -150,58 +151,10 @@ def _tell(options: EvalOptions, report: Report, name: str) -> None:
     _say(report.note, console)
 
 
-def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint that a folder or file name refers to, and its card; None and None for a model's name.
-
-    Raises:
-        ValueError: a checkpoint with other weights beside it.
-        FileNotFoundError: no checkpoint, or none with a card.
-    """
-    from posekd.models.weights import read_card
-
-    path = Path(name)
-    if path.is_dir():
-        found = [path / f"{which}.safetensors" for which in ("best", "last")]
-        path = next((file for file in found if file.is_file()), path)
-        if path.is_dir():
-            raise FileNotFoundError(f"{name} holds no best.safetensors and no last.safetensors: is it a run's?")
-    if path.suffix != ".safetensors":
-        _refuse_files(path)
-        return None, None
-    if weights is not None:
-        raise ValueError(f"{name} has its own weights: give no --weights with it")
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    card = read_card(path)
-    if card is None:
-        raise FileNotFoundError(f"{path} has no card (.json) beside it: give the model's name and --weights {path}")
-    return path, card
-
-
-def _refuse_files(path: Path) -> None:
-    """Refuses a checkpoint without a card, which must be told whose it is.
-
-    Raises:
-        ValueError: such a file; the message names the model that it seems to be of.
-        FileNotFoundError: what looks like a file and is not there.
-    """
-    from posekd.models.identify import identify
-    from posekd.models.weights import read_state_dict
-
-    if path.is_file():
-        guess = identify(read_state_dict(path))
-        raise ValueError(
-            f"{path} does not say which model it is of{f'. {guess}' if guess else ''}. Give the model's name, and the "
-            f"file as its weights: posekd eval NAME --weights {path}"
-        )
-    if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"no checkpoint at {path}")
-
-
 def _recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
     """The recipe in a card, if `posekd train` wrote it there."""
     from posekd.engine.recipes.recipe import recipe_from_dict
-    from posekd.engine.recipes.renames import modernise
+    from posekd.renames import modernise
 
     if card is None or "recipe" not in card:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,21 +82,15 @@ class EvalOptions:
 
 def read_options(argv: Sequence[str]) -> EvalOptions:
     """Reads the words of a command line."""
-    from posekd.engine.recipes.renames import new_name
-
     words = vars(_parser().parse_args(argv))
-    inference = {name: words.pop(name) for name in _INFERENCE}
+    inference = pop_inference(words)
     data = {name: words.pop(name) for name in _DATA}
     size = words.pop("size")
     return EvalOptions(
         **words,
         size=None if size is None else (size[0], size[1]),
         data={name: value for name, value in data.items() if value is not None},
-        inference={
-            new_name(f"inference.{name}").partition(".")[2]: tuple(value) if isinstance(value, list) else value
-            for name, value in inference.items()
-            if value is not None
-        },
+        inference=inference,
     )
 
 
@@ -110,11 +104,7 @@ def for_paradigm(options: EvalOptions, paradigm: Paradigm) -> EvalOptions:
     data, inference = dict(options.data), dict(options.inference)
     if "detection_threshold" in known and "detection_threshold" in data:
         inference["detection_threshold"] = data.pop("detection_threshold")
-    for name in inference:
-        if name not in known:
-            raise ValueError(
-                f"--{_option(name)} has no meaning for a {paradigm.title} network, which {options.model} is"
-            )
+    check_inference(inference, paradigm, options.model)
     if not paradigm.crops_boxes and "detections" in data:
         raise ValueError(f"--detections are boxes to crop: {options.model} sees whole images and needs none")
     return replace(options, data=data, inference=inference)
@@ -183,10 +173,60 @@ def _changes(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 def _option(key: str) -> str:
     """The name of a key's option."""
-    from posekd.engine.recipes.renames import new_name
+    from posekd.renames import new_name
 
     old = next((name for name in _INFERENCE if new_name(f"inference.{name}") == f"inference.{key}"), key)
     return old.replace("_", "-")
+
+
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a network is run."""
+    add = parser.add_argument
+    flag = argparse.BooleanOptionalAction
+    add("--flip", action=flag, default=None, help="average with the mirrored image (on)")
+    add(
+        "--nms-threshold",
+        type=float,
+        metavar="OKS",
+        help="of two poses with a higher OKS, remove the weaker (0.9; bottom-up 1: keep all)",
+    )
+    add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
+    add("--precision", choices=("fp32", "bf16", "fp16"))
+    add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
+    add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
+    add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
+    add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
+    add("--refine", action=flag, default=None, help="bottom-up: fill in people's missing keypoints (on)")
+    add("--border", action=flag, default=None, help="bottom-up: look for keypoints beyond the image too (on)")
+    add("--square", type=float, metavar="R", help="bottom-up: use a square with R times the image's short side")
+    add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
+
+
+def pop_inference(words: dict[str, Any]) -> dict[str, Any]:
+    """Takes the options of `add_inference` out of `words`: keys of the recipe's group `inference` that were given.
+
+    (The padding, a key of the group `loader`, stays.)
+    """
+    from posekd.renames import new_name
+
+    given = {name: words.pop(name) for name in _INFERENCE}
+    return {
+        new_name(f"inference.{name}").partition(".")[2]: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def check_inference(inference: Mapping[str, Any], paradigm: Paradigm, model: str | None) -> None:
+    """Refuses an option of `add_inference` that has no meaning for such a network.
+
+    Raises:
+        ValueError: names the option.
+    """
+    known = {field.name for field in fields(paradigm.inference)}
+    for name in inference:
+        if name not in known:
+            raise ValueError(f"--{_option(name)} has no meaning for a {paradigm.title} network, which {model} is")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,24 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, for keypoints other than COCO's")
     add("--category", metavar="NAME", help="of the label file, where several have keypoints (all of one skeleton)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
-    flag = argparse.BooleanOptionalAction
-    add("--flip", action=flag, default=None, help="average with the mirrored image (on)")
-    add(
-        "--nms-threshold",
-        type=float,
-        metavar="OKS",
-        help="of two poses with a higher OKS, remove the weaker (0.9; bottom-up 1: keep all)",
-    )
-    add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
-    add("--precision", choices=("fp32", "bf16", "fp16"))
-    add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
-    add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
-    add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
-    add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
-    add("--refine", action=flag, default=None, help="bottom-up: fill in people's missing keypoints (on)")
-    add("--border", action=flag, default=None, help="bottom-up: look for keypoints beyond the image too (on)")
-    add("--square", type=float, metavar="R", help="bottom-up: use a square with R times the image's short side")
-    add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
+    add_inference(parser)
     add("--batch-size", type=int, default=32, metavar="N", help="persons per batch; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")
     add(
