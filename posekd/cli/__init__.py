@@ -21,6 +21,7 @@ COMMANDS = {
     "cache-teacher": "run a recipe's teacher once and store its heatmaps for training",
     "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
     "predict": "find people in images and videos",
+    "export": "write a network as an ONNX file, from image to keypoints",
     "profile": "parameters and compute of a model",
     "bench": "run the benchmarks of the kernels",
     "doctor": "say what runs on this machine, and why",

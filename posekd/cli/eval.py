@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from posekd.cli import is_main_process
-from posekd.cli.eval_options import EvalOptions, data_settings, for_paradigm, inference_settings, read_options
+from posekd.cli.eval_options import (
+    EvalOptions,
+    data_settings,
+    for_paradigm,
+    inference_settings,
+    read_options,
+    refuse_settings,
+)
 from posekd.cli.progress import Bar
 from posekd.files import check_writable, write_atomically
 
@@ -39,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
         check_writable(file)
     if options.score_only is not None:
         _score(options, options.score_only)
+    elif options.model is not None and options.model.endswith(".onnx"):
+        _evaluate_exported(options, options.model)
     elif options.model is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
     else:
@@ -80,14 +90,14 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     if options.weights_key is not None and options.weights is None:
         raise ValueError("--weights-key names an entry of the file that --weights gives: give both")
     file, card = find_checkpoint(name, options.weights)
-    recipe = _recipe_of(card)
+    recipe = recipe_of(card)
     family = card.get("model", {}).get("family") if card else name
     paradigm = PARADIGMS[paradigm_name(str(family))]
     options = for_paradigm(options, paradigm)
     data, changes = data_settings(options, recipe)
     _refuse_curve(options, dataset_of(data).metrics)
     settings, more = inference_settings(options, paradigm, recipe)
-    source = _open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
+    source = open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
     network = _open_model(name, file, card, options, source.records.skeleton.num_keypoints)
     padding = options.padding or (recipe.loader.padding if recipe is not None else LoaderSettings.padding)
     if recipe is not None and padding != recipe.loader.padding:
@@ -111,7 +121,32 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     _tell(options, report, name)
 
 
-def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
+def _evaluate_exported(options: EvalOptions, name: str) -> None:
+    """An exported network, whose settings are in its graph."""
+    from posekd.deploy.onnx_finder import OnnxFinder
+    from posekd.engine.evaluate import refuse_unfit, report_people
+
+    finder = OnnxFinder(name, batch_size=options.batch_size)
+    paradigm, settings = finder.facts.paradigm, finder.settings
+    refuse_settings(name, vars(options), options.inference)
+    options = for_paradigm(options, paradigm)
+    data, _ = data_settings(options, None)
+    facts = {"skeleton": asdict(finder.skeleton)} if "sigmas" not in options.data else None
+    source = open_data(data, paradigm.evaluation_images, facts)
+    refuse_unfit(source, paradigm.crops_boxes, options.results)
+    _refuse_curve(options, source.records.metrics)
+    start = time.perf_counter()
+    with Bar("evaluating") as on_image:
+        found = finder.find_in(source, on_image)
+    count = len(source.records) if paradigm.crops_boxes else source.records.num_images
+    _tell(
+        options,
+        report_people(source, found, paradigm, settings, start=start, count=count, results_file=options.results),
+        name,
+    )
+
+
+def open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
     """The dataset, with the OKS sigmas in a checkpoint's card where its keypoints are those of the run, by name."""
     from posekd.engine.recipes.datasets import open_dataset
     from posekd.names import match
@@ -151,7 +186,7 @@ def _tell(options: EvalOptions, report: Report, name: str) -> None:
     _say(report.note, console)
 
 
-def _recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
+def recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
     """The recipe in a card, if `posekd train` wrote it there."""
     from posekd.engine.recipes.recipe import recipe_from_dict
     from posekd.renames import modernise

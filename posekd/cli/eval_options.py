@@ -160,7 +160,7 @@ def _refuse_unknown(given: dict[str, Any], kind: type[Any], dataset: str) -> Non
     known = {field.name for field in fields(kind)}
     for name in given:
         if name not in known:
-            raise ValueError(f"--{_option(name)} has no meaning for --dataset {dataset}")
+            raise ValueError(f"--{option_of(name)} has no meaning for --dataset {dataset}")
 
 
 def _changes(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
@@ -171,7 +171,7 @@ def _changes(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _option(key: str) -> str:
+def option_of(key: str) -> str:
     """The name of a key's option."""
     from posekd.renames import new_name
 
@@ -179,8 +179,8 @@ def _option(key: str) -> str:
     return old.replace("_", "-")
 
 
-def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how a network is run."""
+def add_inference(parser: argparse.ArgumentParser, precision: bool = True) -> None:
+    """Adds the options that say how a network is run; without that of autocast if `precision` is false."""
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
     add("--flip", action=flag, default=None, help="average with the mirrored image (on)")
@@ -191,7 +191,8 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         help="of two poses with a higher OKS, remove the weaker (0.9; bottom-up 1: keep all)",
     )
     add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
-    add("--precision", choices=("fp32", "bf16", "fp16"))
+    if precision:
+        add("--precision", choices=("fp32", "bf16", "fp16"))
     add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
     add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
     add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
@@ -202,14 +203,14 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
 
 
-def pop_inference(words: dict[str, Any]) -> dict[str, Any]:
+def pop_inference(words: dict[str, Any], precision: bool = True) -> dict[str, Any]:
     """Takes the options of `add_inference` out of `words`: keys of the recipe's group `inference` that were given.
 
-    (The padding, a key of the group `loader`, stays.)
+    The padding, a key of the group `loader`, stays; without `precision` that option too, which then is another.
     """
     from posekd.renames import new_name
 
-    given = {name: words.pop(name) for name in _INFERENCE}
+    given = {name: words.pop(name) for name in _INFERENCE if precision or name != "precision"}
     return {
         new_name(f"inference.{name}").partition(".")[2]: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
@@ -226,7 +227,24 @@ def check_inference(inference: Mapping[str, Any], paradigm: Paradigm, model: str
     known = {field.name for field in fields(paradigm.inference)}
     for name in inference:
         if name not in known:
-            raise ValueError(f"--{_option(name)} has no meaning for a {paradigm.title} network, which {model} is")
+            raise ValueError(f"--{option_of(name)} has no meaning for a {paradigm.title} network, which {model} is")
+
+
+def refuse_settings(model: str, words: Mapping[str, Any], inference: Mapping[str, Any]) -> None:
+    """Refuses options that an exported network, whose settings are in its graph, cannot follow.
+
+    Args:
+        model: the file.
+        words: options by name, of which those that build a network are looked at.
+        inference: from `pop_inference`.
+
+    Raises:
+        ValueError: names the options.
+    """
+    fixed = [key for key in ("weights", "weights_key", "skeleton", "size", "padding") if words.get(key) is not None]
+    if fixed or inference:
+        given = ", ".join(f"--{option_of(key)}" for key in (*fixed, *inference))
+        raise ValueError(f"{model} was exported with its settings: {given} cannot change them")
 
 
 def _parser() -> argparse.ArgumentParser:

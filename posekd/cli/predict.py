@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posekd.cli import command_parser
-from posekd.cli.eval_options import add_inference, check_inference, pop_inference
+from posekd.cli.eval_options import add_inference, check_inference, pop_inference, refuse_settings
 from posekd.files import check_writable
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class _Done:
 
 
 def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
+    if options.model.endswith(".onnx"):
+        return _open_exported(options, inference)
     from posekd.deploy.finder import NetworkFinder
     from posekd.deploy.load import ready
     from posekd.engine.build import pick_device
@@ -114,6 +116,16 @@ def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Find
     settings = replace(found.settings, **inference)
     finder = NetworkFinder(found.model, found.skeleton, settings, found.padding, options.batch_size)
     return finder.to(pick_device(options.device or "auto"))
+
+
+def _open_exported(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
+    from posekd.deploy.onnx_finder import OnnxFinder
+
+    refuse_settings(options.model, vars(options), inference)
+    finder = OnnxFinder(options.model, batch_size=options.batch_size)
+    if options.boxes is not None and not finder.crops_boxes:
+        raise ValueError(f"--boxes are boxes to crop: {options.model} sees whole images and needs none")
+    return finder
 
 
 def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], done: _Done) -> None:
@@ -177,7 +189,7 @@ def _writers(options: argparse.Namespace, skeleton: Skeleton) -> Iterator[Writer
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("predict", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", help="a run's folder, a .safetensors file with its card, or a model's name with --weights")
+    add("model", help="a run's folder, a .safetensors file with its card, an exported .onnx, or a name with --weights")
     add("source", nargs="+", help="images, videos, folders, patterns ('*.jpg'), or the number of a webcam")
     add("--draw", metavar="DIR", help=f"draw people into PNGs and MP4s there ({DRAWINGS}, if nothing is asked for)")
     add("--results", metavar="FILE", help="write people in COCO's results format (JSON)")
