@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from posekd import geometry
 from posekd.models import corner_pooling
-from posekd.ops.reference.decode_heatmaps import decode_heatmaps
 from posekd.paradigms.top_down import CODECS, TopDownInference
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec
@@ -69,11 +68,11 @@ class TopDownGraph(nn.Module):
         if settings.flip_test:
             both = self._said(torch.cat((crops, crops.flip(-1))))
             one, mirrored = both[: boxes.shape[0]], both[boxes.shape[0] :]
-            said = self.codec.average(one, self.codec.unmirror(mirrored, self.flip, settings))
+            said = self.codec.average(one, self.codec.unmirror(mirrored, self.flip, size, settings))
         else:
             said = self._said(crops)
-        to_image = geometry.heatmap_matrices(matrices, size[1] / said.shape[-1])
-        return decode_heatmaps(said, settings.decode, to_image, settings.blur_kernel)
+        keypoints: Tensor = self.codec.decode_plain(said, matrices, size, settings)
+        return keypoints
 
     def _said(self, crops: Tensor) -> Tensor:
         output = self.model(crops.half() if self.half_network else crops)
