@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from posekd.cli import is_main_process
-from posekd.cli.eval_options import EvalOptions, data_settings, for_paradigm, inference_settings, read_options
+from posekd.cli.eval_options import (
+    EvalOptions,
+    data_settings,
+    for_paradigm,
+    inference_settings,
+    read_options,
+    refuse_settings,
+)
 from posekd.cli.progress import Bar
 from posekd.files import check_writable, write_atomically
 
@@ -44,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
         _compare(options, *options.compare)
     elif options.score_only is not None:
         _score(options, options.score_only)
+    elif options.model is not None and options.model.endswith(".onnx"):
+        _evaluate_exported(options, options.model)
     elif options.model is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
     else:
@@ -115,6 +125,7 @@ def _evaluate(options: EvalOptions, name: str) -> None:
 def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
     """Runs a network on its data, or on those that the options describe."""
     from posekd.data import LoaderSettings
+    from posekd.deploy.load import find_card
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
     from posekd.engine.evaluate import evaluate
@@ -125,15 +136,15 @@ def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
 
     if options.weights_key is not None and options.weights is None:
         raise ValueError("--weights-key names an entry of the file that --weights gives: give both")
-    file, card = _find_model(name, options.weights)
-    recipe = _recipe_of(card)
+    file, card = find_card(name, options.weights)
+    recipe = recipe_of(card)
     family = card.get("model", {}).get("family") if card else name
     paradigm = PARADIGMS[paradigm_name(str(family))]
     options = for_paradigm(options, paradigm)
     data, changes = data_settings(options, recipe)
     _refuse_curve(options, dataset_of(data).metrics)
     settings, more = inference_settings(options, paradigm, recipe)
-    source = _open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
+    source = open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
     acknowledged = [*options.acknowledge, *(recipe.acknowledged if recipe is not None else ())]
     for keypoint in options.pck_pair or ():
         if keypoint not in source.records.skeleton.keypoints:
@@ -160,7 +171,33 @@ def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
     return source, report
 
 
-def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
+def _evaluate_exported(options: EvalOptions, name: str) -> None:
+    """An exported network, whose settings are in its graph."""
+    from posekd.deploy.onnx_finder import OnnxFinder
+    from posekd.engine.evaluate import refuse_unfit, report_people
+
+    finder = OnnxFinder(name, batch_size=options.batch_size)
+    paradigm, settings = finder.facts.paradigm, finder.settings
+    refuse_settings(name, vars(options), options.inference)
+    options = for_paradigm(options, paradigm)
+    data, _ = data_settings(options, None)
+    facts = {"skeleton": asdict(finder.skeleton)} if "sigmas" not in options.data else None
+    source = open_data(data, paradigm.evaluation_images, facts)
+    refuse_unfit(source, paradigm.crops_boxes, options.results)
+    _refuse_curve(options, source.records.metrics)
+    start = time.perf_counter()
+    with Bar("evaluating") as on_image:
+        found = finder.find_in(source, on_image)
+    count = len(source.records) if paradigm.crops_boxes else source.records.num_images
+    _tell(
+        options,
+        report_people(source, found, paradigm, settings, start=start, count=count, results_file=options.results),
+        name,
+        source,
+    )
+
+
+def open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
     """The dataset, with the OKS sigmas in a checkpoint's card where its keypoints are those of the run, by name."""
     from posekd.engine.recipes.datasets import open_dataset
     from posekd.names import match
@@ -217,51 +254,10 @@ def _tell(options: EvalOptions, report: Report, name: str, source: PoseSource | 
     _say(report.note, console)
 
 
-def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint that a folder or file name refers to, and its card; None and None for a model's name.
-
-    Raises:
-        ValueError: a checkpoint with other weights beside it.
-        FileNotFoundError: no checkpoint, or none with a card.
-    """
-    from posekd.models.weights import find_checkpoint, read_card
-
-    path = find_checkpoint(name)
-    if path is None:
-        _refuse_files(Path(name))
-        return None, None
-    if weights is not None:
-        raise ValueError(f"{name} has its own weights: give no --weights with it")
-    card = read_card(path)
-    if card is None:
-        raise FileNotFoundError(f"{path} has no card (.json) beside it: give the model's name and --weights {path}")
-    return path, card
-
-
-def _refuse_files(path: Path) -> None:
-    """Refuses a checkpoint without a card, which must be told whose it is.
-
-    Raises:
-        ValueError: such a file; the message names the model that it seems to be of.
-        FileNotFoundError: what looks like a file and is not there.
-    """
-    from posekd.models.identify import identify
-    from posekd.models.weights import read_state_dict, without_mmpose
-
-    if path.is_file():
-        guess = identify(without_mmpose(read_state_dict(path)))
-        raise ValueError(
-            f"{path} does not say which model it is of{f'. {guess}' if guess else ''}. Give the model's name, and the "
-            f"file as its weights: posekd eval NAME --weights {path}"
-        )
-    if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"no checkpoint at {path}")
-
-
-def _recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
+def recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
     """The recipe in a card, if `posekd train` wrote it there."""
     from posekd.engine.recipes.recipe import recipe_from_dict
-    from posekd.engine.recipes.renames import modernise
+    from posekd.renames import modernise
 
     if card is None or "recipe" not in card:
         return None

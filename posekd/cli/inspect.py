@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
         found = shared(same_images(train, val), train.records.num_images)
         console.print()
         for judgement in found:
-            _say(console, f"refused: {judgement}")
+            same = recipe.val_data == recipe.train_data  # which training only notes
+            _say(console, f"{'look at this' if same else 'refused'}: {judgement}")
         if not found:
             _say(console, "no image of the one is, byte for byte, in the other.")
     if options.draw is not None:

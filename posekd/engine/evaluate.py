@@ -19,7 +19,7 @@ from posekd.engine import distributed
 from posekd.engine.progress import counted
 from posekd.engine.recipes.datasets import Dataset
 from posekd.engine.scoring import METRICS, Metric, NotScoredError, Report, Score
-from posekd.paradigms import paradigm_of
+from posekd.paradigms import Paradigm, paradigm_of
 from posekd.paradigms.inference import find_in_batches, open_batches, settings_for
 from posekd.structures import InputSpec, Instances
 
@@ -71,12 +71,51 @@ def evaluate(
     settings = settings_for(paradigm, settings)
     who = f"the network {getattr(model, 'name', '')}".rstrip()
     model = in_order_of(model, getattr(model, "keypoint_names", None), records.skeleton.keypoints, who)
-    _refuse_unfit(source, paradigm.crops_boxes, results_file)
+    refuse_unfit(source, paradigm.crops_boxes, results_file)
     rank, world = distributed.rank(), distributed.world()
     batches = open_batches(model, source, settings, loader=loader, spec=spec, rank=rank, world=world)
     shown = counted(batches, len(batches.dataset), on_batch)
     found = find_in_batches(model, shown, records.skeleton, settings, spec=spec)
     found, skipped = _gather(found, records), _skipped(batches, paradigm.unit)
+    return report_people(
+        source,
+        found,
+        paradigm,
+        settings,
+        start=start,
+        count=len(batches.dataset),
+        note=skipped,
+        results_file=results_file,
+    )
+
+
+def report_people(
+    source: PoseSource,
+    found: Instances,
+    paradigm: Paradigm,
+    settings: Any,
+    *,
+    start: float,
+    count: int,
+    note: str = "",
+    results_file: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Removes duplicates, writes people and scores them, whoever has found them.
+
+    Args:
+        source: the dataset.
+        found: all people, before duplicates are removed.
+        paradigm: of what has found them.
+        settings: the paradigm's settings of inference.
+        start: `time.perf_counter()` when the search began.
+        count: rows that were looked at.
+        note: a remark to go before those of the metrics.
+        results_file: see `evaluate`.
+
+    Raises:
+        ResultsNotWrittenError: see `evaluate`.
+    """
+    records = source.records
     skeleton = records.skeleton
     people = paradigm.suppress(found, skeleton, settings)
     given = bool(records.metrics) and METRICS[records.metrics[0]].given
@@ -84,9 +123,9 @@ def evaluate(
     failure = _write(source, told, results_file) if results_file is not None and distributed.is_main() else None
     scores, notes = score(source, found, people, written=results_file is not None and failure is None)
     ties = "" if given else _ties(found, people, lambda everybody: paradigm.suppress(everybody, skeleton, settings))
-    note = "; ".join(note for note in (skipped, ties, *notes) if note)
     seconds = time.perf_counter() - start
-    report = Report(scores, told, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
+    note = "; ".join(remark for remark in (note, ties, *notes) if remark)
+    report = Report(scores, told, count, paradigm.unit, records.metrics, seconds, note)
     if failure is not None:
         raise ResultsNotWrittenError(f"{results_file} cannot be written: {failure}", report) from failure
     return report
@@ -154,7 +193,7 @@ def _score_each(
     return scores, notes
 
 
-def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.PathLike[str] | None) -> None:
+def refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.PathLike[str] | None) -> None:
     """Refuses what cannot be evaluated, before any work is done.
 
     Raises:

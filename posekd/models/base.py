@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from posekd.structures import InputSpec
+from posekd.structures import InputSpec, Instances
 
 
 class ModelConfig(Protocol):
@@ -34,6 +34,7 @@ class PoseModel(nn.Module):
         num_keypoints: K, the number of keypoints it predicts.
         name: the name it was created by.
         keypoint_names: names of the K keypoints, from the card of the run that trained it; None if they are not known.
+        predict: finds people in images; networks that `posekd.load_model` gives have it.
     """
 
     family: ClassVar[str]
@@ -45,6 +46,7 @@ class PoseModel(nn.Module):
     num_keypoints: int
     name: str
     keypoint_names: tuple[str, ...] | None = None
+    predict: Callable[..., Instances]
 
     @property
     def spec(self) -> InputSpec:

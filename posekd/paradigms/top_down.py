@@ -22,7 +22,7 @@ from posekd.metrics import oks_nms, rescore
 from posekd.paradigms.base import Paradigm
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
-from posekd.structures import InputSpec, Instances, PackedCropBatch
+from posekd.structures import CropBatch, InputSpec, Instances, PackedCropBatch
 
 CODECS = {codec.NAME: codec for codec in (coordinates, heatmaps)}
 """The outputs of top-down networks, by `PoseModel.output`."""
@@ -132,7 +132,11 @@ def predict(
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     crops = prepare_crops(packed, spec, flip_permutation, memory_format=layout)
     codec, said = ask(model, crops.images, flip_permutation, settings)
-    keypoints = codec.decode(said, crops.matrices, spec.size, settings)
+    return as_people(crops, codec.decode(said, crops.matrices, spec.size, settings))
+
+
+def as_people(crops: CropBatch, keypoints: Tensor) -> Instances:
+    """The people of crops, whose keypoints `[B, K, 3]` are in image pixels; scores are the mean of the keypoints'."""
     return Instances(
         keypoints=keypoints,
         scores=keypoints[..., 2].mean(1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -92,7 +93,8 @@ class TestRefusals:
     def recipe(self, folder, annotations, val=None):
         data = {"name": "coco", "images": str(folder / "images"), "annotations": str(annotations)}
         values = {"student": {"name": "elpn_v1", "overrides": TINY_NET}, "method": {"name": "supervised"}}
-        values |= {"train_data": data, "val_data": data if val else None, "loader": {"batch_size": 2, "workers": 0}}
+        held = {**data, "annotations": str(val)} if val else None
+        values |= {"train_data": data, "val_data": held, "loader": {"batch_size": 2, "workers": 0}}
         values |= {"train": {"epochs": 1, "validate_every": int(bool(val))}, "out": str(folder / "run")}
         (folder / "mine.yaml").write_text(json.dumps(values))
         return str(folder / "mine.yaml")
@@ -112,11 +114,15 @@ class TestRefusals:
 
     def test_one_image_in_both_splits(self, tmp_path, capsys):
         people = write(tmp_path, labels([person(i, i) for i in (1, 2)], (1, 2)))
-        recipe = self.recipe(tmp_path, people.annotations, val=True)
+        shutil.copy(people.annotations, tmp_path / "again.json")
+        recipe = self.recipe(tmp_path, people.annotations, val=tmp_path / "again.json")
         assert main(["train", recipe]) == 2
         assert "train_data and val_data: 2 of 2 training images are in both splits" in capsys.readouterr().err
         assert main(["inspect", recipe]) == 0
         assert "refused: 2 of 2 training images are in both splits" in capsys.readouterr().out
+        same = self.recipe(tmp_path, people.annotations, val=people.annotations)  # the very same data: on purpose
+        assert main(["inspect", same]) == 0
+        assert "look at this: 2 of 2 training images are in both splits" in capsys.readouterr().out
 
     def test_what_can_be_acknowledged_is_a_list_of_names(self, tmp_path, capsys):
         people = write(tmp_path, labels([person(1, 1)], (1,)))

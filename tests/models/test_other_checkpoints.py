@@ -130,7 +130,7 @@ class TestEval:
         assert main(["eval", str(file), *self.WORDS]) == 2
         said = capsys.readouterr().err
         assert "does not say which model it is of. It looks like 'elpn_v1' with 5 keypoints" in said
-        assert f"posekd eval NAME --weights {file}" in said
+        assert f"NAME --weights {file}" in said
 
     def test_a_folder_without_a_run_and_a_file_that_is_not_there(self, tmp_path, capsys):
         assert main(["eval", str(tmp_path), *self.WORDS]) == 2

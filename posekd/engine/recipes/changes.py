@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from posekd.engine.recipes.renames import modernise
+from posekd.renames import modernise
 
 REFUSED: dict[str, str] = {
     "student.name": "the weights are of the other network",

@@ -19,13 +19,13 @@ from posekd.data import LabelSettings, LoaderSettings
 from posekd.distill import METHODS, Method
 from posekd.engine.recipes.configs import find_config
 from posekd.engine.recipes.datasets import DATASETS
-from posekd.engine.recipes.renames import modernise, new_name
 from posekd.engine.recipes.schema import check_keys, convert, hints_of
 from posekd.engine.training.optim import OptimSettings, ScheduleSettings
 from posekd.engine.training.settings import LoopSettings
 from posekd.files import nearest
 from posekd.models import paradigm_name
 from posekd.paradigms import PARADIGMS, TOP_DOWN, Paradigm
+from posekd.renames import modernise, new_name
 
 _DATASETS = {name: dataset.settings for name, dataset in DATASETS.items()}
 
