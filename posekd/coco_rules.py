@@ -120,6 +120,11 @@ def numbers(values: Any, count: int, who: str) -> np.ndarray:
     return array
 
 
+def usable(values: Any) -> np.ndarray:
+    """Whether numbers are finite and not beyond `LARGEST`: bool, of their shape."""
+    return np.asarray(np.abs(np.asarray(values, np.float64)) <= LARGEST)
+
+
 def vector(values: Any) -> np.ndarray | None:
     """Values as a float64 vector; None where they are no numbers."""
     try:
@@ -343,3 +348,30 @@ def upright(box: Sequence[float]) -> tuple[float, float, float, float]:
     """A box (x, y, width, height) that was drawn from right to left or from the bottom, turned round."""
     x, y, w, h = box
     return min(x, x + w), min(y, y + h), abs(w), abs(h)
+
+
+_FEW = 3  # boxes from which nothing can be told
+
+
+def tell_corners(boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]], name: str) -> None:
+    """Warns where boxes seem to be corners (x1, y1, x2, y2) rather than (x, y, width, height).
+
+    That is: read as corners all of them lie in their images, and read the right way half or more reach out of them.
+
+    Args:
+        boxes: N of them, as the file has them.
+        sizes: N, height and width of their images.
+        name: of the file.
+    """
+    if len(boxes) < _FEW:
+        return
+    x, y, right, below = np.asarray(boxes, np.float64).T
+    heights, widths = np.asarray(sizes, np.float64).T + 1  # labels may stand a pixel beyond the border
+    corners = (x >= -1) & (y >= -1) & (right > x) & (below > y) & (right <= widths) & (below <= heights)
+    out = (x + right > widths) | (y + below > heights)
+    if corners.all() and 2 * out.sum() >= len(out):
+        warnings.warn(
+            f"{name}: {int(out.sum())} of {len(out)} boxes reach out of their images as x, y, width, height, and as "
+            "corners x1, y1, x2, y2 all lie inside: if they are corners, write widths and heights",
+            stacklevel=3,
+        )

@@ -79,17 +79,18 @@ def _score(options: EvalOptions, path: str) -> None:
 
 def _evaluate(options: EvalOptions, name: str) -> None:
     from posekd.data import LoaderSettings
-    from posekd.deploy.load import find_checkpoint
+    from posekd.deploy.load import checkpoint_and_card
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
     from posekd.engine.evaluate import ResultsNotWrittenError, evaluate
+    from posekd.engine.examine import examine
     from posekd.engine.recipes.datasets import dataset_of
     from posekd.models import paradigm_name
     from posekd.paradigms import PARADIGMS
 
     if options.weights_key is not None and options.weights is None:
         raise ValueError("--weights-key names an entry of the file that --weights gives: give both")
-    file, card = find_checkpoint(name, options.weights)
+    file, card = checkpoint_and_card(name, options.weights)
     recipe = recipe_of(card)
     family = card.get("model", {}).get("family") if card else name
     paradigm = PARADIGMS[paradigm_name(str(family))]
@@ -98,6 +99,8 @@ def _evaluate(options: EvalOptions, name: str) -> None:
     _refuse_curve(options, dataset_of(data).metrics)
     settings, more = inference_settings(options, paradigm, recipe)
     source = open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
+    acknowledged = [*options.acknowledge, *(recipe.acknowledged if recipe is not None else ())]
+    examine(source, data, "data", acknowledged, card=card is not None and "sigmas" not in options.data)
     network = _open_model(name, file, card, options, source.records.skeleton.num_keypoints)
     padding = options.padding or (recipe.loader.padding if recipe is not None else LoaderSettings.padding)
     if recipe is not None and padding != recipe.loader.padding:
@@ -154,6 +157,8 @@ def open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None
     skeleton = (card or {}).get("skeleton")
     with warnings.catch_warnings():
         if skeleton is not None:  # what the label file would need is in the card
+            if getattr(data, "keypoints", ()) is None:
+                data = replace(data, keypoints=list(skeleton["keypoints"]))
             warnings.filterwarnings("ignore", message=".*no OKS sigmas were given")
         source = open_dataset(data, keep_images)
     if skeleton is None:

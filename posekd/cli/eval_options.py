@@ -21,7 +21,7 @@ _INFERENCE = (
 # options that are fields of a dataset's settings
 _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
-    "category",
+    "category", "apply_orientation", "max_detections", "whole_body",
 )  # fmt: skip
 
 EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are the
@@ -60,6 +60,7 @@ class EvalOptions:
         workers: decoding processes.
         on_bad_image: `refuse` or `skip` unreadable images.
         device: name of the device, if given.
+        acknowledge: what looks wrong in the data and is meant so.
     """
 
     model: str | None
@@ -78,6 +79,7 @@ class EvalOptions:
     workers: int
     on_bad_image: str
     device: str | None
+    acknowledge: list[str]
 
 
 def read_options(argv: Sequence[str]) -> EvalOptions:
@@ -176,7 +178,7 @@ def option_of(key: str) -> str:
     from posekd.renames import new_name
 
     old = next((name for name in _INFERENCE if new_name(f"inference.{name}") == f"inference.{key}"), key)
-    return old.replace("_", "-")
+    return {"max_detections": "max-dets"}.get(old, old.replace("_", "-"))
 
 
 def add_inference(parser: argparse.ArgumentParser, precision: bool = True) -> None:
@@ -276,6 +278,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, for keypoints other than COCO's")
     add("--category", metavar="NAME", help="of the label file, where several have keypoints (all of one skeleton)")
+    add(
+        "--max-dets",
+        dest="max_detections",
+        type=int,
+        metavar="N",
+        help="predictions of an image that COCO's AP counts (20, the official rule)",
+    )
+    add("--whole-body", action=argparse.BooleanOptionalAction, default=None, help="all 133 keypoints of COCO-WholeBody")
+    add("--apply-orientation", action=argparse.BooleanOptionalAction, default=None, help="turn images by EXIF (off)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
     add_inference(parser)
     add("--batch-size", type=int, default=32, metavar="N", help="persons per batch; images for a bottom-up network")
@@ -286,5 +297,7 @@ def _parser() -> argparse.ArgumentParser:
         default="refuse",
         help="what to do about missing or unreadable images",
     )
+    meant = ("corner_boxes", "normalised")
+    add("--acknowledge", nargs="+", choices=meant, default=[], help="labels that look wrong and are meant so")
     add("--device", help="cpu, cuda, cuda:1... (default: the GPU if there is one)")
     return parser

@@ -14,7 +14,7 @@ from posekd.files import nearest
 from posekd.models import PoseModel, create_model, create_model_from_card
 from posekd.models.identify import identify
 from posekd.models.registry import override
-from posekd.models.weights import read_card, read_state_dict
+from posekd.models.weights import find_checkpoint, read_card, read_state_dict, without_mmpose
 from posekd.paradigms import Paradigm, paradigm_of
 from posekd.renames import modernise
 from posekd.skeleton import COCO, CROWDPOSE, LSP, MPII, Skeleton, skeleton_from_facts
@@ -40,7 +40,7 @@ class Ready:
     padding: float
 
 
-def find_checkpoint(name: str, weights: str | None = None) -> tuple[Path | None, dict[str, Any] | None]:
+def checkpoint_and_card(name: str, weights: str | None = None) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint that a folder or file name refers to, and its card; None and None for a model's name.
 
     Args:
@@ -51,19 +51,12 @@ def find_checkpoint(name: str, weights: str | None = None) -> tuple[Path | None,
         ValueError: a checkpoint with other weights beside it.
         FileNotFoundError: no checkpoint, or none with a card.
     """
-    path = Path(name)
-    if path.is_dir():
-        found = [path / f"{which}.safetensors" for which in ("best", "last")]
-        path = next((file for file in found if file.is_file()), path)
-        if path.is_dir():
-            raise FileNotFoundError(f"{name} holds no best.safetensors and no last.safetensors: is it a run's?")
-    if path.suffix != ".safetensors":
-        _refuse_files(path)
+    path = find_checkpoint(name)
+    if path is None:
+        _refuse_files(Path(name))
         return None, None
     if weights is not None:
         raise ValueError(f"{name} has its own weights: give no --weights with it")
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
     card = read_card(path)
     if card is None:
         raise FileNotFoundError(f"{path} has no card (.json) beside it: give the model's name and --weights {path}")
@@ -78,7 +71,7 @@ def _refuse_files(path: Path) -> None:
         FileNotFoundError: what looks like a file and is not there.
     """
     if path.is_file():
-        guess = identify(read_state_dict(path))
+        guess = identify(without_mmpose(read_state_dict(path)))
         raise ValueError(
             f"{path} does not say which model it is of{f'. {guess}' if guess else ''}. Give the model's name, and the "
             f"file as its weights: NAME --weights {path}"
@@ -112,7 +105,7 @@ def ready(
         ValueError: arguments that do not go together, or a setting that such a network does not have.
         FileNotFoundError: no checkpoint, or none with a card.
     """
-    file, card = find_checkpoint(str(name), weights)
+    file, card = checkpoint_and_card(str(name), weights)
     changes = {} if size is None else {"size": tuple(size)}
     if file is None or card is None:
         if weights is None:
@@ -143,7 +136,7 @@ def load_model(path: str | os.PathLike[str]) -> PoseModel:
         path: a run's folder, or a `.safetensors` file; its card is beside it, with the suffix `.json`.
 
     Returns:
-        The network in training mode on the CPU. Its `predict` is `posekd.deploy.predict.predict` with the run's
+        The network in eval mode on the CPU. Its `predict` is `posekd.deploy.predict.predict` with the run's
         keypoints, test settings and padding.
 
     Raises:
@@ -153,7 +146,7 @@ def load_model(path: str | os.PathLike[str]) -> PoseModel:
     from posekd.deploy.predict import predict
 
     found = ready(path)
-    model = found.model.train()
+    model = found.model
     given = {"skeleton": found.skeleton, "settings": found.settings, "padding": found.padding}
     object.__setattr__(model, "predict", partial(predict, model, **given))
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,15 @@ def report_people(
         ResultsNotWrittenError: see `evaluate`.
     """
     records = source.records
-    people = paradigm.suppress(found, records.skeleton, settings)
+    skeleton = records.skeleton
+    people = paradigm.suppress(found, skeleton, settings)
     given = bool(records.metrics) and METRICS[records.metrics[0]].given
     told = found if given else people
     failure = _write(source, told, results_file) if results_file is not None and distributed.is_main() else None
     scores, notes = score(source, found, people, written=results_file is not None and failure is None)
+    ties = "" if given else _ties(found, people, lambda everybody: paradigm.suppress(everybody, skeleton, settings))
     seconds = time.perf_counter() - start
-    note = "; ".join(remark for remark in (note, *notes) if remark)
+    note = "; ".join(remark for remark in (note, ties, *notes) if remark)
     report = Report(scores, told, count, paradigm.unit, records.metrics, seconds, note)
     if failure is not None:
         raise ResultsNotWrittenError(f"{results_file} cannot be written: {failure}", report) from failure
@@ -212,6 +215,39 @@ def refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.P
 def _skipped(batches: PackedLoader, unit: str) -> str:
     skipped = sum(distributed.gather(batches.skipped))
     return f"{skipped} {unit}s were skipped: unreadable images" if skipped else ""
+
+
+def _ties(found: Instances, people: Instances, suppress: Callable[[Instances], Instances]) -> str:
+    """A remark where the order of the people found decided whom the removal of duplicates has kept.
+
+    That is so where a pose and one like it have equal scores. It shows by removing once more, the other way round, in
+    the images where somebody was removed; the choice between two copies of the same pose makes no difference.
+
+    Args:
+        found: everybody, before duplicates were removed.
+        people: those who were kept.
+        suppress: removes duplicates.
+    """
+    before, after = (Counter(instances.image_ids.tolist()) for instances in (found, people))
+    reduced = torch.tensor([before[i] > after[i] for i in found.image_ids.tolist()], dtype=torch.bool)
+    if not reduced.any():
+        return ""
+    others = suppress(found.take(torch.nonzero(reduced).flatten().flip(0)))
+    poses, other_poses = _poses_by_image(people), _poses_by_image(others)
+    differ = [image for image, kept in other_poses.items() if kept != poses[image]]
+    if not differ:
+        return ""
+    return (
+        f"in {len(differ)} images people alike have equal scores, and their order decided whom OKS-NMS has kept: first "
+        f"image {differ[0]}"
+    )
+
+
+def _poses_by_image(people: Instances) -> dict[int, Counter[bytes]]:
+    poses: dict[int, Counter[bytes]] = defaultdict(Counter)
+    for image, points in zip(people.image_ids.tolist(), people.keypoints.numpy(), strict=True):
+        poses[image][points.tobytes()] += 1
+    return poses
 
 
 def _gather(found: Instances, records: PoseRecords) -> Instances:

@@ -28,6 +28,7 @@ class PoseModel(nn.Module):
         family: class attribute, the name of the architecture in cards.
         paradigm: class attribute, name of its paradigm (`posekd.paradigms.PARADIGMS`).
         output: class attribute, name of the codec of its output (`posekd.codecs.CODECS`).
+        gives_tokens: class attribute, whether its output has keypoint tokens and visual tokens.
         head_prefixes: class attribute, starts of the state-dict keys that an ImageNet checkpoint cannot have.
         config: the settings it was built from.
         num_keypoints: K, the number of keypoints it predicts.
@@ -39,6 +40,7 @@ class PoseModel(nn.Module):
     family: ClassVar[str]
     paradigm: ClassVar[str] = "top_down"
     output: ClassVar[str] = "heatmaps"
+    gives_tokens: ClassVar[bool] = False
     head_prefixes: ClassVar[tuple[str, ...]] = ()
     config: Any  # a ModelConfig; each family narrows it
     num_keypoints: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers.threads import threads
@@ -35,6 +36,7 @@ def run(tmp_path_factory):
         "train": {"epochs": 30, "validate_every": 30, "checkpoint_every": 30, "device": "cpu", "log_every": 10},
         "inference": {"flip_test": False, "decode": "dark", "keypoint_threshold": 0.05},
         "out": str(folder / "run"),
+        "acknowledged": ["shared_images"],
     }
     with threads(1):
         train(recipe_from_dict(values))
@@ -74,3 +76,18 @@ def test_other_data_are_scored_with_the_sigmas_of_the_run(run, tmp_path):
     assert scores(tmp_path, str(folder), *words)["AP"] == validation["AP"]
     official = [str(0.05)] * 17
     assert scores(tmp_path, str(folder), *words, "--sigmas", *official)["AP"] != validation["AP"]
+
+
+def test_a_bare_list_of_images_takes_the_keypoints_of_the_run(run, tmp_path):
+    """A list without labels and without categories, as a script writes it; the boxes come from a detector."""
+    folder, _, written = run
+    image = json.loads(Path(written.annotations).read_text())["images"][0]
+    (tmp_path / "list.json").write_text(json.dumps({"images": [image]}))
+    box = {"image_id": image["id"], "category_id": 1, "bbox": [5, 5, 60, 80], "score": 0.9}
+    (tmp_path / "boxes.json").write_text(json.dumps([box]))
+    words = ["--images", written.images, "--annotations", str(tmp_path / "list.json"), "--workers", "0"]
+    words += ["--detections", str(tmp_path / "boxes.json"), "--results", str(tmp_path / "found.json")]
+    with threads(1):
+        assert main(["eval", str(folder), *words, "--device", "cpu"]) == 0
+    (pose,) = json.loads((tmp_path / "found.json").read_text())
+    assert len(pose["keypoints"]) == 3 * 17

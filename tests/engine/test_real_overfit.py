@@ -33,6 +33,7 @@ def train(recipe: str, images: Path, labels: Path, out: Path, words: dict[str, s
     words = {
         "student.backbone": "null",
         "method.kind": "exact",
+        "acknowledged": "[shared_images]",
         "loader.workers": "0",
         "loader.cache_images": "true",
         "loader.pin_memory": "false",
