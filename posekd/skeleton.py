@@ -143,25 +143,6 @@ LSP = Skeleton(
 )  # fmt: skip
 
 
-def skeleton_from_facts(facts: Mapping[str, Any]) -> Skeleton:
-    """The skeleton in a card, as `dataclasses.asdict` wrote it (JSON makes lists of its tuples).
-
-    Raises:
-        ValueError: an entry is missing, unknown, or of a wrong form.
-    """
-    try:
-        return Skeleton(
-            name=str(facts["name"]),
-            keypoints=tuple(map(str, facts["keypoints"])),
-            edges=tuple((int(a), int(b)) for a, b in facts["edges"]),
-            flip=tuple(map(int, facts["flip"])),
-            sigmas=tuple(map(float, facts["sigmas"])),
-            upper_body=tuple(map(int, facts.get("upper_body", ()))),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the card's skeleton is not one ({error!r}): {facts!r:.120}") from None
-
-
 # Names are MMPose's: the data set itself numbers all but the body.
 _TOES = ("big_toe", "small_toe", "heel")
 _FINGERS = ("thumb", "forefinger", "middle_finger", "ring_finger", "pinky_finger")
@@ -227,6 +208,25 @@ COCO_WHOLEBODY = Skeleton(
     ),
     upper_body=(*COCO.upper_body, *range(FACE, RIGHT_HAND + 21)),
 )  # fmt: skip
+
+
+def skeleton_from_facts(facts: Mapping[str, Any]) -> Skeleton:
+    """The skeleton in a card, as `dataclasses.asdict` wrote it (JSON makes lists of its tuples).
+
+    Raises:
+        ValueError: an entry is missing, unknown, or of a wrong form.
+    """
+    try:
+        return Skeleton(
+            name=str(facts["name"]),
+            keypoints=tuple(map(str, facts["keypoints"])),
+            edges=tuple((int(a), int(b)) for a, b in facts["edges"]),
+            flip=tuple(map(int, facts["flip"])),
+            sigmas=tuple(map(float, facts["sigmas"])),
+            upper_body=tuple(map(int, facts.get("upper_body", ()))),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the card's skeleton is not one ({error!r}): {facts!r:.120}") from None
 
 
 def skeleton_from_category(

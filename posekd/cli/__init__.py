@@ -27,7 +27,7 @@ COMMANDS = {
     "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
     "predict": "find people in images and videos",
     "export": "write a network as an ONNX file, from image to keypoints",
-    "profile": "parameters and compute of a model",
+    "profile": "parameters, compute and latency of a network",
     "bench": "run the benchmarks of the kernels",
     "doctor": "say what runs on this machine, and why",
 }

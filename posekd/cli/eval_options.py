@@ -30,6 +30,7 @@ run's unless an option overrides them; each override is reported.
 examples:
   posekd eval runs/v1                                # the run's own number: its best network, data and settings
   posekd eval runs/v1/best.safetensors --images val2017 --annotations person_keypoints_val2017.json
+  posekd eval --compare runs/alone runs/taught       # with an interval by a paired bootstrap over images
   posekd eval hrnet_w32 --weights pose_hrnet_w32_256x192.pth --images val2017 --annotations ...
   posekd eval --score-only results.json --annotations person_keypoints_val2017.json
   posekd eval higherhrnet_w32 --weights pose_higher_hrnet_w32_512.pth --scales 0.5 1 2 --images ... --annotations ...
@@ -61,6 +62,9 @@ class EvalOptions:
         on_bad_image: `refuse` or `skip` unreadable images.
         device: name of the device, if given.
         acknowledge: what looks wrong in the data and is meant so.
+        compare: two runs or checkpoints to compare, if given.
+        pck_pair: two keypoints whose distance PCK is to be measured by, if given.
+        draw: a folder for pictures of the best, the worst and random people, if given.
     """
 
     model: str | None
@@ -80,6 +84,9 @@ class EvalOptions:
     on_bad_image: str
     device: str | None
     acknowledge: list[str]
+    compare: tuple[str, str] | None
+    pck_pair: tuple[str, str] | None
+    draw: str | None
 
 
 def read_options(argv: Sequence[str]) -> EvalOptions:
@@ -87,9 +94,11 @@ def read_options(argv: Sequence[str]) -> EvalOptions:
     words = vars(_parser().parse_args(argv))
     inference = pop_inference(words)
     data = {name: words.pop(name) for name in _DATA}
-    size = words.pop("size")
+    size, compare, pair = (words.pop(name) for name in ("size", "compare", "pck_pair"))
     return EvalOptions(
         **words,
+        compare=None if compare is None else (compare[0], compare[1]),
+        pck_pair=None if pair is None else (pair[0], pair[1]),
         size=None if size is None else (size[0], size[1]),
         data={name: value for name, value in data.items() if value is not None},
         inference=inference,
@@ -275,6 +284,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", metavar="FILE", help="write the poses: COCO's results; for MPII and LSP .json or .mat")
     add("--report", metavar="FILE", help="write the numbers and the tables as JSON")
     add("--curve", metavar="FILE", help="draw PCK over its threshold (PNG)")
+    add("--compare", nargs=2, metavar=("A", "B"), help="two runs on the same data: how certain is their difference?")
+    add(
+        "--pck-pair",
+        nargs=2,
+        metavar=("K1", "K2"),
+        help="errors and PCK relative to the distance of two keypoints, too",
+    )
+    add("--draw", metavar="DIR", help="draw the best, the worst and random people, labels beside what was found")
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, for keypoints other than COCO's")
     add("--category", metavar="NAME", help="of the label file, where several have keypoints (all of one skeleton)")

@@ -95,9 +95,9 @@ def calibration(source: PoseSource, people: int) -> Iterator[dict[str, np.ndarra
 
 def _beside(name: str, model: PoseModel) -> Path:
     """Where the file goes if nobody says: beside the checkpoint, or into this folder under the model's name."""
-    from posekd.deploy.load import checkpoint_and_card
+    from posekd.deploy.load import find_card
 
-    file = checkpoint_and_card(name)[0] if Path(name).exists() else None
+    file = find_card(name)[0] if Path(name).exists() else None
     return Path(f"{model.name}.onnx") if file is None else file.with_suffix(".onnx")
 
 
@@ -105,11 +105,11 @@ def _open(options: argparse.Namespace, labels: str, group: str, found: Ready) ->
     """The dataset of a label file, or that of the run."""
     from posekd.cli.eval import open_data, recipe_of
     from posekd.data import CocoSettings
-    from posekd.deploy.load import checkpoint_and_card
+    from posekd.deploy.load import find_card
     from posekd.paradigms import paradigm_of
 
     keep = paradigm_of(found.model).evaluation_images
-    _, card = checkpoint_and_card(options.model, options.weights)
+    _, card = find_card(options.model, options.weights)
     if labels != RUN:
         images = options.images or str(Path(labels).parent)
         return open_data(CocoSettings(images=images, annotations=labels), keep, card)

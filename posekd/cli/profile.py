@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from posekd.models import PoseModel
     from posekd.models.profile import Profile
 
+DEEP = 0.25  # of what the machine can: below it something else than arithmetic takes the time
+
 EPILOG = """examples:
   posekd profile elpn_v1                              # parameters and compute, in the papers' conventions
   posekd profile runs/v1/best.safetensors --latency   # and time and memory on this machine
@@ -34,7 +36,14 @@ def main(argv: Sequence[str]) -> int:
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
     add("--num-keypoints", type=int, metavar="K", help="keypoints of a model given by name (17)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the model to change")
+    add("--latency", action="store_true", help="measure time, throughput and memory on this machine, too")
+    add("--threads", type=int, metavar="N", help="CPU threads of the measurement (torch's own)")
+    add("--batch", type=int, default=16, metavar="N", help="images of a pass, for the throughput (16)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1... (default: the GPU if there is one)")
     options = parser.parse_args(argv)
+    for name in ("threads", "batch"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {value}")
 
     import torch
 
@@ -46,7 +55,50 @@ def main(argv: Sequence[str]) -> int:
     size = None if options.size is None else (options.size[0], options.size[1])
     profile = profile_model(model, size)
     Console().print(_table(profile, model.num_keypoints))
+    if options.latency:
+        _measure(options, profile, _build(options.model, options.num_keypoints, overrides))
     return 0
+
+
+def _measure(options: argparse.Namespace, profile: Profile, model: PoseModel) -> None:
+    """Measures the network, with fresh weights: time does not depend on them."""
+    import torch
+
+    from posekd.engine.build import pick_device
+    from posekd.engine.threads import oversubscribed, using_threads
+    from posekd.models.latency import count_layers, measure_large_convolution, measure_latency
+
+    device = pick_device(options.device)
+    with using_threads(options.threads):
+        threads = torch.get_num_threads()
+        where = f"{threads} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        model = model.to(device)
+        told = oversubscribed(threads) if device.type == "cpu" else ""
+        rows = [measure_latency(model, profile.size, batch) for batch in dict.fromkeys((1, options.batch))]
+        best = measure_large_convolution(device)
+    console = Console()
+    table = Table(title=f"on this machine: {where}, float32, torch {torch.__version__}", title_justify="left")
+    table.add_column("images", justify="right")
+    for heading in ("median", "10 % to 90 %", "images/s", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        spread = f"{1e3 * row.low:.2f} to {1e3 * row.high:.2f} ms"
+        memory = f"{row.peak_bytes / 2**20:.0f} MiB" if row.peak_bytes else "-"
+        table.add_row(str(row.batch), f"{1e3 * row.median:.2f} ms", spread, f"{row.images_per_second:.0f}", memory)
+    console.print(table)
+    reached, layers = profile.macs / rows[0].median, count_layers(model)
+    console.print(
+        f"{reached / 1e9:.2f} GMAC/s of the {best / 1e9:.1f} that one large convolution reaches here", highlight=False
+    )
+    if reached < DEEP * best:
+        console.print(
+            f"note: its {layers} layers, {1e6 * rows[0].median / max(layers, 1):.0f} us each, limit it and not "
+            "arithmetic: fewer layers make it faster, narrower ones hardly do",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if told:
+        console.print(f"note: {told}", highlight=False, soft_wrap=True)
 
 
 def _build(name: str, num_keypoints: int | None, overrides: dict[str, Any]) -> PoseModel:

@@ -40,7 +40,7 @@ class Ready:
     padding: float
 
 
-def checkpoint_and_card(name: str, weights: str | None = None) -> tuple[Path | None, dict[str, Any] | None]:
+def find_card(name: str, weights: str | None = None) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint that a folder or file name refers to, and its card; None and None for a model's name.
 
     Args:
@@ -105,7 +105,7 @@ def ready(
         ValueError: arguments that do not go together, or a setting that such a network does not have.
         FileNotFoundError: no checkpoint, or none with a card.
     """
-    file, card = checkpoint_and_card(str(name), weights)
+    file, card = find_card(str(name), weights)
     changes = {} if size is None else {"size": tuple(size)}
     if file is None or card is None:
         if weights is None:
@@ -136,7 +136,7 @@ def load_model(path: str | os.PathLike[str]) -> PoseModel:
         path: a run's folder, or a `.safetensors` file; its card is beside it, with the suffix `.json`.
 
     Returns:
-        The network in eval mode on the CPU. Its `predict` is `posekd.deploy.predict.predict` with the run's
+        The network in training mode on the CPU. Its `predict` is `posekd.deploy.predict.predict` with the run's
         keypoints, test settings and padding.
 
     Raises:
@@ -146,7 +146,7 @@ def load_model(path: str | os.PathLike[str]) -> PoseModel:
     from posekd.deploy.predict import predict
 
     found = ready(path)
-    model = found.model
+    model = found.model.train()
     given = {"skeleton": found.skeleton, "settings": found.settings, "padding": found.padding}
     object.__setattr__(model, "predict", partial(predict, model, **given))
     return model

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from posekd.data import PoseRecords
 from posekd.data.inspection import Facts
 from posekd.geometry import PADDING
 from posekd.models import create_model
+from posekd.models.latency import measure_latency
 from posekd.models.profile import activation_bytes
 from posekd.names import unpaired
 
@@ -148,6 +149,42 @@ def make_plan(records: PoseRecords, facts: Facts, budget: Budget = "small") -> P
             "padding": f"boxes take {np.median(filled):.0%} of their images (median)",
             "epochs": f"{epochs * max(1, len(records) // batch):,} steps",
         },
+    )
+
+
+STUDENTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("elpn_v2", {}),
+    ("elpn_v1", {}),
+    ("elpn_v1", {"modules": [1, 1, 1]}),
+    ("elpn_v1", {"modules": [1, 1, 1], "blocks": 1, **_SMALL_STEM}),
+    BUDGETS["small"].student,
+    ("elpn_v1", {"width": 16, "modules": [1], "blocks": 1, **_SMALL_STEM}),
+    ("elpn_v1", {"width": 8, "modules": [1], "blocks": 1, **_SMALL_STEM}),
+)
+"""From large to small, for `fit_latency`."""
+
+
+def fit_latency(plan: Plan, K: int, seconds: float) -> Plan:
+    """The plan with the largest of `STUDENTS` that takes no longer on this machine, with torch's present threads.
+
+    Args:
+        plan: gives the input's size.
+        K: number of keypoints.
+        seconds: of one image.
+
+    Raises:
+        ValueError: the smallest takes longer.
+    """
+    measured = math.inf
+    for name, overrides in STUDENTS:
+        model = create_model(name, K, size=plan.size, **overrides)
+        measured = measure_latency(model, plan.size, seconds=0.3).median
+        if measured <= seconds:
+            where = f"{1e3 * measured:.1f} ms an image here, with {torch.get_num_threads()} threads"
+            return replace(plan, student=(name, overrides), reasons={**plan.reasons, "student": where})
+    raise ValueError(
+        f"the smallest student takes {1e3 * measured:.1f} ms for {plan.size[0]} x {plan.size[1]} pixels here, more "
+        f"than {1e3 * seconds:g} ms: allow more, or choose a smaller budget, whose input is smaller"
     )
 
 

@@ -46,7 +46,7 @@ runs:
     method: {{name: mapd, alpha: 0.15, beta: 0.075, sigma: {what.sigma}}}  # MAPD's weights of the teacher's terms
   alone:
     method: {{name: supervised, sigma: {what.sigma}}}
-# the small network
+# the small network{_measured(plan)}
 student:
   name: {plan.student[0]}
   # {plan.reasons["size"]}
@@ -80,6 +80,10 @@ inference:
   # the average with the mirror image: costs twice the time
   flip_test: {_value(plan.flip)}
 """
+
+
+def _measured(plan: Plan) -> str:
+    return f": {plan.reasons['student']}" if "student" in plan.reasons else ""
 
 
 def _dataset(settings: CocoSettings) -> str:

@@ -8,10 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from posekd.engine import distributed
 from posekd.engine.build import build_job, pick_device
 from posekd.engine.recipes.changes import compare
 from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
+from posekd.engine.threads import oversubscribed, using_threads
 from posekd.engine.training import checkpoint
 from posekd.engine.training.loop import Job, fit, load_state_dict
 from posekd.files import check_writable, write_atomically
@@ -43,7 +46,10 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
         OSError: the folder cannot be written.
     """
     folder = Path(recipe.out)
-    with distributed.group(pick_device(recipe.train.device)):
+    device = pick_device(recipe.train.device)
+    with using_threads(recipe.train.threads), distributed.group(device):
+        if device.type == "cpu" and distributed.is_main() and (told := oversubscribed(torch.get_num_threads())):
+            warnings.warn(told, stacklevel=2)
         if distributed.is_main():
             check_writable(folder / "recipe.yaml")
         state = _state_to_resume(folder, resume)

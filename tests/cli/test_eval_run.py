@@ -91,3 +91,51 @@ def test_a_bare_list_of_images_takes_the_keypoints_of_the_run(run, tmp_path):
         assert main(["eval", str(folder), *words, "--device", "cpu"]) == 0
     (pose,) = json.loads((tmp_path / "found.json").read_text())
     assert len(pose["keypoints"]) == 3 * 17
+
+
+class TestJudging:
+    """What eval says beside AP: errors over all people, AP at other sigmas, pictures, comparisons."""
+
+    def test_errors_count_everybody_and_sigmas_are_tried(self, run, tmp_path, capsys):
+        folder, validation, _ = run
+        report = scores(tmp_path, str(folder), "--pck-pair", "left_shoulder", "right_hip")
+        assert report["ap_by_sigmas"]["1"] == validation["AP"]
+        assert report["ap_by_sigmas"]["0.5"] <= validation["AP"] <= report["ap_by_sigmas"]["2"]
+        everybody = report["errors_by_box"]["keypoints"]
+        assert everybody["all"]["labelled"] == sum(row["labelled"] for row in report["keypoints"])
+        assert report["errors_by_box"]["people"] == len(report["people"])
+        assert 0 < report["errors_by_pair"]["people"] <= len(report["people"])
+        assert "relative to the distance left_shoulder to right_hip" in capsys.readouterr().out
+
+    def test_the_best_and_the_worst_are_drawn(self, run, tmp_path):
+        folder, *_ = run
+        scores(tmp_path, str(folder), "--draw", str(tmp_path / "pictures"))
+        found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+        assert found == ["best.png", "random.png", "worst.png"]
+
+    def test_two_runs_are_compared_with_an_interval(self, run, tmp_path, capsys):
+        folder, validation, _ = run
+        file = tmp_path / "compared.json"
+        words = ["--compare", str(folder), str(folder / "last.safetensors"), "--workers", "0", "--report", str(file)]
+        with threads(1):
+            assert main(["eval", *words, "--device", "cpu"]) == 0
+        values = json.loads(file.read_text())
+        assert set(values) == {"AP", "PCK@0.1 of the box"}
+        # validated once, after the last step: best and last are the same network
+        assert values["AP"]["before"] == values["AP"]["after"] == pytest.approx(validation["AP"])
+        assert values["AP"]["low"] == values["AP"]["high"] == 0
+        assert "no certain difference" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--compare", "{run}", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+            (["{run}", "--compare", "{run}", "{run}"], "--compare A B evaluates these two"),
+            (["{run}", "--pck-pair", "nose", "tail"], "'tail' is not among the keypoints"),
+        ],
+    )
+    def test_mistakes(self, run, capsys, words, message):
+        filled = [word.format(run=run[0]) for word in words]
+        with threads(1):
+            assert main(["eval", *filled, "--workers", "0", "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err

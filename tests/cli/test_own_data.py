@@ -125,6 +125,7 @@ class TestRefusals:
         (["inspect", "data", "--optim.lr", "1"], "--optim.lr is no option of inspect"),
         (["inspect", "."], "holds no train.json (`posekd split` writes one)"),
         (["inspect", "data", "--draw", "crops.xyz"], "crops.xyz: pictures are written as .png or .jpg"),
+        (["init", "data", "--latency", "5"], "--latency is a time such as 5ms or 0.02s, got '5'"),
         (["init", "data", "--images", "nowhere"], "image folder nowhere does not exist"),
     ],
 )

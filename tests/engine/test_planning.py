@@ -10,10 +10,12 @@ from helpers.coco_folder import labels, person, write
 
 from posekd.data import CocoKeypoints
 from posekd.data.inspection import gather_facts
-from posekd.engine.planning import BUDGETS, input_size, make_plan
+from posekd.engine import planning
+from posekd.engine.planning import BUDGETS, fit_latency, input_size, make_plan
 from posekd.engine.recipe_text import NAMES, recipe_text
 from posekd.engine.recipes.recipe import pick_run, recipe_from_dict
 from posekd.models import create_model
+from posekd.models.latency import Latency
 from posekd.models.profile import activation_bytes
 
 
@@ -120,3 +122,20 @@ def test_too_few_people_are_refused(tmp_path):
 def test_percentages_are_of_the_image(tmp_path):
     plan, *_ = plan_of(tmp_path, people(4, box=(0, 0, 41, 61)))  # clipped to 40 x 59 of 80 x 60 pixels
     assert plan.reasons["padding"] == f"boxes take {np.float64(40 * 59 / 4800):.0%} of their images (median)"
+
+
+def test_a_student_is_chosen_by_its_time_on_this_machine(tmp_path, monkeypatch):
+    """The largest that is fast enough; times are made up, by the number of parameters."""
+    plan, *_ = plan_of(tmp_path, people(8))
+
+    def pretend(model, size, seconds):
+        assert size == plan.size
+        return Latency(1, sum(p.numel() for p in model.parameters()) / 1e7, 0.0, 0.0, 0)
+
+    monkeypatch.setattr(planning, "measure_latency", pretend)
+    chosen = fit_latency(plan, 17, 0.12)
+    assert chosen.student == ("elpn_v1", {})  # 1.1 million parameters; elpn_v2 has 4.7
+    assert "110.8 ms an image here" in chosen.reasons["student"]
+    assert fit_latency(plan, 17, 0.01).student == BUDGETS["small"].student  # 61,995
+    with pytest.raises(ValueError, match=r"the smallest student takes .*, more than 0.1 ms"):
+        fit_latency(plan, 17, 1e-4)

@@ -9,6 +9,7 @@ from torch import nn
 from posekd.cli import profile as cli
 from posekd.models import create_model, format_profile, profile_model, save_weights
 from posekd.models.hrnet import HRNetConfig, HRNetTrunk
+from posekd.models.latency import measure_latency
 from posekd.models.profile import profile_rows
 
 # name, height and width, keypoints, parameters, HRNet tool's count, exact MACs, GFLOPs printed in the
@@ -158,3 +159,34 @@ def test_cli_takes_a_checkpoint_or_its_folder(tmp_path, capsys):
         assert "elpn_v1, 1 image of 64x64 (height x width), 5 keypoints" in capsys.readouterr().out
     with pytest.raises(ValueError, match="a network as it is"):
         cli.main([str(tmp_path), "--set", "width=16"])
+
+
+def test_cli_measures_time_and_states_threads(capsys):
+    words = [
+        "elpn_v1",
+        "--size",
+        "64",
+        "64",
+        "--set",
+        "width=8",
+        "modules=[1]",
+        "blocks=1",
+        "--latency",
+        "--batch",
+        "2",
+    ]
+    cli.main([*words, "--threads", "1", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "on this machine: 1 CPU threads, float32" in out
+    assert "that one large convolution reaches here" in out
+    with pytest.raises(ValueError, match="--threads must be 1 or more, got 0"):
+        cli.main([*words, "--threads", "0"])
+
+
+def test_latency_leaves_the_model_as_it_was_and_grows_with_the_batch():
+    model = create_model("elpn_v1", size=(64, 64), width=8, modules=(1,), blocks=1)
+    one, many = (measure_latency(model, (64, 64), batch, seconds=0.05) for batch in (1, 32))
+    assert model.training
+    assert one.low <= one.median <= one.high
+    assert many.median > one.median
+    assert many.images_per_second == 32 / many.median

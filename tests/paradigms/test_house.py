@@ -21,8 +21,10 @@ HOUSE = Path(posekd.__file__).parent
 GUESTS = ("benchmarks", "configs")  # of an installed package, whose rooms stand beside it in a checkout
 SOURCES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE).parts[0] not in GUESTS)
 
-GROUND = {"geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules", "whole_body"}
-GROUND |= {"renames"}
+GROUND = {
+    "geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules", "whole_body",
+    "renames",
+}  # fmt: skip
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
 INFERENCE = CODECS | ROOMS | {"viz", "paradigms"}

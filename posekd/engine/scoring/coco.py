@@ -71,6 +71,11 @@ def _as_one_category(truth: dict[str, Any], people: Instances) -> tuple[dict[str
     return {**truth, "categories": [first], "annotations": annotations}, note
 
 
+def results_of(source: PoseSource, people: Instances) -> list[dict[str, Any]]:
+    """People that were found in a dataset of COCO's form, in the form of its results."""
+    return _results(cast(CocoSource, source).coco_ground_truth(), people)
+
+
 def _score(source: PoseSource, people: Instances) -> Score:
     truth, note = _as_one_category(cast(CocoSource, source).coco_ground_truth(), people)
     found, sigmas = _results(truth, people), source.records.skeleton.sigmas

@@ -123,7 +123,7 @@ def fit(job: Job) -> dict[str, float] | None:
     weights = learner.method.weights()
     ticker.say(f"{job.label}: loss = " + " + ".join(f"{weight:g} {term}" for term, weight in weights.items()))
     try:
-        log.write("start", learner.step, weights=weights)
+        log.write("start", learner.step, weights=weights, threads=torch.get_num_threads())
         with StopSignal() as stop:
             while True:
                 _validate_if_due(job, log, ticker)
