@@ -278,6 +278,7 @@ RECIPE = {
     "loader": {"batch_size": 1, "workers": 0},
     "train": {"epochs": 1},
     "inference": {"flip_test": False},
+    "acknowledged": ["shared_images"],  # one file is learnt from and validated on
 }
 
 

@@ -120,3 +120,10 @@ def decode(points: Tensor, matrices: Tensor, size: tuple[int, int], settings: Co
     """
     x, y, score = points.unbind(2)
     return geometry.transform_keypoints(torch.stack((x * size[1], y * size[0], score), 2), matrices)
+
+
+def decode_plain(points: Tensor, matrices: Tensor, size: tuple[int, int], settings: CoordinateSettings) -> Tensor:
+    """`decode` for exporters, which is plain PyTorch already; in float32."""
+    x, y, score = points.unbind(2)
+    in_crop = torch.stack((x * size[1], y * size[0], torch.ones_like(x)), 2)
+    return torch.cat((in_crop @ matrices.transpose(1, 2), score[..., None]), 2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posekd import geometry, ops
+from posekd.ops.reference import decode_heatmaps as definition
 
 NAME = "heatmaps"
 STRIDE = 4  # input pixels per heatmap pixel, in all networks here
@@ -128,8 +129,19 @@ def decode(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int], settings: 
     Raises:
         ValueError: the aspect ratio of the heatmaps is not that of the crops.
     """
+    to_image = _to_image(heatmaps, matrices, size)
+    return ops.decode_heatmaps(heatmaps, settings.decode, matrices=to_image, blur_kernel=settings.blur_kernel)
+
+
+def decode_plain(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int], settings: HeatmapSettings) -> Tensor:
+    """`decode` in plain PyTorch, for exporters."""
+    to_image = _to_image(heatmaps, matrices, size)
+    return definition.decode_heatmaps(heatmaps, settings.decode, to_image, settings.blur_kernel)
+
+
+def _to_image(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    """Heatmap pixel to image pixel."""
     (height, width), (h, w) = size, heatmaps.shape[-2:]
     if height * w != width * h:
         raise ValueError(f"heatmaps of {h}x{w} do not cover crops of {height}x{width} evenly")
-    to_image = geometry.heatmap_matrices(matrices, width / w)
-    return ops.decode_heatmaps(heatmaps, settings.decode, matrices=to_image, blur_kernel=settings.blur_kernel)
+    return geometry.heatmap_matrices(matrices, width / w)

@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posekd import geometry
-from posekd.codecs import heatmaps
 from posekd.models import corner_pooling
-from posekd.ops.reference.decode_heatmaps import decode_heatmaps
 from posekd.paradigms.top_down import CODECS, TopDownInference
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec
@@ -68,25 +66,18 @@ class TopDownGraph(nn.Module):
         crops = cut(image, matrices, size)
         crops = ((crops.flip(1) if self.spec.bgr else crops) / 255 - self.mean) / self.std
         if settings.flip_test:
-            both, count = self._said(torch.cat((crops, crops.flip(-1)))), boxes.shape[0]
-            mirrored = self.codec.unmirror(both[count:], self.flip, size, settings)
-            said = self.codec.average(both[:count], mirrored)
+            both = self._said(torch.cat((crops, crops.flip(-1))))
+            one, mirrored = both[: boxes.shape[0]], both[boxes.shape[0] :]
+            said = self.codec.average(one, self.codec.unmirror(mirrored, self.flip, size, settings))
         else:
             said = self._said(crops)
-        decode = _decode_heatmaps if self.codec is heatmaps else self.codec.decode
-        keypoints: Tensor = decode(said, matrices, size, settings)
+        keypoints: Tensor = self.codec.decode_plain(said, matrices, size, settings)
         return keypoints
 
-    def _said(self, crops: Tensor) -> Any:
-        return self.codec.final(self.model(crops.half() if self.half_network else crops), len(self.flip))
-
-
-def _decode_heatmaps(
-    said: Tensor, matrices: Tensor, size: tuple[int, int], settings: heatmaps.HeatmapSettings
-) -> Tensor:
-    """`codecs.heatmaps.decode` by the kernel's definition."""
-    to_image = geometry.heatmap_matrices(matrices, size[1] / said.shape[-1])
-    return decode_heatmaps(said, settings.decode, to_image, settings.blur_kernel)
+    def _said(self, crops: Tensor) -> Tensor:
+        output = self.model(crops.half() if self.half_network else crops)
+        said: Tensor = self.codec.final(output, len(self.flip))
+        return said
 
 
 def cut(image: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:

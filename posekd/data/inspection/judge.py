@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from posekd.coco_rules import looks_like_corners
 from posekd.data.images import file_orientation
 from posekd.data.inspection.facts import Facts
 from posekd.data.records import PoseSource
@@ -16,7 +17,6 @@ ACKNOWLEDGEABLE = ("corner_boxes", "normalised", "shared_images")
 """What is refused until a recipe's `acknowledged` names it; the rest is only warned of."""
 FEW_LABELS = 20
 ORIENTATIONS = 2000  # images whose tags are read, in a large dataset
-_BEYOND = 1.02  # a box that ends farther to the right than this many image widths was not drawn so by hand
 _SHARE = 0.9
 
 
@@ -80,33 +80,6 @@ def judge(source: PoseSource, facts: Facts, *, flip: float = 0.0, orientation: b
     if orientation:
         found.extend(_orientations(source))
     return found
-
-
-def looks_like_corners(boxes: np.ndarray, sizes: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Which boxes are (left, top, right, bottom) by the look of them, although (x, y, width, height) is meant.
-
-    Seldom can a single box tell. So none is, unless every box (nearly) could be corners that hold the person's
-    keypoints, and some would reach far beyond their image as (x, y, width, height).
-
-    Args:
-        boxes: `[N, 4]`.
-        sizes: `[N, 2]`, height and width of each box's image.
-        keypoints: `[N, K, 3]`.
-
-    Returns:
-        bool `[N]`: the boxes that give it away.
-    """
-    x, y, w, h = boxes.astype(float).T
-    height, width = sizes.astype(float).T
-    slack = 0.1 * np.stack((w - x, h - y), 1).clip(1)
-    low, high = boxes[:, None, :2] - slack[:, None], boxes[:, None, 2:] + slack[:, None]
-    labelled = keypoints[..., 2] > 0
-    inside = ((keypoints[..., :2] >= low) & (keypoints[..., :2] <= high)).all(-1) | ~labelled
-    possible = (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1) & (inside.mean(1) >= _SHARE)
-    beyond = (x + w > _BEYOND * width) | (y + h > _BEYOND * height)
-    if not len(boxes) or possible.mean() < _SHARE:
-        return np.zeros(len(boxes), bool)
-    return beyond & possible
 
 
 def looks_normalised(values: np.ndarray) -> bool:

@@ -143,6 +143,13 @@ class CocoKeypoints:
         self._cropped = cropped if settings.detections is None else None
         self._categories = {p.sample_id: p.category_id for p in persons} if len(categories) > 1 else {}
         coco_rules.tell(remarks)
+        self._tell_corners()
+
+    def _tell_corners(self) -> None:
+        records = self.records
+        boxes = records.boxes if records.stated_boxes is None else records.stated_boxes
+        name = self.settings.detections or self.settings.annotations
+        coco_rules.tell_corners(boxes, records.image_sizes[records.image_rows], records.keypoints, name)
 
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
         """Decodes image `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
@@ -264,7 +271,6 @@ def _labelled_persons(
     known = images.keys() | unique_images(labels, file).keys()
     crowded = any("crowdIndex" in image for image in labels["images"])
     persons, scored = [], []
-    drawn: list[tuple[list[float], tuple[int, int]]] = []
     for raw in own:
         who = coco_rules.who_is(raw, str(file))
         if raw.get("image_id") not in known:
@@ -279,7 +285,6 @@ def _labelled_persons(
             left_out["crowds" if annotation["iscrowd"] else "without a labelled keypoint"] += 1
             continue
         image = images[annotation["image_id"]]
-        drawn.append((annotation["bbox"], (image["height"], image["width"])))
         box = coco_rules.upright(annotation["bbox"])
         if list(box) != annotation["bbox"]:
             whose = f"{who} with the box {annotation['bbox']}"
@@ -297,7 +302,6 @@ def _labelled_persons(
             _Person(annotation["image_id"], annotation["id"], annotation["category_id"], clean, 1.0, keypoints, stated)
         )
     coco_rules.refuse_repeated(scored, str(file))
-    coco_rules.tell_corners([box for box, _ in drawn], [size for _, size in drawn], str(file))
     return persons
 
 
@@ -328,8 +332,6 @@ def _detected_persons(settings: CocoSettings, images: Mapping[int, Any], categor
             reason = f"the score is 0, below detection_threshold {settings.detection_threshold:g}: left out"
             coco_rules.remark(left_out, reason, f"{who} (image {detection['image_id']})")
     coco_rules.tell(left_out)
-    sizes = [(images[p.image_id]["height"], images[p.image_id]["width"]) for p in persons]
-    coco_rules.tell_corners([p.box for p in persons], sizes, str(file))
     if unlisted:
         warnings.warn(
             f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",
