@@ -50,8 +50,6 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
     folder = Path(recipe.out)
     device = pick_device(recipe.train.device)
     with using_threads(recipe.train.threads), distributed.group(device):
-        if device.type == "cpu" and distributed.is_main() and (told := oversubscribed(torch.get_num_threads())):
-            print(f"posekd: note: {told}", file=sys.stderr)
         if distributed.is_main():
             check_writable(folder / "recipe.yaml")
         state = _state_to_resume(folder, resume)
@@ -63,6 +61,8 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
             resume_job(job, state)
         if distributed.is_main():
             save_recipe(recipe, folder / "recipe.yaml")
+        if device.type == "cpu" and distributed.is_main() and (told := oversubscribed(torch.get_num_threads())):
+            print(f"posekd: note: {told}", file=sys.stderr)
         return fit(job)
 
 
