@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from posekd.codecs.reordered import in_order_of
 from posekd.data import FewLabels, PackedLoader, PoseSource, WithUnlabelled
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
+from posekd.distill.teachers import OnnxTeacher, torch_teacher
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
 from posekd.engine.examine import examine_run
 from posekd.engine.recipes.datasets import open_dataset
-from posekd.engine.recipes.recipe import ModelSettings, Recipe, recipe_to_dict
+from posekd.engine.recipes.recipe import ModelSettings, Recipe, TeacherSettings, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
 from posekd.engine.training.ema import Ema
 from posekd.engine.training.loop import Job
@@ -184,12 +186,14 @@ def _kind(paradigm: str, *outputs: str) -> str:
     return f"{paradigm.replace('_', '-')} network that gives {said}"
 
 
-def build_teacher(recipe: Recipe, settings: ModelSettings, skeleton: Skeleton) -> FrozenTeacher:
+def build_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton) -> FrozenTeacher:
     """The teacher's network, its norms folded, in its own dtype if `train.teacher_dtype` gives one.
 
     Raises:
-        ValueError: it has no weights.
+        ValueError: it has no weights, or cannot be read.
     """
+    if settings.foreign:
+        return _foreign_teacher(recipe, settings, skeleton)
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
     dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
@@ -198,6 +202,29 @@ def build_teacher(recipe: Recipe, settings: ModelSettings, skeleton: Skeleton) -
     if recipe.train.fold_teacher and not recipe.method_type.asks_norms_of_the_batch(recipe.method):
         fold_norms(network, torch.randn(1, 3, *network.spec.size, generator=torch.Generator().manual_seed(0)))
     return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, f"the teacher {network.name}"), dtype)
+
+
+def _foreign_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton) -> FrozenTeacher:
+    """A teacher from elsewhere, as it is."""
+    if settings.path is not None:
+        network: nn.Module = OnnxTeacher(settings.path, settings.overrides, settings.codec)
+        if distributed.is_main():
+            print(f"the teacher {network.said}", file=sys.stderr)
+    else:
+        network = torch_teacher(str(settings.factory))
+        if settings.overrides:
+            raise ValueError("teacher.overrides: the module of teacher.factory tells its input by its `spec`")
+    names = settings.keypoints or getattr(network, "keypoint_names", None)
+    count = getattr(network, "num_keypoints", None)
+    wanted = skeleton.num_keypoints if names is None else len(names)
+    if count is not None and count != wanted:
+        raise ValueError(
+            f"the teacher gives {count} keypoints, and {wanted} are expected: name them, in its order, as "
+            "teacher.keypoints"
+        )
+    who = f"the teacher {settings.path or settings.factory}"
+    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype and settings.factory else None
+    return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, who), dtype)
 
 
 def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
@@ -224,12 +251,13 @@ def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
     return maps
 
 
-def teacher_facts(settings: ModelSettings) -> dict[str, Any]:
+def teacher_facts(settings: TeacherSettings) -> dict[str, Any]:
     """The facts that identify a teacher: its settings, and a hash of its weights if the file exists."""
     facts = json.loads(json.dumps(asdict(settings)))  # lists, as the card has them
-    weights = facts.pop("weights")
-    if weights is not None and (path := Path(weights)).is_file():
-        facts["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    for key in ("weights", "path"):
+        file = facts.pop(key)
+        if file is not None and (path := Path(file)).is_file():
+            facts[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return facts
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from posekd.data import LabelSettings, LoaderSettings
 from posekd.distill import METHODS, Method
+from posekd.distill.teachers import FOREIGN
 from posekd.engine.recipes.configs import find_config
 from posekd.engine.recipes.datasets import DATASETS
 from posekd.engine.recipes.schema import check_keys, convert, hints_of
@@ -65,6 +66,42 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class TeacherSettings(ModelSettings):
+    """A teacher: a network by name, or one from elsewhere.
+
+    Attributes:
+        name: as for other networks; `onnx` or `torch` for a network from elsewhere, whose `overrides` are the `size`,
+            `mean`, `std` and `bgr` of its input.
+        path: of `onnx`: the file.
+        codec: of `onnx`: what it gives, `heatmaps` or `simcc`; told by the shapes of its outputs if null.
+        factory: of `torch`: `package.module:function`, which gives a module with a `spec`.
+        keypoints: of both: names of its keypoints, in its order; the data's if null.
+    """
+
+    path: str | None = None
+    codec: str | None = None
+    factory: str | None = None
+    keypoints: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, key, value in (("onnx", "path", self.path), ("torch", "factory", self.factory)):
+            if (self.name == name) != (value is not None):
+                raise ValueError(f"teacher.name {name} and teacher.{key} belong together: give both, or neither")
+        if self.codec is not None and self.name != "onnx":
+            raise ValueError("teacher.codec says what the file of `teacher.name: onnx` gives")
+        if self.foreign and (self.weights is not None or self.backbone is not None):
+            raise ValueError(f"a teacher of the name {self.name} has its own weights: give no others")
+        if self.keypoints is not None and not self.foreign:
+            raise ValueError("teacher.keypoints are of a network from elsewhere: the card of another one tells them")
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is a network from elsewhere."""
+        return self.name in FOREIGN
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A training run.
 
@@ -94,7 +131,7 @@ class Recipe:
     val_data: Any = None
     labels: LabelSettings | None = None
     unlabelled_data: Any = None
-    teacher: ModelSettings | None = None
+    teacher: TeacherSettings | None = None
     augmentation: Any = field(default_factory=TOP_DOWN.augmentation)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
