@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from posekd.codecs import heatmaps
+from posekd.codecs.reordered import in_order_of
 from posekd.files import nearest
 from posekd.packages import open_session
+from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec
 
 FOREIGN = ("onnx", "torch")
@@ -189,3 +191,44 @@ def torch_teacher(factory: str) -> nn.Module:
         if not hasattr(network, key):
             setattr(network, key, value)
     return network
+
+
+def open_foreign(
+    skeleton: Skeleton,
+    path: str | None,
+    factory: str | None,
+    settings: Mapping[str, Any],
+    codec: str | None,
+    keypoints: Sequence[str] | None,
+) -> tuple[nn.Module, str]:
+    """A teacher from elsewhere, whose keypoints are put in the data's order by their names.
+
+    Args:
+        skeleton: of the data.
+        path: an ONNX file; or
+        factory: see `torch_teacher`.
+        settings: see `input_of`; of a file alone.
+        codec: see `OnnxTeacher`.
+        keypoints: names of the teacher's, in its order; the data's if None and the network does not know them.
+
+    Returns:
+        The network, and in words what its outputs are taken for; empty where nothing had to be told.
+
+    Raises:
+        ValueError: a network of another kind, or keypoints that it does not have.
+    """
+    if path is not None:
+        network: nn.Module = OnnxTeacher(path, settings, codec)
+    elif settings:
+        raise ValueError("teacher.overrides: the module of teacher.factory tells its input by its `spec`")
+    else:
+        network = torch_teacher(str(factory))
+    names = keypoints or getattr(network, "keypoint_names", None)
+    count, wanted = getattr(network, "num_keypoints", None), len(names or skeleton.keypoints)
+    if count is not None and count != wanted:
+        raise ValueError(
+            f"the teacher gives {count} keypoints, and {wanted} are expected: name them, in its order, as "
+            "teacher.keypoints"
+        )
+    ordered = in_order_of(network, names, skeleton.keypoints, f"the teacher {path or factory}")
+    return ordered, str(getattr(network, "said", ""))

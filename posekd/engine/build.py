@@ -17,14 +17,14 @@ from posekd.codecs.reordered import in_order_of
 from posekd.data import FewLabels, PackedLoader, PoseSource, WithUnlabelled
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
-from posekd.distill.teachers import OnnxTeacher, torch_teacher
+from posekd.distill.teachers import open_foreign
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
 from posekd.engine.examine import examine_run
 from posekd.engine.hold_out import with_held_out
 from posekd.engine.networks import build_model, names_in_card
 from posekd.engine.recipes.datasets import open_dataset
-from posekd.engine.recipes.recipe import ModelSettings, Recipe, TeacherSettings, recipe_to_dict
+from posekd.engine.recipes.recipe import Recipe, TeacherSettings, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
 from posekd.engine.training.ema import Ema
 from posekd.engine.training.loop import Job
@@ -160,39 +160,20 @@ def build_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton)
     Raises:
         ValueError: it has no weights, or cannot be read.
     """
+    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
     if settings.foreign:
-        return _foreign_teacher(recipe, settings, skeleton)
+        where = settings.path, settings.factory, settings.overrides, settings.codec, settings.keypoints
+        foreign, said = open_foreign(skeleton, *where)
+        if said and distributed.is_main():
+            print(f"the teacher {said}", file=sys.stderr)
+        return FrozenTeacher(foreign, dtype)
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
-    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
     names = names_in_card(settings)
     network = build_model(settings, skeleton.num_keypoints if names is None else len(names)).eval()
     if recipe.train.fold_teacher and not recipe.method_type.asks_norms_of_the_batch(recipe.method):
         fold_norms(network, torch.randn(1, 3, *network.spec.size, generator=torch.Generator().manual_seed(0)))
     return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, f"the teacher {network.name}"), dtype)
-
-
-def _foreign_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton) -> FrozenTeacher:
-    """A teacher from elsewhere, as it is."""
-    if settings.path is not None:
-        network: nn.Module = OnnxTeacher(settings.path, settings.overrides, settings.codec)
-        if distributed.is_main():
-            print(f"the teacher {network.said}", file=sys.stderr)
-    else:
-        network = torch_teacher(str(settings.factory))
-        if settings.overrides:
-            raise ValueError("teacher.overrides: the module of teacher.factory tells its input by its `spec`")
-    names = settings.keypoints or getattr(network, "keypoint_names", None)
-    count = getattr(network, "num_keypoints", None)
-    wanted = skeleton.num_keypoints if names is None else len(names)
-    if count is not None and count != wanted:
-        raise ValueError(
-            f"the teacher gives {count} keypoints, and {wanted} are expected: name them, in its order, as "
-            "teacher.keypoints"
-        )
-    who = f"the teacher {settings.path or settings.factory}"
-    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype and settings.factory else None
-    return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, who), dtype)
 
 
 def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
