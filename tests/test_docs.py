@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from posekd.engine.recipes.recipe import CHOICES, ModelSettings, Recipe
+from posekd.engine.recipes.recipe import CHOICES, ModelSettings, Recipe, TeacherSettings
 from posekd.engine.recipes.schema import group_of, hints_of
 from posekd.paradigms import PARADIGMS
 from posekd.renames import RENAMED
@@ -34,7 +34,7 @@ def recipe_keys() -> dict[str, set[str]]:
     kinds = {name: [kind] for name, kind in groups.items() if kind is not None}
     kinds |= {group: list(choices.values()) for group, choices in CHOICES.items()}
     kinds |= {g: [getattr(p, g) for p in PARADIGMS.values()] for g in ("augmentation", "inference")}
-    kinds["student"] = kinds["teacher"] = [ModelSettings]
+    kinds["student"], kinds["teacher"] = [ModelSettings], [TeacherSettings]
     return {group: {"name"} | {f.name for kind in found for f in fields(kind)} for group, found in kinds.items()}
 
 

@@ -71,4 +71,5 @@ def in_order_of(model: nn.Module, names: Sequence[str] | None, wanted: Sequence[
         + (f", and {left} of its keypoints are left out" if left else ""),
         stacklevel=3,
     )
-    return Reordered(model, order).to(next(model.parameters()).device)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return Reordered(model, order).to(device)

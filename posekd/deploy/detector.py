@@ -24,8 +24,8 @@ import numpy as np
 
 from posekd.deploy.boxes import Boxes
 from posekd.deploy.frames import Frame
-from posekd.deploy.onnx_finder import open_session
 from posekd.files import nearest
+from posekd.packages import open_session
 
 PAD = 114  # grey beside an image that does not fill the input, in YOLO and RTMDet
 DEFAULT_SIDE = 640  # of an input whose size may vary

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from posekd.deploy.facts import Facts, to_texts
 from posekd.deploy.graphs import TopDownGraph, plain_pooling
 from posekd.deploy.load import Ready
-from posekd.deploy.packages import need
 from posekd.files import replacing
 from posekd.models.fold import fold_norms
+from posekd.packages import need
 from posekd.paradigms import TOP_DOWN, Paradigm, paradigm_of
 
 OPSET = 18

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +14,8 @@ from posekd.data.loading.boxes import crops_of
 from posekd.data.sources.arrays import ImagesInMemory
 from posekd.deploy.boxes import Boxes
 from posekd.deploy.facts import Facts, from_texts
-from posekd.deploy.packages import need
 from posekd.names import match
+from posekd.packages import open_session
 from posekd.skeleton import Skeleton
 from posekd.structures import Instances
 
@@ -138,25 +136,3 @@ def _shrunk(boxes: np.ndarray, padding: float) -> np.ndarray:
 
 FINDERS: dict[bool, Callable[[OnnxFinder, PoseSource, int], Instances]] = {True: _find_in_boxes}
 """Whether a network crops boxes -> how people are found in an image."""
-
-
-def open_session(
-    path: str | os.PathLike[str], threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
-) -> Any:
-    """An onnxruntime session of a file.
-
-    Raises:
-        MissingPackageError: onnxruntime is not installed.
-        FileNotFoundError: no such file.
-        ValueError: not an ONNX file.
-    """
-    onnxruntime = need("onnxruntime")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no exported network at {path}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # warnings are of its own optimiser
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:  # onnxruntime's errors share no class
-        raise ValueError(f"{path} cannot be opened by onnxruntime: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from posekd.codecs.reordered import in_order_of
 from posekd.data import FewLabels, PackedLoader, PoseSource, WithUnlabelled
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
+from posekd.distill.teachers import open_foreign
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
 from posekd.engine.examine import examine_run
 from posekd.engine.hold_out import with_held_out
 from posekd.engine.networks import build_model, names_in_card
 from posekd.engine.recipes.datasets import open_dataset
-from posekd.engine.recipes.recipe import ModelSettings, Recipe, recipe_to_dict
+from posekd.engine.recipes.recipe import Recipe, TeacherSettings, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
 from posekd.engine.training.ema import Ema
 from posekd.engine.training.loop import Job
@@ -152,15 +154,21 @@ def _kind(paradigm: str, *outputs: str) -> str:
     return f"{paradigm.replace('_', '-')} network that gives {said}"
 
 
-def build_teacher(recipe: Recipe, settings: ModelSettings, skeleton: Skeleton) -> FrozenTeacher:
+def build_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton) -> FrozenTeacher:
     """The teacher's network, its norms folded, in its own dtype if `train.teacher_dtype` gives one.
 
     Raises:
-        ValueError: it has no weights.
+        ValueError: it has no weights, or cannot be read.
     """
+    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
+    if settings.foreign:
+        where = settings.path, settings.factory, settings.overrides, settings.codec, settings.keypoints
+        foreign, said = open_foreign(skeleton, *where)
+        if said and distributed.is_main():
+            print(f"the teacher {said}", file=sys.stderr)
+        return FrozenTeacher(foreign, dtype)
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
-    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
     names = names_in_card(settings)
     network = build_model(settings, skeleton.num_keypoints if names is None else len(names)).eval()
     if recipe.train.fold_teacher and not recipe.method_type.asks_norms_of_the_batch(recipe.method):
@@ -192,12 +200,13 @@ def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
     return maps
 
 
-def teacher_facts(settings: ModelSettings) -> dict[str, Any]:
+def teacher_facts(settings: TeacherSettings) -> dict[str, Any]:
     """The facts that identify a teacher: its settings, and a hash of its weights if the file exists."""
     facts = json.loads(json.dumps(asdict(settings)))  # lists, as the card has them
-    weights = facts.pop("weights")
-    if weights is not None and (path := Path(weights)).is_file():
-        facts["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    for key in ("weights", "path"):
+        file = facts.pop(key)
+        if file is not None and (path := Path(file)).is_file():
+            facts[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return facts
 
 

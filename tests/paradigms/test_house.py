@@ -23,7 +23,7 @@ SOURCES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE)
 
 GROUND = {
     "geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules", "whole_body",
-    "renames",
+    "renames", "packages",
 }  # fmt: skip
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "whole_body": {"skeleton", "coco_rules"},
     "precision": set(),
     "renames": set(),
+    "packages": set(),
     "lengths": {"skeleton"},
     "structures": {"geometry"},
     "ops": GROUND | {"_C"},

@@ -19,6 +19,7 @@ from posekd.data import LabelSettings, LoaderSettings
 from posekd.distill import METHODS, Method
 from posekd.engine.recipes.configs import find_config
 from posekd.engine.recipes.datasets import DATASETS
+from posekd.engine.recipes.networks import ModelSettings, TeacherSettings
 from posekd.engine.recipes.schema import check_keys, convert, hints_of
 from posekd.engine.training.optim import OptimSettings, ScheduleSettings
 from posekd.engine.training.settings import LoopSettings
@@ -36,32 +37,6 @@ CHOICES: dict[str, dict[str, type]] = {
     "unlabelled_data": _DATASETS,
 }
 """Group -> name -> the dataclass of its other keys."""
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """A network by name.
-
-    Attributes:
-        name: one of `posekd.list_models()`; a teacher needs none where the card beside `weights` knows it.
-        weights: checkpoint to load; all its keys must fit.
-        weights_key: under which entry of the checkpoint the weights are, where that is none of the usual names.
-        backbone: ImageNet checkpoint from which the backbone starts.
-        backbone_key: the same as `weights_key` for the backbone's checkpoint.
-        overrides: settings of the model's configuration to change, e.g. `{size: [128, 96]}`.
-    """
-
-    name: str = ""
-    weights: str | None = None
-    weights_key: str | None = None
-    backbone: str | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
-    backbone_key: str | None = None
-
-    def __post_init__(self) -> None:
-        for key, file in (("weights", self.weights), ("backbone", self.backbone)):
-            if file is None and getattr(self, f"{key}_key") is not None:
-                raise ValueError(f"{key}_key names an entry of the file `{key}`: give both")
 
 
 @dataclass(frozen=True)
@@ -97,7 +72,7 @@ class Recipe:
     hold_out: float | None = None
     labels: LabelSettings | None = None
     unlabelled_data: Any = None
-    teacher: ModelSettings | None = None
+    teacher: TeacherSettings | None = None
     augmentation: Any = field(default_factory=TOP_DOWN.augmentation)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
