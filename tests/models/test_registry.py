@@ -56,7 +56,7 @@ def test_names():
         "distilpose_teacher_stem",
         "distilpose_teacher_hrnet_w48",
     }
-    assert set(list_models()) == wanted | tables | hourglasses | tokens
+    assert set(list_models()) == wanted | tables | hourglasses | tokens | {"simple_w18", "simple_w32"}
 
 
 def test_a_model_carries_its_facts():

@@ -19,6 +19,7 @@ import numpy as np
 from posekd import coco_rules
 from posekd.coco_rules import Remarks
 from posekd.data.images import missing_files, read_rgb
+from posekd.data.outlines import outline_of
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco_json import (
@@ -174,6 +175,7 @@ class _Person:
     box: tuple[float, float, float, float]
     score: float = 1.0
     keypoints: np.ndarray | None = None
+    outline: np.ndarray | None = None
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
@@ -255,7 +257,8 @@ def _labelled_persons(
             whose = f"{who} with the area {annotation['area']:g} and the box {annotation['bbox']}"
             coco_rules.remark(remarks, f"no area, or none inside the image: {coco_rules.LEFT_OUT}", whose)
             continue
-        persons.append(_Person(annotation["image_id"], annotation["id"], clean, 1.0, keypoints))
+        outline = None if keep == "labelled" else outline_of(raw.get("segmentation"), box)
+        persons.append(_Person(annotation["image_id"], annotation["id"], clean, 1.0, keypoints, outline))
     coco_rules.refuse_repeated(scored, str(file))
     return persons
 
@@ -297,6 +300,7 @@ def _to_records(
     persons = sorted(persons, key=lambda person: rows[person.image_id])  # stable: file order within an image
     K = skeleton.num_keypoints
     unlabelled = np.zeros((K, 3), np.float32)
+    outlines = [p.outline for p in persons if p.outline is not None]
     return PoseRecords(
         skeleton=skeleton,
         image_ids=np.array(list(images), np.int64),
@@ -308,6 +312,7 @@ def _to_records(
         boxes=np.array([p.box for p in persons], np.float32).reshape(-1, 4),
         box_scores=np.array([p.score for p in persons], np.float32),
         sample_ids=np.array([p.sample_id for p in persons], np.int64),
+        outlines=np.array(outlines) if outlines and len(outlines) == len(persons) else None,
         ignored=ignored,
     )
 
