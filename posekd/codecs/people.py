@@ -186,20 +186,21 @@ def boxes(maps: MergedPeople, areas_scale: Tensor, settings: PeopleSettings) -> 
     )
 
 
-def crop_matrices(boxes: Tensor) -> Tensor:
+def crop_matrices(boxes: Tensor, size: tuple[int, int] = CROP) -> Tensor:
     """From pixels of the heatmaps inside boxes to those of the map, float32 `[R, 2, 3]`.
 
     A box grows to the crop's aspect ratio and by `PADDING`, as for a top-down network.
 
     Args:
         boxes: `[R, 4]` (x1, y1, x2, y2) in map pixels.
+        size: `(height, width)` of the heatmaps inside a box.
     """
     low, high = boxes.unflatten(-1, (2, 2)).unbind(-2)
-    centers, scales = geometry.box_to_center_scale(torch.cat((low, high - low), -1), CROP)
-    return geometry.crop_matrices(centers, scales, None, None, CROP)
+    centers, scales = geometry.box_to_center_scale(torch.cat((low, high - low), -1), size)
+    return geometry.crop_matrices(centers, scales, None, None, size)
 
 
-def crop_table(matrices: Tensor, images: Tensor) -> Tensor:
+def crop_table(matrices: Tensor, images: Tensor, size: tuple[int, int] = CROP) -> Tensor:
     """The boxes whose ROIAlign samples where `crop_matrices` says, `[R, 5]` (image, x1, y1, x2, y2).
 
     ROIAlign takes pixels for squares and samples the middles of its bins; here a pixel is a point.
@@ -207,10 +208,11 @@ def crop_table(matrices: Tensor, images: Tensor) -> Tensor:
     Args:
         matrices: `[R, 2, 3]`, from `crop_matrices`.
         images: int64 `[R]`, the image of each box.
+        size: `(height, width)` of the heatmaps inside a box.
     """
     pixel = matrices[:, [0, 1], [0, 1]]  # map pixels per crop pixel
     low = matrices[:, :, 2] + 0.5 - 0.5 * pixel
-    high = low + pixel * pixel.new_tensor([CROP[1], CROP[0]])
+    high = low + pixel * pixel.new_tensor([size[1], size[0]])
     return torch.cat((images[:, None].to(low), low, high), 1)
 
 

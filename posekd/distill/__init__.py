@@ -8,6 +8,7 @@ from posekd.distill.associative_embedding import AssociativeEmbedding, Associati
 from posekd.distill.base import CachedTeacher, FrozenTeacher, Method
 from posekd.distill.fpd import FPD, FPDSettings
 from posekd.distill.mapd import MAPD, MAPDSettings
+from posekd.distill.simple import Simple, SimpleSettings
 from posekd.distill.smallerhrnet import SmallerHRNet, SmallerHRNetSettings
 from posekd.distill.supervised import Supervised, SupervisedSettings
 
@@ -15,6 +16,7 @@ METHODS: dict[str, tuple[type[Any], type]] = {
     "associative_embedding": (AssociativeEmbedding, AssociativeEmbeddingSettings),
     "fpd": (FPD, FPDSettings),
     "mapd": (MAPD, MAPDSettings),
+    "simple": (Simple, SimpleSettings),
     "smallerhrnet": (SmallerHRNet, SmallerHRNetSettings),
     "supervised": (Supervised, SupervisedSettings),
 }
@@ -31,6 +33,8 @@ __all__ = [
     "FrozenTeacher",
     "MAPDSettings",
     "Method",
+    "Simple",
+    "SimpleSettings",
     "SmallerHRNet",
     "SmallerHRNetSettings",
     "Supervised",

@@ -2,6 +2,7 @@
 
 from posekd.lengths import head_sizes, torso_lengths
 from posekd.metrics.bootstrap import Gain, paired_bootstrap
+from posekd.metrics.boxes import BoxResult, evaluate_boxes
 from posekd.metrics.coco import NUMBERS, CocoResult, PersonScore, evaluate_coco
 from posekd.metrics.coco_files import NoLabelsError
 from posekd.metrics.crowdpose import CrowdPoseResult, evaluate_crowdpose, evaluate_people
@@ -11,6 +12,7 @@ from posekd.metrics.pck import PckResult, pck, pckh
 
 __all__ = [
     "NUMBERS",
+    "BoxResult",
     "CocoResult",
     "CrowdPoseResult",
     "Gain",
@@ -18,6 +20,7 @@ __all__ = [
     "NoLabelsError",
     "PckResult",
     "PersonScore",
+    "evaluate_boxes",
     "evaluate_coco",
     "evaluate_crowdpose",
     "evaluate_people",

@@ -141,8 +141,8 @@ _Index = _quiet(pycoco.COCO, "createIndex", "loadRes")
 _Eval = _quiet(COCOeval, "evaluate", "accumulate", "summarize")
 
 
-def run_cocoeval(labels: Labels, detections: list[dict[str, Any]], sigmas: np.ndarray) -> COCOeval:
-    """The finished evaluation of pycocotools, which prints nothing."""
+def run_cocoeval(labels: Labels, detections: list[dict[str, Any]], sigmas: np.ndarray | None) -> COCOeval:
+    """The finished evaluation of pycocotools, which prints nothing: of keypoints, or of boxes where sigmas is None."""
     truth = _Index()
     truth.dataset = {
         "images": [{"id": i} for i in labels.image_ids],
@@ -156,8 +156,9 @@ def run_cocoeval(labels: Labels, detections: list[dict[str, Any]], sigmas: np.nd
         found = _Index()
         found.dataset = {**truth.dataset, "annotations": []}
         found.createIndex()
-    run = _Eval(truth, found, "keypoints")
-    run.params.kpt_oks_sigmas = sigmas  # hard-coded to COCO's 17 otherwise
+    run = _Eval(truth, found, "bbox" if sigmas is None else "keypoints")
+    if sigmas is not None:
+        run.params.kpt_oks_sigmas = sigmas  # hard-coded to COCO's 17 otherwise
     run.evaluate()
     run.accumulate()
     run.summarize()

@@ -16,7 +16,7 @@ from posekd.models.layers import GlobalContext, conv1x1, conv3x3, conv_bn
 
 GROUPING_WIDTHS = (32, 48, 64, 96)
 CONTEXT_RATIO = 4
-START_BIAS = 2.0
+START_BIAS = -2.19  # a probability of 0.1, as for the other points
 
 
 def _conv3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
@@ -50,7 +50,7 @@ class PersonGrouping(nn.Module):
         self.out = nn.Conv2d(widths[0], num_keypoints, 1)
 
     def start(self) -> None:
-        """Sets the last bias so that a fresh network keeps most of every heatmap."""
+        """Sets the last bias: most of what a mask says is that a pixel is not the person's."""
         nn.init.constant_(self.out.bias, START_BIAS)  # type: ignore[arg-type]
 
     def forward(self, crops: Tensor) -> Tensor:

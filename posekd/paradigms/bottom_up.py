@@ -384,6 +384,7 @@ BOTTOM_UP = Paradigm(
     training_images="annotated",
     evaluation_images="all",
     crops_boxes=False,
+    finds_boxes=False,
     open_loader=open_loader,
     prepare=prepare_images,
     predict=predict,

@@ -343,6 +343,7 @@ SINGLE_NETWORK = Paradigm(
     training_images="annotated",
     evaluation_images="all",
     crops_boxes=False,
+    finds_boxes=True,
     open_loader=open_loader,
     prepare=prepare,
     predict=predict,
