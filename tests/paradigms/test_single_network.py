@@ -83,7 +83,7 @@ BOXES = [
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 def test_ideal_maps_give_back_everybody(changes, monkeypatch):
-    """Boxes within a pixel of the map, keypoints within a third of one; images of any shape, with nobody, at the border."""
+    """Boxes within a pixel of the map, keypoints near it: images of any shape, with nobody, people at the border."""
     source, settings = drawn(SIZES, BOXES), SingleNetworkInference(**changes)
     found = find(source, settings, monkeypatch)
     short = settings.size or 128
@@ -130,7 +130,9 @@ def test_two_metrics_of_one_run(monkeypatch):
     assert numbers["box AP"] > 0.8
 
 
-def shared_out(values: Tensor, shares: Tensor, scores: list[float], images: list[int], rounds: int = 5) -> list[list[int]]:
+def shared_out(
+    values: Tensor, shares: Tensor, scores: list[float], images: list[int], rounds: int = 5
+) -> list[list[int]]:
     choice, score = people._shared_out(
         values, shares, torch.tensor(scores), torch.tensor(images), max(images) + 1, rounds
     )
