@@ -100,5 +100,7 @@ def test_the_published_recipe_of_elpn_on_mpii(version):
 
 def test_tables_are_no_recipes():
     assert not any(name.endswith("/tables") for name in list_configs())
-    with pytest.raises(FileNotFoundError, match="no tables of 'supervised'; there are of fpd, mapd, smallerhrnet"):
+    with pytest.raises(
+        FileNotFoundError, match="no tables of 'supervised'; there are of fpd, mapd, simple, smallerhrnet"
+    ):
         read_tables("supervised")
