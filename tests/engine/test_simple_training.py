@@ -18,7 +18,7 @@ from posekd.models import create_model, save_weights
 from posekd.paradigms import SingleNetworkInference
 
 TINY = {
-    "size": [64, 64], "width": 8, "modules": [1, 1], "blocks": 1, "stem_width": 8, "stage1_width": 4, 
+    "size": [64, 64], "width": 8, "modules": [1, 1], "blocks": 1, "stem_width": 8, "stage1_width": 4,
     "stage1_blocks": 1, "head_dim": 8, "head_mid": 4, "grouping_widths": [4, 8],
 }  # fmt: skip
 TEACHER = {**TINY_NET, "size": [64, 48]}
