@@ -10,6 +10,8 @@ from torch import Tensor
 from posekd.ops import checks, library
 from posekd.ops.reference import center_focal_loss as definition
 
+STRIP_ROWS = 8  # kFocalStripRows of csrc/center_focal_loss/center_focal_loss.h
+MOST_PEOPLE_ON_DEVICE = 2048  # whose Gaussians fit into shared memory
 RADII = ("centernet", "cornernet")
 _ARGUMENTS = "Tensor logits, Tensor boxes, Tensor counts, Tensor? mask, bool divided"
 
@@ -22,17 +24,54 @@ def _fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return logits.new_empty((3,), dtype=_wide(logits)), logits.new_empty((3,), dtype=torch.int64)
 
 
+def _inputs(logits: Tensor, boxes: Tensor, counts: Tensor, mask: Tensor | None) -> tuple[Tensor | None, ...]:
+    return logits.contiguous(), boxes.contiguous(), counts.contiguous(), None if mask is None else mask.contiguous()
+
+
+def _forward_kernel(
+    logits: Tensor, boxes: Tensor, counts: Tensor, mask: Tensor | None, divided: bool
+) -> tuple[Tensor, Tensor]:
+    loss, points = _fake(logits)
+    B, _, H, _ = logits.shape
+    blocks = B * -(-H // STRIP_ROWS) if library.on_device(logits) else B
+    partial = logits.new_empty((2, 3, blocks), dtype=torch.float64)
+    library.core().center_focal_loss_forward(
+        *_inputs(logits, boxes, counts, mask), divided, loss, points, partial, library.counter(loss), library.threads()
+    )
+    return loss, points
+
+
+def _backward_kernel(
+    upstream: Tensor, points: Tensor, logits: Tensor, boxes: Tensor, counts: Tensor, mask: Tensor | None, divided: bool
+) -> Tensor:
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    library.core().center_focal_loss_backward(
+        *_inputs(logits, boxes, counts, mask), divided, library.dense(upstream, _wide(logits)), points.contiguous(),
+        gradient, library.threads(),
+    )  # fmt: skip
+    return gradient
+
+
+def _supports(logits: Tensor, boxes: Tensor, *rest: Any) -> bool:
+    """The device kernels have no float64, and limits of people and of a grid's size; nothing empty has a launch."""
+    if logits.numel() == 0 or boxes.numel() == 0 or not library.on_device(logits):
+        return logits.numel() > 0 and boxes.numel() > 0
+    return logits.dtype != torch.float64 and boxes.shape[1] <= MOST_PEOPLE_ON_DEVICE and 3 * logits.shape[0] <= 65535
+
+
 _forward = library.define(
     f"center_focal_loss({_ARGUMENTS}) -> (Tensor, Tensor)",
-    kernel=definition.center_focal_loss,
+    kernel=_forward_kernel,
     reference=definition.center_focal_loss,
     fake=_fake,
+    supports=_supports,
 )
 _backward = library.define(
     f"center_focal_loss_backward(Tensor upstream, Tensor points, {_ARGUMENTS}) -> Tensor",
-    kernel=definition.center_focal_loss_backward,
+    kernel=_backward_kernel,
     reference=definition.center_focal_loss_backward,
     fake=lambda upstream, points, logits, *rest: torch.empty_like(logits, memory_format=torch.contiguous_format),
+    supports=lambda upstream, points, *args: _supports(*args),
 )
 
 

@@ -22,12 +22,28 @@ def _outputs(corners: Tensor, max_boxes: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def _kernel(
+    corners: Tensor, centers: Tensor, areas_scale: Tensor, mirrored: int, max_boxes: int, sigma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _outputs(corners, max_boxes)
+    workspace = None
+    if library.on_device(corners):
+        B, V, _, k, _ = corners.shape
+        workspace = corners.new_empty((B, V * k * k))
+    library.core().pair_corners(
+        corners.contiguous(), centers.contiguous(), areas_scale.contiguous(), *outputs, workspace, mirrored, sigma,
+        library.threads(),
+    )  # fmt: skip
+    return outputs
+
+
 _pair = library.define(
     "pair_corners(Tensor corners, Tensor centers, Tensor areas_scale, int mirrored, int max_boxes, float sigma)"
     " -> (Tensor, Tensor, Tensor)",
-    kernel=definition.pair_corners,
+    kernel=_kernel,
     reference=definition.pair_corners,
     fake=lambda corners, centers, areas_scale, mirrored, max_boxes, sigma: _outputs(corners, max_boxes),
+    supports=lambda corners, centers, *rest: corners.numel() > 0 and centers.numel() > 0,
 )
 
 
