@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posekd.ops import center_focal_loss
+from posekd.ops.reference import center_focal_loss as definition
 from posekd.ops.reference.center_focal_loss import gaussian_radius, point_targets
 
 
@@ -90,20 +91,49 @@ def by_the_book(logits: Tensor, targets: Tensor, mask: Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize("radius", ["centernet", "cornernet"])
-def test_the_loss(radius):
+def test_the_loss(backend, radius):
     boxes, counts = padded()
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 3, *SIZE, generator=generator) * 6  # some beyond the clamp
     mask = torch.rand(3, *SIZE, generator=generator) > 0.3
     targets = point_targets(boxes, counts, SIZE, radius == "cornernet")
-    loss, terms = center_focal_loss(logits, boxes, counts, mask, radius=radius, return_terms=True)
+    given = [x.to(backend.device) for x in (logits, boxes, counts, mask)]
+    loss, terms = center_focal_loss(*given, radius=radius, return_terms=True)
     assert terms.tolist() == pytest.approx(by_the_book(logits, targets.double(), mask), rel=1e-5)
     assert loss.item() == pytest.approx(terms.sum().item())
-    everything = torch.ones_like(mask)
+    everything = torch.ones_like(given[3])
     assert torch.equal(
-        center_focal_loss(logits, boxes, counts, everything, radius=radius),
-        center_focal_loss(logits, boxes, counts, radius=radius),
+        center_focal_loss(*given[:3], everything, radius=radius), center_focal_loss(*given[:3], radius=radius)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_kernels_are_as_good_as_the_definition(backend, dtype):
+    """Loss, points and gradient, a map of several strips, people that share pixels, crowds, logits beyond the clamp."""
+    if dtype == torch.float64 and not backend.float64:
+        pytest.skip("the device kernels have no float64")
+    generator = torch.Generator().manual_seed(5)
+    low = torch.rand(2, 40, 2, generator=generator) * 40
+    boxes = torch.cat((low, low + torch.rand(2, 40, 2, generator=generator) * 30), -1)
+    boxes[0, 3], boxes[0, 5, 2] = boxes[0, 4], torch.nan
+    counts, mask = torch.tensor([40, 17]), torch.rand(2, 45, 52, generator=generator) > 0.2
+    logits = (torch.randn(2, 3, 45, 52, generator=generator) * 5).to(dtype)
+    upstream = torch.tensor([0.5, 2.0, -1.0])
+    results = []
+    for x, there in ((logits.to(backend.device), backend.device), (logits.double(), torch.device("cpu"))):
+        leaf = x.detach().requires_grad_()
+        moved = [y.to(there) for y in (boxes, counts, mask)]
+        if there == torch.device("cpu") and x.dtype == torch.float64:
+            terms, points = definition.center_focal_loss(leaf, *moved, False)
+        else:
+            terms, points = torch.ops.posekd.center_focal_loss(leaf, *moved, False)
+        terms.backward(upstream.to(terms))
+        results.append((terms, points, leaf.grad))
+    (terms, points, gradient), (wanted, wanted_points, wanted_gradient) = results
+    eps = {torch.float32: 1e-5, torch.float64: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    assert points.tolist() == wanted_points.tolist()
+    torch.testing.assert_close(terms.cpu().double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.cpu().double(), wanted_gradient, rtol=eps, atol=eps * 1e-2)
 
 
 def test_the_gradient():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posekd.ops import box_points, decode_boxes, pair_corners
+from posekd.ops.reference import decode_boxes as definition
 
 
 def overlap(a: list[float], b: list[float]) -> float:
@@ -61,9 +62,10 @@ def cases(B: int, V: int, k: int, c: int, seed: int) -> tuple[Tensor, Tensor, Te
 @pytest.mark.parametrize(
     ("V", "k", "c", "mirrored", "most"), [(1, 6, 5, 0, 32), (1, 12, 12, 1, 10), (3, 5, 9, 1, 32), (2, 32, 32, 1, 32)]
 )
-def test_pairs_are_those_of_the_rules(V, k, c, mirrored, most):
+def test_pairs_are_those_of_the_rules(backend, V, k, c, mirrored, most):
     corners, centers, scales = cases(3, V, k, c, seed=V + k + 1)
-    boxes, scores, counts = pair_corners(corners, centers, scales, mirrored=mirrored, max_boxes=most)
+    given = [x.to(backend.device) for x in (corners, centers, scales)]
+    boxes, scores, counts = (x.cpu() for x in pair_corners(*given, mirrored=mirrored, max_boxes=most))
     assert boxes.shape == (3, most, 4)
     assert counts.sum() >= 3
     for b in range(3):
@@ -73,6 +75,16 @@ def test_pairs_are_those_of_the_rules(V, k, c, mirrored, most):
         torch.testing.assert_close(scores[b, : counts[b]], expected[:, 4], rtol=1e-5, atol=1e-6)
         assert not boxes[b, counts[b] :].any()
         assert not scores[b, counts[b] :].any()
+
+
+def test_kernels_are_the_definition(backend):
+    """Many images of crowded points, two views: the same boxes in the same order, scores to the last places."""
+    corners, centers, scales = cases(3, 2, 32, 32, seed=11)
+    corners[1, :, :, :20, 2] = 0.5  # equal scores: the earlier pair comes first
+    given = [x.to(backend.device) for x in (corners, centers, scales)]
+    found = pair_corners(*given, mirrored=1, max_boxes=40, sigma=0.4)
+    for ours, expected in zip(found, definition.pair_corners(corners, centers, scales, 1, 40, 0.4), strict=True):
+        torch.testing.assert_close(ours.cpu(), expected, rtol=1e-5, atol=1e-6)
 
 
 def one_box(x2: float, y2: float, cx: float, cy: float, scale: float) -> int:
@@ -129,8 +141,8 @@ def test_nothing_in_nothing_out():
     assert (boxes.shape, counts.shape) == ((0, 5, 4), (0,))
 
 
-def test_values_that_are_not_finite_make_no_box():
-    corners, centers, scales = cases(1, 1, 12, 12, seed=3)
+def test_values_that_are_not_finite_make_no_box(backend):
+    corners, centers, scales = (x.to(backend.device) for x in cases(1, 1, 12, 12, seed=3))
     corners[0, 0, 0, 0, 0], corners[0, 0, 1, 1, 1], centers[0, 2, 0] = torch.nan, torch.inf, torch.nan
     boxes, scores, _ = pair_corners(corners, centers, scales)
     assert boxes.isfinite().all()
