@@ -9,6 +9,7 @@ from posekd.metrics.crowdpose import CrowdPoseResult, evaluate_crowdpose, evalua
 from posekd.metrics.keypoint_table import KeypointScore
 from posekd.metrics.oks import keypoint_similarity, oks, oks_nms, rescore
 from posekd.metrics.pck import PckResult, pck, pckh
+from posekd.metrics.posetrack import PoseTrackResult, evaluate_posetrack, read_posetrack
 
 __all__ = [
     "NUMBERS",
@@ -20,10 +21,12 @@ __all__ = [
     "NoLabelsError",
     "PckResult",
     "PersonScore",
+    "PoseTrackResult",
     "evaluate_boxes",
     "evaluate_coco",
     "evaluate_crowdpose",
     "evaluate_people",
+    "evaluate_posetrack",
     "head_sizes",
     "keypoint_similarity",
     "oks",
@@ -31,6 +34,7 @@ __all__ = [
     "paired_bootstrap",
     "pck",
     "pckh",
+    "read_posetrack",
     "rescore",
     "torso_lengths",
 ]
