@@ -162,6 +162,22 @@ def tag_loss_bare(core: Any, keypoints: Tensor) -> Callable[..., Any]:
     return bare("tag_loss", forward, backward)
 
 
+def simulated_heatmap_loss_bare(core: Any, teacher: Tensor, weight: Tensor) -> Callable[..., Any]:
+    """The gradient comes with the loss; backward scales it."""
+
+    def forward(coords: Tensor, sigmas: Tensor) -> tuple[Tensor, Any]:
+        loss, stats = coords.new_empty(()), coords.new_empty((*coords.shape[:2], 5))
+        core.simulated_heatmap_loss_forward(coords, sigmas, teacher, weight, stats, loss, None, 1)
+        return loss, stats
+
+    def backward(stats: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        gradients = stats.new_empty((*stats.shape[:2], 2)), stats.new_empty((*stats.shape[:2], 2))
+        core.simulated_heatmap_loss_backward(upstream, stats, *gradients, 1)
+        return gradients
+
+    return bare("simulated_heatmap_loss", forward, backward)
+
+
 def _both_ways(function: Callable[..., Any], *inputs: Tensor) -> Call:
     """Forward, and backward to all inputs."""
     upstream = [torch.ones_like(y) for y in _outputs(function(*inputs))]
@@ -184,6 +200,8 @@ def contestants() -> dict[str, tuple[Call, Call]]:
     boxes = torch.tensor([[0.0, 1.0, 2.0, 6.0, 7.0], [0.0, 0.0, 0.0, 4.0, 4.0]])
     targets = torch.rand(2, 2, 4, 4, generator=rng)
     keypoints = torch.tensor([[[[1.0, 1.0, 1.0], [2.0, 3.0, 1.0]], [[6.0, 1.0, 1.0], [7.0, 3.0, 1.0]]]])
+    points, sigmas = (torch.rand(1, 2, 2, generator=rng).requires_grad_() for _ in range(2))
+    weight = torch.ones(1, 2)
     core = library.core()
     top = corner_pool_add_bare(core, 0)
     pairs: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]] = {
@@ -207,6 +225,11 @@ def contestants() -> dict[str, tuple[Call, Call]]:
             (x,),
         ),
         "tag_loss": (lambda x: ops.tag_loss(x, keypoints), tag_loss_bare(core, keypoints), (x,)),
+        "simulated_heatmap_loss": (
+            lambda points, sigmas: ops.simulated_heatmap_loss(points, sigmas, teacher, weight),
+            simulated_heatmap_loss_bare(core, teacher, weight),
+            (points, sigmas),
+        ),
     }
     return {
         name: (_both_ways(ours, *inputs), _both_ways(base, *inputs)) for name, (ours, base, inputs) in pairs.items()
@@ -243,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the compiled core did not load: there are no core calls to compare with (see `posekd doctor`)")
     torch.set_num_threads(1)
     print("forward and backward of [1, 2, 8, 8] float32 on one CPU thread, microseconds per call")
-    print(f"{'op':<16} {'posekd':>8} {'bare':>8} {'ratio':>6}  quartiles")
+    print(f"{'op':<22} {'posekd':>8} {'bare':>8} {'ratio':>6}  quartiles")
     for name, ours, base, (low, middle, high) in rows(options.rounds):
-        print(f"{name:<16} {ours:8.1f} {base:8.1f} {middle:6.2f}  {low:.2f} to {high:.2f}")
+        print(f"{name:<22} {ours:8.1f} {base:8.1f} {middle:6.2f}  {low:.2f} to {high:.2f}")
     return 0
 
 

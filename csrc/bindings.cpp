@@ -20,6 +20,7 @@
 #include "oks/oks.h"
 #include "render_heatmaps/render_heatmaps.h"
 #include "roi_align/roi_align.h"
+#include "simulated_heatmap_loss/simulated_heatmap_loss.h"
 #include "tag_loss/tag_loss.h"
 #if defined(POSEKD_EMU)
 #include "emu/cuda_emu.h"
@@ -172,6 +173,21 @@ void bind_tag_loss(py::module_& module) {
     run(gradient, posekd::TagLossGradient{keypoints, pull_slope, push_slope, pull_upstream, push_upstream, gradient},
         threads, POSEKD_ENTRIES(tag_loss_backward));
   });
+}
+
+void bind_simulated_heatmap_loss(py::module_& module) {
+  module.def("simulated_heatmap_loss_forward",
+             [](const TensorView& coords, const TensorView& sigmas, const TensorView& teacher, const TensorView& weight,
+                const TensorView& stats, const TensorView& loss, const TensorView& counter, int threads) {
+               run(teacher, posekd::SimulatedHeatmapLoss{coords, sigmas, teacher, weight, stats, loss, counter},
+                   threads, POSEKD_ENTRIES(simulated_heatmap_loss_forward));
+             });
+  module.def("simulated_heatmap_loss_backward",
+             [](const TensorView& upstream, const TensorView& stats, const TensorView& coords_gradient,
+                const TensorView& sigmas_gradient, int threads) {
+               run(stats, posekd::SimulatedHeatmapLossGradient{upstream, stats, coords_gradient, sigmas_gradient},
+                   threads, POSEKD_ENTRIES(simulated_heatmap_loss_backward));
+             });
 }
 
 void bind_render_heatmaps(py::module_& module) {
@@ -334,6 +350,7 @@ PYBIND11_MODULE(_C, module) {
   bind_center_focal_loss(module);
   bind_decode_boxes(module);
   bind_tag_loss(module);
+  bind_simulated_heatmap_loss(module);
   bind_render_heatmaps(module);
   bind_decode_heatmaps(module);
   bind_crop_warp(module);

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posekd import ops
+    from posekd.deploy.load import load_model
     from posekd.engine.evaluate import evaluate
     from posekd.engine.train import train
-    from posekd.models import create_model, list_models, load_model
+    from posekd.models import create_model, list_models
     from posekd.skeleton import Skeleton
 
 try:
@@ -23,7 +24,7 @@ _HOMES = {
     "create_model": "posekd.models",
     "evaluate": "posekd.engine.evaluate",
     "list_models": "posekd.models",
-    "load_model": "posekd.models",
+    "load_model": "posekd.deploy.load",
     "train": "posekd.engine.train",
 }
 

@@ -120,6 +120,11 @@ def numbers(values: Any, count: int, who: str) -> np.ndarray:
     return array
 
 
+def usable(values: Any) -> np.ndarray:
+    """Whether numbers are finite and not beyond `LARGEST`: bool, of their shape."""
+    return np.asarray(np.abs(np.asarray(values, np.float64)) <= LARGEST)
+
+
 def vector(values: Any) -> np.ndarray | None:
     """Values as a float64 vector; None where they are no numbers."""
     try:
@@ -343,3 +348,46 @@ def upright(box: Sequence[float]) -> tuple[float, float, float, float]:
     """A box (x, y, width, height) that was drawn from right to left or from the bottom, turned round."""
     x, y, w, h = box
     return min(x, x + w), min(y, y + h), abs(w), abs(h)
+
+
+_BEYOND = 1.02  # a box that ends farther to the right than this many image widths was not drawn so by hand
+_NEARLY_ALL = 0.9
+_FEW = 3  # boxes from which nothing can be told without keypoints
+
+
+def looks_like_corners(boxes: np.ndarray, sizes: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """Which boxes are (left, top, right, bottom) by the look of them, although (x, y, width, height) is meant.
+
+    Seldom can a single box tell. So none is, unless every box (nearly) could be corners that hold the person's
+    keypoints, and some would reach far beyond their image as (x, y, width, height).
+
+    Args:
+        boxes: `[N, 4]`.
+        sizes: `[N, 2]`, height and width of each box's image.
+        keypoints: `[N, K, 3]`.
+
+    Returns:
+        bool `[N]`: the boxes that give it away.
+    """
+    x, y, w, h = boxes.astype(float).T
+    height, width = sizes.astype(float).T
+    slack = 0.1 * np.stack((w - x, h - y), 1).clip(1)
+    low, high = boxes[:, None, :2] - slack[:, None], boxes[:, None, 2:] + slack[:, None]
+    labelled = keypoints[..., 2] > 0
+    inside = ((keypoints[..., :2] >= low) & (keypoints[..., :2] <= high)).all(-1) | ~labelled
+    possible = (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1) & (inside.mean(1) >= _NEARLY_ALL)
+    beyond = (x + w > _BEYOND * width) | (y + h > _BEYOND * height)
+    if not len(boxes) or possible.mean() < _NEARLY_ALL:
+        return np.zeros(len(boxes), bool)
+    return beyond & possible
+
+
+def tell_corners(boxes: np.ndarray, sizes: np.ndarray, keypoints: np.ndarray, name: str) -> None:
+    """Warns where boxes of a file look like corners; a detector's come with keypoints that are not labelled."""
+    odd = looks_like_corners(boxes, sizes, keypoints)
+    if odd.any() and (len(boxes) >= _FEW or (keypoints[..., 2] > 0).any()):
+        warnings.warn(
+            f"{name}: {int(odd.sum())} of {len(odd)} boxes reach out of their images as x, y, width, height, and as "
+            "corners x1, y1, x2, y2 they do not: if they are corners, write widths and heights",
+            stacklevel=3,
+        )

@@ -12,8 +12,9 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,6 +57,63 @@ def write_atomically(path: PathLike, data: str | bytes, *, sync: bool = False) -
     content = data.encode("utf-8") if isinstance(data, str) else data
     with replacing(path, sync=sync) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def growing(path: PathLike, start: str = "", end: str = "") -> Iterator[Callable[[str], None]]:
+    """Gives a function that appends an entry to a file, whose length nobody needs to know before.
+
+    Whatever ends the block, `path` then has `start`, all whole entries and `end`; an older file is replaced at that
+    moment. A kill that no program notices leaves them in a file `.NAME.*.partial` beside it. A pipe or device gets the
+    entries one by one.
+
+    Args:
+        path: the file; its folder is created if it does not exist.
+        start: what the file begins with.
+        end: what it ends with, after every entry: there is always room for it.
+
+    Raises:
+        OSError: the file cannot be written, or (from the function) an entry did not fit; it is then not in the file.
+    """
+    if not _is_file(path):
+        with _stream(path) as stream:
+            stream.write(start.encode())
+            yield lambda entry: _send(stream, entry)
+            stream.write(end.encode())
+        return
+    target = Path(os.path.realpath(path))
+    temporary = _create_beside(target)
+    try:
+        with temporary.open("r+b", buffering=0) as file:
+            _append(file, start, end, target)
+            yield lambda entry: _append(file, entry, end, target)
+    except BaseException:
+        if temporary.stat().st_size:  # what was done is kept
+            os.replace(temporary, target)
+        raise
+    os.replace(temporary, target)
+
+
+def _send(stream: BinaryIO, entry: str) -> None:
+    stream.write(entry.encode())
+    stream.flush()
+
+
+def _append(file: RawIOBase, entry: str, end: str, target: Path) -> None:
+    """Writes an entry over the file's end, and the end after it; if that fails, the file is as it was."""
+    place, data = file.tell(), (entry + end).encode()
+    try:
+        written = 0
+        while written < len(data):
+            written += file.write(data[written:]) or 0
+    except OSError as error:
+        file.truncate(place)
+        file.seek(place)
+        with suppress(OSError):  # it was there before
+            file.write(end.encode())
+            file.seek(place)
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    file.seek(-len(end.encode()), os.SEEK_CUR)
 
 
 def check_writable(path: PathLike) -> None:
@@ -109,13 +167,7 @@ def _is_file(path: PathLike) -> bool:
 
 @contextmanager
 def _beside(path: Path, sync: bool) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name has at most 255 bytes, and a letter takes up to 4
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
-    try:
-        temporary.open("xb").close()
-    except OSError as error:  # the message names the user's file, not the temporary one
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    temporary = _create_beside(path)
     mode = (path if path.exists() else temporary).stat().st_mode
     try:
         yield temporary
@@ -127,6 +179,18 @@ def _beside(path: Path, sync: bool) -> Iterator[Path]:
         with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _create_beside(path: Path) -> Path:
+    """An empty temporary file in the folder of `path`, which is created if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name has at most 255 bytes, and a letter takes up to 4
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
+    try:
+        temporary.open("xb").close()
+    except OSError as error:  # the message names the user's file, not the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return temporary
 
 
 def _flush(path: Path) -> None:

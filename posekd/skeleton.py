@@ -13,6 +13,7 @@ DEFAULT_SIGMA = 0.05
 
 __all__ = [
     "COCO",
+    "COCO_WHOLEBODY",
     "CROWDPOSE",
     "DEFAULT_SIGMA",
     "LSP",
@@ -21,6 +22,7 @@ __all__ = [
     "infer_flip",
     "side",
     "skeleton_from_category",
+    "skeleton_from_facts",
 ]
 
 
@@ -141,6 +143,92 @@ LSP = Skeleton(
 )  # fmt: skip
 
 
+# Names are MMPose's: the data set itself numbers all but the body.
+_TOES = ("big_toe", "small_toe", "heel")
+_FINGERS = ("thumb", "forefinger", "middle_finger", "ring_finger", "pinky_finger")
+_SIDES = ("left", "right")
+# The 68 points of a face (iBUG): contour, brows, bridge of the nose, nostrils, eyes, outer and inner lips. A mirror
+# turns each of these runs round, or a run on the left into one on the right: the two add up to a constant.
+_FACE_MIRRORS = (
+    (range(17), 16), (range(17, 27), 43), (range(31, 36), 66), ((36, 37, 38, 39, 42, 43, 44, 45), 81),
+    ((40, 41, 46, 47), 87), (range(48, 55), 102), (range(55, 60), 114), (range(60, 65), 124), (range(65, 68), 132),
+)  # fmt: skip
+_FACE_FLIP = {i: total - i for run, total in _FACE_MIRRORS for i in run}
+_HAND_SIGMAS = (
+    0.029, 0.022, 0.035, 0.037, 0.047, 0.026, 0.025, 0.024, 0.035, 0.018, 0.024, 0.022, 0.026, 0.017, 0.021, 0.021,
+    0.032, 0.02, 0.019, 0.022, 0.031,
+)  # fmt: skip
+FOOT, FACE, LEFT_HAND, RIGHT_HAND = 17, 23, 91, 112
+"""Where the parts of `COCO_WHOLEBODY` begin, after the 17 keypoints of the body."""
+
+
+def _hand(start: int, wrist: int) -> list[tuple[int, int]]:
+    """Edges of a hand: each finger a chain from the wrist."""
+    fingers = [start + 1 + 4 * finger for finger in range(5)]
+    return [edge for first in fingers for edge in ((wrist, first), *((first + i, first + i + 1) for i in range(3)))]
+
+
+COCO_WHOLEBODY = Skeleton(
+    name="coco_wholebody",
+    keypoints=(
+        *COCO.keypoints,
+        *(f"{side}_{part}" for side in _SIDES for part in _TOES),
+        *(f"face-{i}" for i in range(68)),
+        *(
+            f"{side}_{part}"
+            for side in _SIDES
+            for part in ("hand_root", *(f"{finger}{i}" for finger in _FINGERS for i in range(1, 5)))
+        ),
+    ),
+    edges=(
+        *COCO.edges,
+        *((15, FOOT + i) for i in range(3)),
+        *((16, FOOT + 3 + i) for i in range(3)),
+        *_hand(LEFT_HAND, 9),
+        *_hand(RIGHT_HAND, 10),
+    ),
+    flip=(
+        *COCO.flip,
+        *(FOOT + (i + 3) % 6 for i in range(6)),
+        *(FACE + _FACE_FLIP.get(i, i) for i in range(68)),
+        *range(RIGHT_HAND, RIGHT_HAND + 21),
+        *range(LEFT_HAND, LEFT_HAND + 21),
+    ),
+    # jin-s13/COCO-WholeBody, evaluation/myeval_wholebody.py
+    sigmas=(
+        *COCO.sigmas,
+        0.068, 0.066, 0.066, 0.092, 0.094, 0.094,
+        0.042, 0.043, 0.044, 0.043, 0.040, 0.035, 0.031, 0.025, 0.020, 0.023, 0.029, 0.032, 0.037, 0.038, 0.043, 0.041,
+        0.045, 0.013, 0.012, 0.011, 0.011, 0.012, 0.012, 0.011, 0.011, 0.013, 0.015, 0.009, 0.007, 0.007, 0.007, 0.012,
+        0.009, 0.008, 0.016, 0.010, 0.017, 0.011, 0.009, 0.011, 0.009, 0.007, 0.013, 0.008, 0.011, 0.012, 0.010, 0.034,
+        0.008, 0.008, 0.009, 0.008, 0.008, 0.007, 0.010, 0.008, 0.009, 0.009, 0.009, 0.007, 0.007, 0.008, 0.011, 0.008,
+        0.008, 0.008, 0.010, 0.008,
+        *_HAND_SIGMAS,
+        *_HAND_SIGMAS,
+    ),
+    upper_body=(*COCO.upper_body, *range(FACE, RIGHT_HAND + 21)),
+)  # fmt: skip
+
+
+def skeleton_from_facts(facts: Mapping[str, Any]) -> Skeleton:
+    """The skeleton in a card, as `dataclasses.asdict` wrote it (JSON makes lists of its tuples).
+
+    Raises:
+        ValueError: an entry is missing, unknown, or of a wrong form.
+    """
+    try:
+        return Skeleton(
+            name=str(facts["name"]),
+            keypoints=tuple(map(str, facts["keypoints"])),
+            edges=tuple((int(a), int(b)) for a, b in facts["edges"]),
+            flip=tuple(map(int, facts["flip"])),
+            sigmas=tuple(map(float, facts["sigmas"])),
+            upper_body=tuple(map(int, facts.get("upper_body", ()))),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the card's skeleton is not one ({error!r}): {facts!r:.120}") from None
+
+
 def skeleton_from_category(
     category: Mapping[str, Any],
     *,
@@ -152,10 +240,12 @@ def skeleton_from_category(
 
     Args:
         category: an entry of a COCO file's `categories`, with `keypoints` and, optionally, 1-based `skeleton`.
-        flip_pairs: pairs of names, or of indices from 0, that a mirror exchanges; inferred from the names when not
-            given, with a warning that lists names which look like such pairs and have no partner.
-        sigmas: K OKS constants. When not given: the official ones where the keypoints are COCO's 17 or CrowdPose's
-            14, in whatever order, else `DEFAULT_SIGMA` for each, with a warning, because AP depends on them.
+        flip_pairs: pairs of names, or of indices from 0, that a mirror exchanges; when not given, those of the
+            known sets (see `sigmas`), else inferred from the names, with a warning that lists names which look like
+            such pairs and have no partner.
+        sigmas: K OKS constants. When not given: the official ones where the keypoints are COCO's 17, CrowdPose's 14
+            or COCO-WholeBody's 133, in whatever order, else `DEFAULT_SIGMA` for each, with a warning, because AP
+            depends on them.
         upper_body: names of the keypoints that half-body augmentation treats as the upper half; inferred from the names
             when not given.
 
@@ -166,27 +256,43 @@ def skeleton_from_category(
     label = str(category.get("name", "?"))
     if not names:
         raise ValueError(f"category {label!r} has no 'keypoints' list: this is not a keypoint annotation file")
-    known = next((s for s in (COCO, CROWDPOSE) if sorted(s.keypoints) == sorted(names)), None)
+    known = next((s for s in (COCO, CROWDPOSE, COCO_WHOLEBODY) if sorted(s.keypoints) == sorted(names)), None)
     if known is not None and known.keypoints == names and flip_pairs is None and sigmas is None and upper_body is None:
         return known
-    flip = _inferred_flip(names, label) if flip_pairs is None else _flip_of(flip_pairs, names)
-    upper = (
-        infer_upper_body(names)
-        if upper_body is None
-        else tuple(_index(name, names, "upper_body") for name in upper_body)
-    )
-    if sigmas is None:
-        if known is not None:
-            sigmas = [known.sigmas[k] for k in match(known.keypoints, names)]
-        else:
-            warnings.warn(
-                f"category {label!r} has {len(names)} keypoints and no OKS sigmas were given: using "
-                f"{DEFAULT_SIGMA} for each. AP depends on them; pass `sigmas` for meaningful numbers.",
-                stacklevel=2,
-            )
-            sigmas = (DEFAULT_SIGMA,) * len(names)
+    if known is not None:
+        known = _in_order(known, names)
+    if flip_pairs is not None:
+        flip = _flip_of(flip_pairs, names)
+    else:
+        flip = known.flip if known is not None else _inferred_flip(names, label)
+    if upper_body is not None:
+        upper = tuple(_index(name, names, "upper_body") for name in upper_body)
+    else:
+        upper = known.upper_body if known is not None else infer_upper_body(names)
+    if sigmas is None and known is not None:
+        sigmas = known.sigmas
+    elif sigmas is None:
+        warnings.warn(
+            f"category {label!r} has {len(names)} keypoints and no OKS sigmas were given: using "
+            f"{DEFAULT_SIGMA} for each. AP depends on them; pass `sigmas` for meaningful numbers.",
+            stacklevel=2,
+        )
+        sigmas = (DEFAULT_SIGMA,) * len(names)
     edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton") or ())
     return Skeleton(label, names, edges, flip, tuple(float(s) for s in sigmas), upper)
+
+
+def _in_order(skeleton: Skeleton, names: tuple[str, ...]) -> Skeleton:
+    """A skeleton with its keypoints in another order, without edges."""
+    order = match(skeleton.keypoints, names)
+    return Skeleton(
+        skeleton.name,
+        names,
+        (),
+        tuple(order.index(skeleton.flip[k]) for k in order),
+        tuple(skeleton.sigmas[k] for k in order),
+        tuple(i for i, k in enumerate(order) if k in skeleton.upper_body),
+    )
 
 
 def _inferred_flip(names: tuple[str, ...], label: str) -> tuple[int, ...]:

@@ -82,11 +82,13 @@ class CachedMaps:
         maps: uint8 or float16 `[B, K, h, w]`.
         ranges: float32 `[B, K, 2]`, what the bytes of `maps` mean.
         matrices: float32 `[B, 2, 3]`, pixel of `maps` to image pixel.
+        tokens: the keypoint tokens and visual tokens of these crops, float16 `[B, K, D]` and `[B, N, D]`, or nothing.
     """
 
     maps: Tensor
     ranges: Tensor
     matrices: Tensor
+    tokens: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -156,6 +158,7 @@ class CropBatch:
         image_ids: int64 `[B]`.
         sample_ids: int64 `[B]`.
         teacher_maps: float32 `[B, K, H / 4, W / 4]`, the cached teacher's heatmaps of these crops.
+        teacher_tokens: the cached teacher's keypoint tokens and visual tokens, if they are stored.
         pixels: the pixels that the crops were cut from, so that a method can cut again (`inputs.warp`).
     """
 
@@ -168,10 +171,16 @@ class CropBatch:
     image_ids: Tensor
     sample_ids: Tensor
     teacher_maps: Tensor | None = None
+    teacher_tokens: list[Tensor] = field(default_factory=list)
     pixels: Pixels | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
+
+    @property
+    def input_keypoints(self) -> Tensor:
+        """All labels of each input in its pixels, float32 `[B, P, K, 3]`; P is 1 here."""
+        return self.keypoints[:, None]
 
     def rows(self, which: slice) -> CropBatch:
         """Some of the persons."""
@@ -262,6 +271,13 @@ class ImageBatch:
     def sample_ids(self) -> Tensor:
         """The image ids, which error messages name."""
         return self.image_ids
+
+    @property
+    def input_keypoints(self) -> Tensor:
+        """All labels of each input in its pixels, float32 `[B, P, K, 3]`."""
+        finest = self.keypoints[-1].clone()
+        finest[..., :2] *= self.images.shape[-1] / self.masks[-1].shape[-1]
+        return finest
 
     def rows(self, which: slice) -> ImageBatch:
         """Some of the images."""

@@ -8,12 +8,13 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from helpers.coco_folder import labels, person, write
 from pycocotools import mask as rle
 from pycocotools.coco import COCO as Index  # noqa: N811
 from pycocotools.cocoeval import COCOeval
 
-from posekd.data import CocoKeypoints
+from posekd.data import CocoKeypoints, LoaderSettings, image_loader
 from posekd.data.regions import decode_mask
 from posekd.engine.scoring.coco import COCO_KEYPOINTS
 from posekd.metrics import evaluate_coco
@@ -135,7 +136,7 @@ class TestLeftOut:
         assert "left out of training and never cropped, but counted in the score" in said[0]
         score = COCO_KEYPOINTS.score(source, instances(source))
         assert score.numbers["AP"] == pytest.approx(67 / 101)  # recall 2/3 with precision 1
-        assert score.note.startswith("1 labelled people have no crop")
+        assert score.note.split("; ")[-1].startswith("1 labelled people have no crop")
         assert score.note.endswith("without them AP is 1.0000")
 
     def test_a_negative_area_is_left_out_of_training_and_of_no_size_that_pycocotools_scores(self, tmp_path):
@@ -159,7 +160,6 @@ class TestLeftOut:
 
 
 def instances(source):
-    import torch
 
     records = source.records
     points = torch.from_numpy(records.keypoints)
@@ -302,8 +302,59 @@ def test_several_categories_of_one_skeleton_go_together_and_ap_is_the_mean_of_th
     assert [r["category_id"] for r in json.loads((tmp_path / "r.json").read_text())] == [1, 1]
     cats = CocoKeypoints(write(tmp_path, species(person(1, 1), person(2, 2, category_id=2)), category="cat"))
     assert cats.records.sample_ids.tolist() == [2]
-    with pytest.raises(ValueError, match=r"choose one \(setting `category`\) \(all of one skeleton go together only"):
-        CocoKeypoints(write(tmp_path, species(person(1, 1)), keep_images="all"))
+
+
+def test_detections_of_several_categories_are_cropped_and_keep_theirs(tmp_path):
+    """A dog and a cat that lie one over the other: each is right in its own category alone."""
+    content = species(person(1, 1), person(2, 1, category_id=2, keypoints=[9.0, 9.0, 2] * 17), person(3, 3))
+    box = {"bbox": [10, 5, 30, 40], "score": 0.9}
+    given = [{"image_id": image, "category_id": which, **box} for image, which in ((1, 2), (1, 1), (1, 5), (3, 1))]
+    (tmp_path / "d.json").write_text(json.dumps(given))
+    source = CocoKeypoints(write(tmp_path, content, detections=str(tmp_path / "d.json")))
+    assert source.records.sample_ids.tolist() == [0, 1, 3]  # rows of the file; nothing is of category 5
+    people = instances(source)
+    labelled = {1: content["annotations"][0], 0: content["annotations"][1], 3: content["annotations"][2]}
+    poses = [np.reshape(labelled[i]["keypoints"], (17, 3)) for i in people.sample_ids.tolist()]
+    people.keypoints[:] = torch.tensor(np.array(poses))
+    assert COCO_KEYPOINTS.score(source, people).numbers["AP"] == pytest.approx(1)
+    COCO_KEYPOINTS.write(source, people, tmp_path / "r.json")
+    assert [r["category_id"] for r in json.loads((tmp_path / "r.json").read_text())] == [2, 1, 1]
+    people.keypoints[[0, 1]] = people.keypoints[[1, 0]]  # a dog missed, then one found; no cat
+    assert COCO_KEYPOINTS.score(source, people).numbers["AP"] == pytest.approx(51 / 101 / 4)
+    dogs = CocoKeypoints(write(tmp_path, content, detections=str(tmp_path / "d.json"), category="dog"))
+    assert dogs.records.sample_ids.tolist() == [1, 3]
+
+
+def test_a_network_that_sees_whole_images_is_scored_on_all_categories_as_one(tmp_path):
+    content = species(person(1, 1), person(2, 2, category_id=2), person(3, 3, category_id=2))
+    source = CocoKeypoints(write(tmp_path, content, keep_images="all"))
+    batch = next(iter(image_loader(source, (64, 64), LoaderSettings(3, 0), training=True)))
+    assert len(batch.keypoints) == 3  # everybody is learnt from
+    people = instances(source).take([0, 1])
+    people.sample_ids[:] = -1  # as a bottom-up network gives them
+    score = COCO_KEYPOINTS.score(source, people)
+    assert score.numbers["AP"] == pytest.approx(67 / 101)  # 2 of 3, precision 1
+    assert score.note == "the network does not tell the 2 categories apart: all are scored as one, 'dog'"
+    dogs = CocoKeypoints(write(tmp_path, content, keep_images="all", category="dog"))
+    assert COCO_KEYPOINTS.score(dogs, people.take([0])).numbers["AP"] == pytest.approx(1)
+    assert COCO_KEYPOINTS.score(dogs, people.take([0])).note == ""
+
+
+@pytest.mark.parametrize(("corners", "told"), [(True, True), (False, False)])
+def test_boxes_written_as_corners_are_noticed(tmp_path, corners, told):
+    """Images of 80 x 60 pixels. Boxes of 30 x 40 in the right half, in labels and in a detector's file."""
+    box = [45.0, 15.0, 75.0, 55.0] if corners else [45.0, 15.0, 30.0, 40.0]
+    points = [v for k in range(17) for v in (46.0 + k, 16.0 + 2 * k, 2)]
+    people = [person(i, i, bbox=box, keypoints=points) for i in (1, 2, 3)]
+    given = [{"image_id": p["image_id"], "category_id": 1, "bbox": box, "score": 0.9} for p in people]
+    (tmp_path / "d.json").write_text(json.dumps(given))
+    expected = (
+        "3 of 3 boxes reach out of their images as x, y, width, height, and as corners x1, y1, x2, y2 they do not: if "
+        "they are corners, write widths and heights"
+    )
+    for changes, file in (({}, "labels.json"), ({"detections": str(tmp_path / "d.json")}, "d.json")):
+        _, said = opened(tmp_path, *people, **changes)
+        assert [text for text in said if "corners" in text] == [f"{tmp_path / file}: {expected}"] * told
 
 
 def test_lists_of_whole_bodies_are_not_read_and_it_is_said(tmp_path):

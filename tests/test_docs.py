@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from posekd.engine.recipes.recipe import CHOICES, ModelSettings, Recipe
-from posekd.engine.recipes.renames import RENAMED
 from posekd.engine.recipes.schema import group_of, hints_of
 from posekd.paradigms import PARADIGMS
+from posekd.renames import RENAMED
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.coco_folder import HEIGHT, WIDTH, labels, person, write
+from helpers.tiny_recipe import TINY_NET
 
-from posekd.cli import _is_explained, main
+from posekd.cli import _is_explained
 from posekd.data import (
     CocoSettings,
     CropAugmentation,
@@ -31,8 +36,10 @@ from posekd.data import (
 )
 from posekd.engine.evaluate import score, score_file
 from posekd.engine.recipes.datasets import DATASETS, open_dataset
+from posekd.models import create_model, save_weights
 from posekd.skeleton import CROWDPOSE
 from posekd.structures import Instances
+from posekd.whole_body import LISTS, PARTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -101,6 +108,16 @@ def crowdpose() -> dict:
         annotation["keypoints"] = annotation["keypoints"][:42]
         annotation["num_keypoints"] = min(annotation["num_keypoints"], 14)
         del annotation["area"]
+    return content
+
+
+def whole_body() -> dict:
+    """COCO's labels with the lists of COCO-WholeBody, every second list without labels."""
+    content = coco()
+    for annotation in content["annotations"]:
+        for i, key in enumerate(sorted(PARTS)):
+            count = LISTS[key].stop - LISTS[key].start
+            annotation[key] = [30.0, 20.0, 2 * ((annotation["id"] + i) % 2)] * count
     return content
 
 
@@ -197,6 +214,26 @@ def test_coco_and_crowdpose_labels_and_results(folder, make):
         explained(lambda: open_dataset(replace(settings, detections=str(results))))
 
 
+def test_whole_body_labels_and_results(folder):
+    """100 label files and 50 result files in five lists."""
+    good, taken, file, results = whole_body(), 0, folder / "labels.json", folder / "r.json"
+    lists = [
+        {**result, **{key: a[key] for key in PARTS}}
+        for result, a in zip(results_of(good), good["annotations"], strict=True)
+    ]
+    results.write_text(json.dumps(lists))
+    settings = CocoSettings(str(folder / "images"), str(file), whole_body=True)
+    for seed in range(100):
+        file.write_text(json.dumps(mutant(good, seed)))
+        training, _ = survive(settings, results)
+        taken += training is None
+    assert 5 < taken < 90
+    file.write_text(json.dumps(good))
+    for seed in range(50):
+        results.write_text(json.dumps(mutant(lists, seed)))
+        explained(lambda: score_file(DATASETS["coco"], settings, results))
+
+
 def mpii() -> list[dict]:
     joints = [[20.0 + i, 10.0 + 2 * i] for i in range(16)]
     entry = {"image": "1.png", "center": [40.0, 30.0], "scale": 0.2, "joints": joints, "joints_vis": [1] * 16}
@@ -204,16 +241,16 @@ def mpii() -> list[dict]:
 
 
 def test_mpii_labels(folder):
-    """100 files in HRNet's form."""
+    """300 files in HRNet's form."""
     file, results = folder / "mpii.json", folder / "preds.json"
     points = [v for x, y in mpii()[0]["joints"] for v in (x, y, 1)]
     results.write_text(json.dumps([{"sample_id": i, "keypoints": points} for i in (0, 1)]))
     taken = 0
-    for seed in range(100):
+    for seed in range(300):
         file.write_text(json.dumps(mutant(mpii(), seed)))
         training, _ = survive(MpiiSettings(str(folder / "images"), str(file)), results)
         taken += training is None
-    assert 15 < taken < 90
+    assert 40 < taken < 200
 
 
 def test_lsp_labels(folder):
@@ -235,13 +272,61 @@ def test_lsp_labels(folder):
     assert 5 < taken < 35
 
 
-def test_ten_through_the_command_line(folder, tmp_path, capsys):
-    """`posekd eval --score-only`, as a user calls it: exit 0 or 2, one line of explanation, no traceback."""
-    (tmp_path / "r.json").write_text(json.dumps(results_of(coco())))
-    codes = []
-    for seed in range(1000, 1010):
-        (tmp_path / "gt.json").write_text(json.dumps(mutant(coco(), seed)))
-        codes.append(main(["eval", "--score-only", f"{tmp_path}/r.json", "--annotations", f"{tmp_path}/gt.json"]))
-        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("posekd: warning: ")]
-        assert len(said) == (codes[-1] == 2), said
-    assert set(codes) == {0, 2}
+RECIPE = {
+    "student": {"name": "elpn_v1", "overrides": TINY_NET},
+    "method": {"name": "supervised"},
+    "loader": {"batch_size": 1, "workers": 0},
+    "train": {"epochs": 1},
+    "inference": {"flip_test": False},
+    "acknowledged": ["shared_images"],  # one file is learnt from and validated on
+}
+
+
+def words_of(what: str, where: Path, folder: Path) -> list[str]:
+    """The command for a folder that holds `labels.json` and, where they are needed, `r.json` and `net.safetensors`."""
+    images, file = str(folder / "images"), str(where / "labels.json")
+    if what == "score":
+        return ["eval", "--score-only", str(where / "r.json"), "--annotations", file]
+    if what == "train":
+        data = {"name": "coco", "images": images, "annotations": file}
+        recipe = {**RECIPE, "train_data": data, "val_data": data, "out": str(where / "run")}
+        (where / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+        return ["train", str(where / "recipe.yaml")]
+    data = ["--images", images, "--annotations", file, "--dataset", "mpii" if what == "mpii" else "coco"]
+    return ["eval", str(folder / f"{what}.safetensors"), *data, "--workers", "0", "--no-flip"]
+
+
+PROCESSES = [
+    ("train", coco, 7), ("train", coco, 17), ("eval", coco, 14), ("eval", coco, 3), ("mpii", mpii, 3),
+    ("mpii", mpii, 4),
+    ("score", coco, 19), ("score", coco, 22), ("score", crowdpose, 7), ("score", crowdpose, 3),
+]  # fmt: skip
+"""What is run, on which kind of label file, and the number of its mutant."""
+
+
+@pytest.mark.slow
+def test_ten_through_the_command_line(folder, tmp_path):
+    """`python -m posekd`, as a user calls it: exit 0 or 2, at most one line of explanation, no traceback."""
+    for name, K in (("eval", 17), ("mpii", 16)):
+        save_weights(create_model("elpn_v1", K, **TINY_NET), folder / f"{name}.safetensors")
+
+    def run(n: int) -> subprocess.CompletedProcess[str]:
+        (what, make, seed), where = PROCESSES[n], tmp_path / str(n)
+        where.mkdir()
+        (where / "labels.json").write_text(json.dumps(mutant(make(), seed)))
+        if what == "score":
+            (where / "r.json").write_text(json.dumps(results_of(make())))
+        command = [sys.executable, "-m", "posekd", *words_of(what, where, folder)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    with ThreadPoolExecutor(2) as pool:  # they mostly import
+        done = list(pool.map(run, range(len(PROCESSES))))
+    codes: Counter[tuple[str, int]] = Counter()
+    for (what, _, seed), process in zip(PROCESSES, done, strict=True):
+        lines = [line for line in process.stderr.splitlines() if line.startswith("posekd: ")]
+        said = [line for line in lines if not line.startswith("posekd: warning: ")]
+        assert process.returncode in (0, 2), (what, seed, process.stderr)
+        assert "Traceback" not in process.stderr, (what, seed, process.stderr)
+        assert len(said) == (process.returncode == 2), (what, seed, process.stderr)
+        codes[what, process.returncode] += 1
+    assert codes.keys() == {(what, code) for what in ("score", "train", "eval", "mpii") for code in (0, 2)}, codes

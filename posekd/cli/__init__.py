@@ -17,10 +17,17 @@ from posekd.files import nearest
 
 COMMANDS = {
     "quickstart": "train a teacher and a student with and without it on synthetic people, in minutes",
+    "convert": "labels of DeepLabCut, YOLO-pose, Label Studio or CVAT in COCO's form",
+    "split": "hold out a part of your labels, by image or by group",
+    "inspect": "look at labelled data before anything is trained",
+    "init": "write a recipe for teacher and student that fits your data",
+    "sigmas": "estimate OKS sigmas from repeated labels or a teacher",
     "train": "train a student as a recipe says",
     "cache-teacher": "run a recipe's teacher once and store its heatmaps for training",
     "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
-    "profile": "parameters and compute of a model",
+    "predict": "find people in images and videos",
+    "export": "write a network as an ONNX file, from image to keypoints",
+    "profile": "parameters, compute and latency of a network",
     "bench": "run the benchmarks of the kernels",
     "doctor": "say what runs on this machine, and why",
 }
@@ -78,6 +85,8 @@ def _call(module: ModuleType, name: str, words: Sequence[str]) -> int:
 
 def _is_explained(error: Exception) -> bool:
     """Whether the message is meant for the user. A bare RuntimeError, KeyError etc. is a defect of posekd."""
+    if isinstance(error, (OverflowError, ZeroDivisionError)):
+        return False
     if isinstance(error, (ValueError, OSError, ArithmeticError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError, RecursionError)

@@ -22,8 +22,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--margin",
         type=float,
-        default=1.1,
-        help="factor by which cached crops show more than training crops (default 1.1)",
+        help="factor by which cached crops show more than training crops (default 1.1; 1 with --tokens)",
+    )
+    parser.add_argument(
+        "--tokens", action="store_true", help="store a token teacher's tokens too, for training without augmentation"
     )
     parser.add_argument(
         "--bits", type=int, choices=(8, 16), default=8, help="bits per stored value: 8, or 16 for float16 (default 8)"
@@ -32,13 +34,14 @@ def main(argv: Sequence[str]) -> int:
 
     from posekd.cli.progress import Bar
     from posekd.engine.recipes.recipe import read_recipe
-    from posekd.engine.teacher_cache import cache_teacher
+    from posekd.engine.teacher_cache import MARGIN, cache_teacher
 
     recipe = read_recipe(options.config, overrides)
     folder = Path(options.cache or Path(recipe.out) / "teacher_cache")
     check_writable(folder / "maps.bin")
+    margin = options.margin or (1.0 if options.tokens else MARGIN)
     with Bar("running the teacher") as on_batch:
-        card = cache_teacher(recipe, folder, margin=options.margin, bits=options.bits, on_batch=on_batch)
+        card = cache_teacher(recipe, folder, margin=margin, bits=options.bits, tokens=options.tokens, on_batch=on_batch)
     size = card.persons * card.bytes_per_person / 2**20
     print(
         f"{card.persons} persons, {card.bytes_per_person:,} bytes each ({size:,.0f} MiB) in {folder}; "

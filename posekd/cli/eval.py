@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from posekd.cli import is_main_process
-from posekd.cli.eval_options import EvalOptions, data_settings, for_paradigm, inference_settings, read_options
+from posekd.cli.eval_options import (
+    EvalOptions,
+    data_settings,
+    for_paradigm,
+    inference_settings,
+    read_options,
+    refuse_settings,
+)
 from posekd.cli.progress import Bar
 from posekd.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from posekd.data import PoseSource
     from posekd.data.sources.coco import KeepImages
+    from posekd.engine.judging import Verdict
     from posekd.engine.recipes.recipe import Recipe
     from posekd.engine.scoring import Report, Score
     from posekd.models.base import PoseModel
@@ -37,8 +46,14 @@ def main(argv: Sequence[str]) -> int:
     options = read_options(argv)
     for file in filter(None, (options.results, options.report, options.curve) if is_main_process() else ()):
         check_writable(file)
-    if options.score_only is not None:
+    if options.draw is not None and is_main_process():
+        check_writable(Path(options.draw) / "best.png")
+    if options.compare is not None:
+        _compare(options, *options.compare)
+    elif options.score_only is not None:
         _score(options, options.score_only)
+    elif options.model is not None and options.model.endswith(".onnx"):
+        _evaluate_exported(options, options.model)
     elif options.model is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
     else:
@@ -67,26 +82,76 @@ def _score(options: EvalOptions, path: str) -> None:
     _say("; ".join(notes), console)
 
 
+def _compare(options: EvalOptions, first: str, second: str) -> None:
+    """`--compare`: two networks on the same data, and how certain their difference is."""
+    from posekd.engine.judging import compare_reports
+    from posekd.viz.judging import print_difference
+
+    if options.model is not None or options.score_only is not None or options.draw is not None:
+        raise ValueError(
+            "--compare A B evaluates these two: give no other model, no --score-only and no --draw with it"
+        )
+    source, before = run_model(replace(options, results=None), first)
+    other, after = run_model(replace(options, results=None), second)
+    if not is_main_process():
+        return
+    if before.main is None or after.main is None:
+        raise ValueError(f"nothing can be compared: {before.note or after.note}")
+    if source.records.sample_ids.tolist() != other.records.sample_ids.tolist():
+        raise ValueError(f"{first} and {second} have other validation data: say which with --images and --annotations")
+    console = Console()
+    _say(f"{first} -> {second}, on {len(source.records)} people", console, "")
+    differences = compare_reports(source, before, after)
+    for d in differences:
+        print_difference(d.name, d.before, d.after, d.low, d.high, console)
+    _say("the interval is over images; how much training seeds matter, `posekd train --seeds` says", console)
+    if options.report is not None:
+        values = {d.name: {"before": d.before, "after": d.after, "low": d.low, "high": d.high} for d in differences}
+        write_atomically(options.report, json.dumps(values, indent=2) + "\n")
+
+
 def _evaluate(options: EvalOptions, name: str) -> None:
+    """Evaluates a network, then writes and prints."""
+    from posekd.engine.evaluate import ResultsNotWrittenError
+
+    try:
+        source, report = run_model(options, name)
+    except ResultsNotWrittenError as error:
+        _tell(replace(options, results=None), error.report, name, None)
+        raise
+    _tell(options, report, name, source)
+
+
+def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
+    """Runs a network on its data, or on those that the options describe."""
     from posekd.data import LoaderSettings
+    from posekd.deploy.load import find_card
     from posekd.engine import distributed
     from posekd.engine.build import pick_device
-    from posekd.engine.evaluate import ResultsNotWrittenError, evaluate
+    from posekd.engine.evaluate import evaluate
+    from posekd.engine.examine import examine
     from posekd.engine.recipes.datasets import dataset_of
     from posekd.models import paradigm_name
     from posekd.paradigms import PARADIGMS
 
     if options.weights_key is not None and options.weights is None:
         raise ValueError("--weights-key names an entry of the file that --weights gives: give both")
-    file, card = _find_model(name, options.weights)
-    recipe = _recipe_of(card)
+    file, card = find_card(name, options.weights)
+    recipe = recipe_of(card)
     family = card.get("model", {}).get("family") if card else name
     paradigm = PARADIGMS[paradigm_name(str(family))]
     options = for_paradigm(options, paradigm)
     data, changes = data_settings(options, recipe)
     _refuse_curve(options, dataset_of(data).metrics)
     settings, more = inference_settings(options, paradigm, recipe)
-    source = _open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
+    source = open_data(data, paradigm.evaluation_images, card if "sigmas" not in options.data else None)
+    acknowledged = [*options.acknowledge, *(recipe.acknowledged if recipe is not None else ())]
+    for keypoint in options.pck_pair or ():
+        if keypoint not in source.records.skeleton.keypoints:
+            names = ", ".join(source.records.skeleton.keypoints)
+            raise ValueError(f"--pck-pair: {keypoint!r} is not among the keypoints {names}")
+    known = bool((card or {}).get("skeleton")) and "sigmas" not in options.data
+    examine(source, data, "data", acknowledged, card=known)
     network = _open_model(name, file, card, options, source.records.skeleton.num_keypoints)
     padding = options.padding or (recipe.loader.padding if recipe is not None else LoaderSettings.padding)
     if recipe is not None and padding != recipe.loader.padding:
@@ -102,15 +167,37 @@ def _evaluate(options: EvalOptions, name: str) -> None:
         padding=padding,
     )
     with distributed.group(place), Bar("evaluating") as on_batch:
-        try:
-            report = evaluate(network, source, settings, loader=loader, results_file=options.results, on_batch=on_batch)
-        except ResultsNotWrittenError as error:
-            _tell(replace(options, results=None), error.report, name)
-            raise
-    _tell(options, report, name)
+        report = evaluate(network, source, settings, loader=loader, results_file=options.results, on_batch=on_batch)
+    return source, report
 
 
-def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
+def _evaluate_exported(options: EvalOptions, name: str) -> None:
+    """An exported network, whose settings are in its graph."""
+    from posekd.deploy.onnx_finder import OnnxFinder
+    from posekd.engine.evaluate import refuse_unfit, report_people
+
+    finder = OnnxFinder(name, batch_size=options.batch_size)
+    paradigm, settings = finder.facts.paradigm, finder.settings
+    refuse_settings(name, vars(options), options.inference)
+    options = for_paradigm(options, paradigm)
+    data, _ = data_settings(options, None)
+    facts = {"skeleton": asdict(finder.skeleton)} if "sigmas" not in options.data else None
+    source = open_data(data, paradigm.evaluation_images, facts)
+    refuse_unfit(source, paradigm.crops_boxes, options.results)
+    _refuse_curve(options, source.records.metrics)
+    start = time.perf_counter()
+    with Bar("evaluating") as on_image:
+        found = finder.find_in(source, on_image)
+    count = len(source.records) if paradigm.crops_boxes else source.records.num_images
+    _tell(
+        options,
+        report_people(source, found, paradigm, settings, start=start, count=count, results_file=options.results),
+        name,
+        source,
+    )
+
+
+def open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:
     """The dataset, with the OKS sigmas in a checkpoint's card where its keypoints are those of the run, by name."""
     from posekd.engine.recipes.datasets import open_dataset
     from posekd.names import match
@@ -118,6 +205,8 @@ def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | Non
     skeleton = (card or {}).get("skeleton")
     with warnings.catch_warnings():
         if skeleton is not None:  # what the label file would need is in the card
+            if getattr(data, "keypoints", ()) is None:
+                data = replace(data, keypoints=list(skeleton["keypoints"]))
             warnings.filterwarnings("ignore", message=".*no OKS sigmas were given")
         source = open_dataset(data, keep_images)
     if skeleton is None:
@@ -132,14 +221,29 @@ def _open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | Non
     return source
 
 
-def _tell(options: EvalOptions, report: Report, name: str) -> None:
+def _tell(options: EvalOptions, report: Report, name: str, source: PoseSource | None) -> None:
     """Writes files, then prints the tables: whoever reads the output may close it early (`| head`)."""
+    from posekd.engine.judging import judge_report
+    from posekd.viz.judging import print_ap, print_errors
+
     console = Console(quiet=not is_main_process())
+    scored = source is not None and report.main is not None and is_main_process()
+    verdict = judge_report(source, report, options.pck_pair) if scored and source is not None else None
     labels = options.data.get("annotations")
     try:
-        _write_files(options, report.scores, name)
+        _write_files(options, report.scores, name, verdict)
     finally:  # a full disk must not cost the numbers
         _show(report.scores, console, name if labels is None else f"{name} on {labels}")
+        if verdict is not None:
+            print_ap(verdict.ap, console)
+            for errors in filter(None, (verdict.by_box, verdict.by_pair)):
+                console.print()
+                print_errors(errors, console)
+    if verdict is not None and source is not None and options.draw is not None:
+        from posekd.engine.cases import draw_cases
+
+        draw_cases(source, verdict.found, Path(options.draw))
+        _say(f"best.png, worst.png and random.png are in {options.draw}", console, "")
     unwritten = [file for file in (options.report, options.curve) if file is not None]
     if unwritten and report.main is None:
         _say(f"nothing was scored, so these were not written: {', '.join(unwritten)}", console)
@@ -150,58 +254,10 @@ def _tell(options: EvalOptions, report: Report, name: str) -> None:
     _say(report.note, console)
 
 
-def _find_model(name: str, weights: str | None) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint that a folder or file name refers to, and its card; None and None for a model's name.
-
-    Raises:
-        ValueError: a checkpoint with other weights beside it.
-        FileNotFoundError: no checkpoint, or none with a card.
-    """
-    from posekd.models.weights import read_card
-
-    path = Path(name)
-    if path.is_dir():
-        found = [path / f"{which}.safetensors" for which in ("best", "last")]
-        path = next((file for file in found if file.is_file()), path)
-        if path.is_dir():
-            raise FileNotFoundError(f"{name} holds no best.safetensors and no last.safetensors: is it a run's?")
-    if path.suffix != ".safetensors":
-        _refuse_files(path)
-        return None, None
-    if weights is not None:
-        raise ValueError(f"{name} has its own weights: give no --weights with it")
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    card = read_card(path)
-    if card is None:
-        raise FileNotFoundError(f"{path} has no card (.json) beside it: give the model's name and --weights {path}")
-    return path, card
-
-
-def _refuse_files(path: Path) -> None:
-    """Refuses a checkpoint without a card, which must be told whose it is.
-
-    Raises:
-        ValueError: such a file; the message names the model that it seems to be of.
-        FileNotFoundError: what looks like a file and is not there.
-    """
-    from posekd.models.identify import identify
-    from posekd.models.weights import read_state_dict
-
-    if path.is_file():
-        guess = identify(read_state_dict(path))
-        raise ValueError(
-            f"{path} does not say which model it is of{f'. {guess}' if guess else ''}. Give the model's name, and the "
-            f"file as its weights: posekd eval NAME --weights {path}"
-        )
-    if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"no checkpoint at {path}")
-
-
-def _recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
+def recipe_of(card: Mapping[str, Any] | None) -> Recipe | None:
     """The recipe in a card, if `posekd train` wrote it there."""
     from posekd.engine.recipes.recipe import recipe_from_dict
-    from posekd.engine.recipes.renames import modernise
+    from posekd.renames import modernise
 
     if card is None or "recipe" not in card:
         return None
@@ -242,7 +298,9 @@ def _refuse_curve(options: EvalOptions, metrics: Sequence[str]) -> None:
         raise ValueError(f"--curve draws PCK: it has no meaning for --dataset {options.dataset or 'coco'}")
 
 
-def _write_files(options: EvalOptions, scores: Mapping[str, Score], subject: str) -> None:
+def _write_files(
+    options: EvalOptions, scores: Mapping[str, Score], subject: str, verdict: Verdict | None = None
+) -> None:
     """Writes the report, main metric first and the others under their names, and draws the curve."""
     from posekd.engine.scoring import METRICS
 
@@ -252,6 +310,7 @@ def _write_files(options: EvalOptions, scores: Mapping[str, Score], subject: str
     if options.report is not None:
         values = METRICS[main].values(scores[main])
         values |= {name: METRICS[name].values(scores[name]) for name in others}
+        values |= verdict.values() if verdict is not None else {}
         write_atomically(options.report, json.dumps(values, indent=2) + "\n")
     draw = METRICS[main].curve
     if options.curve is not None and draw is not None:
@@ -265,6 +324,6 @@ def _show(scores: Mapping[str, Score], console: Console, title: str) -> None:
         METRICS[name].show(score, console, title)
 
 
-def _say(note: str, console: Console) -> None:
+def _say(note: str, console: Console, kind: str = "note: ") -> None:
     if note:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{kind}{note}", highlight=False, markup=False, soft_wrap=True)

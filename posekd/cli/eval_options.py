@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ _INFERENCE = (
 # options that are fields of a dataset's settings
 _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
-    "category",
+    "category", "apply_orientation", "max_detections", "whole_body",
 )  # fmt: skip
 
 EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are the
@@ -30,6 +30,7 @@ run's unless an option overrides them; each override is reported.
 examples:
   posekd eval runs/v1                                # the run's own number: its best network, data and settings
   posekd eval runs/v1/best.safetensors --images val2017 --annotations person_keypoints_val2017.json
+  posekd eval --compare runs/alone runs/taught       # with an interval by a paired bootstrap over images
   posekd eval hrnet_w32 --weights pose_hrnet_w32_256x192.pth --images val2017 --annotations ...
   posekd eval --score-only results.json --annotations person_keypoints_val2017.json
   posekd eval higherhrnet_w32 --weights pose_higher_hrnet_w32_512.pth --scales 0.5 1 2 --images ... --annotations ...
@@ -60,6 +61,10 @@ class EvalOptions:
         workers: decoding processes.
         on_bad_image: `refuse` or `skip` unreadable images.
         device: name of the device, if given.
+        acknowledge: what looks wrong in the data and is meant so.
+        compare: two runs or checkpoints to compare, if given.
+        pck_pair: two keypoints whose distance PCK is to be measured by, if given.
+        draw: a folder for pictures of the best, the worst and random people, if given.
     """
 
     model: str | None
@@ -78,25 +83,25 @@ class EvalOptions:
     workers: int
     on_bad_image: str
     device: str | None
+    acknowledge: list[str]
+    compare: tuple[str, str] | None
+    pck_pair: tuple[str, str] | None
+    draw: str | None
 
 
 def read_options(argv: Sequence[str]) -> EvalOptions:
     """Reads the words of a command line."""
-    from posekd.engine.recipes.renames import new_name
-
     words = vars(_parser().parse_args(argv))
-    inference = {name: words.pop(name) for name in _INFERENCE}
+    inference = pop_inference(words)
     data = {name: words.pop(name) for name in _DATA}
-    size = words.pop("size")
+    size, compare, pair = (words.pop(name) for name in ("size", "compare", "pck_pair"))
     return EvalOptions(
         **words,
+        compare=None if compare is None else (compare[0], compare[1]),
+        pck_pair=None if pair is None else (pair[0], pair[1]),
         size=None if size is None else (size[0], size[1]),
         data={name: value for name, value in data.items() if value is not None},
-        inference={
-            new_name(f"inference.{name}").partition(".")[2]: tuple(value) if isinstance(value, list) else value
-            for name, value in inference.items()
-            if value is not None
-        },
+        inference=inference,
     )
 
 
@@ -110,11 +115,7 @@ def for_paradigm(options: EvalOptions, paradigm: Paradigm) -> EvalOptions:
     data, inference = dict(options.data), dict(options.inference)
     if "detection_threshold" in known and "detection_threshold" in data:
         inference["detection_threshold"] = data.pop("detection_threshold")
-    for name in inference:
-        if name not in known:
-            raise ValueError(
-                f"--{_option(name)} has no meaning for a {paradigm.title} network, which {options.model} is"
-            )
+    check_inference(inference, paradigm, options.model)
     if not paradigm.crops_boxes and "detections" in data:
         raise ValueError(f"--detections are boxes to crop: {options.model} sees whole images and needs none")
     return replace(options, data=data, inference=inference)
@@ -170,7 +171,7 @@ def _refuse_unknown(given: dict[str, Any], kind: type[Any], dataset: str) -> Non
     known = {field.name for field in fields(kind)}
     for name in given:
         if name not in known:
-            raise ValueError(f"--{_option(name)} has no meaning for --dataset {dataset}")
+            raise ValueError(f"--{option_of(name)} has no meaning for --dataset {dataset}")
 
 
 def _changes(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
@@ -181,12 +182,80 @@ def _changes(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _option(key: str) -> str:
+def option_of(key: str) -> str:
     """The name of a key's option."""
-    from posekd.engine.recipes.renames import new_name
+    from posekd.renames import new_name
 
     old = next((name for name in _INFERENCE if new_name(f"inference.{name}") == f"inference.{key}"), key)
-    return old.replace("_", "-")
+    return {"max_detections": "max-dets"}.get(old, old.replace("_", "-"))
+
+
+def add_inference(parser: argparse.ArgumentParser, precision: bool = True) -> None:
+    """Adds the options that say how a network is run; without that of autocast if `precision` is false."""
+    add = parser.add_argument
+    flag = argparse.BooleanOptionalAction
+    add("--flip", action=flag, default=None, help="average with the mirrored image (on)")
+    add(
+        "--nms-threshold",
+        type=float,
+        metavar="OKS",
+        help="of two poses with a higher OKS, remove the weaker (0.9; bottom-up 1: keep all)",
+    )
+    add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
+    if precision:
+        add("--precision", choices=("fp32", "bf16", "fp16"))
+    add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
+    add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
+    add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
+    add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
+    add("--refine", action=flag, default=None, help="bottom-up: fill in people's missing keypoints (on)")
+    add("--border", action=flag, default=None, help="bottom-up: look for keypoints beyond the image too (on)")
+    add("--square", type=float, metavar="R", help="bottom-up: use a square with R times the image's short side")
+    add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
+
+
+def pop_inference(words: dict[str, Any], precision: bool = True) -> dict[str, Any]:
+    """Takes the options of `add_inference` out of `words`: keys of the recipe's group `inference` that were given.
+
+    The padding, a key of the group `loader`, stays; without `precision` that option too, which then is another.
+    """
+    from posekd.renames import new_name
+
+    given = {name: words.pop(name) for name in _INFERENCE if precision or name != "precision"}
+    return {
+        new_name(f"inference.{name}").partition(".")[2]: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def check_inference(inference: Mapping[str, Any], paradigm: Paradigm, model: str | None) -> None:
+    """Refuses an option of `add_inference` that has no meaning for such a network.
+
+    Raises:
+        ValueError: names the option.
+    """
+    known = {field.name for field in fields(paradigm.inference)}
+    for name in inference:
+        if name not in known:
+            raise ValueError(f"--{option_of(name)} has no meaning for a {paradigm.title} network, which {model} is")
+
+
+def refuse_settings(model: str, words: Mapping[str, Any], inference: Mapping[str, Any]) -> None:
+    """Refuses options that an exported network, whose settings are in its graph, cannot follow.
+
+    Args:
+        model: the file.
+        words: options by name, of which those that build a network are looked at.
+        inference: from `pop_inference`.
+
+    Raises:
+        ValueError: names the options.
+    """
+    fixed = [key for key in ("weights", "weights_key", "skeleton", "size", "padding") if words.get(key) is not None]
+    if fixed or inference:
+        given = ", ".join(f"--{option_of(key)}" for key in (*fixed, *inference))
+        raise ValueError(f"{model} was exported with its settings: {given} cannot change them")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,28 +284,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", metavar="FILE", help="write the poses: COCO's results; for MPII and LSP .json or .mat")
     add("--report", metavar="FILE", help="write the numbers and the tables as JSON")
     add("--curve", metavar="FILE", help="draw PCK over its threshold (PNG)")
+    add("--compare", nargs=2, metavar=("A", "B"), help="two runs on the same data: how certain is their difference?")
+    add(
+        "--pck-pair",
+        nargs=2,
+        metavar=("K1", "K2"),
+        help="errors and PCK relative to the distance of two keypoints, too",
+    )
+    add("--draw", metavar="DIR", help="draw the best, the worst and random people, labels beside what was found")
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, for keypoints other than COCO's")
     add("--category", metavar="NAME", help="of the label file, where several have keypoints (all of one skeleton)")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
-    flag = argparse.BooleanOptionalAction
-    add("--flip", action=flag, default=None, help="average with the mirrored image (on)")
     add(
-        "--nms-threshold",
-        type=float,
-        metavar="OKS",
-        help="of two poses with a higher OKS, remove the weaker (0.9; bottom-up 1: keep all)",
+        "--max-dets",
+        dest="max_detections",
+        type=int,
+        metavar="N",
+        help="predictions of an image that COCO's AP counts (20, the official rule)",
     )
-    add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
-    add("--precision", choices=("fp32", "bf16", "fp16"))
-    add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
-    add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
-    add("--scales", type=float, nargs="+", metavar="S", help="bottom-up: sizes of the image to average over (1)")
-    add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
-    add("--refine", action=flag, default=None, help="bottom-up: fill in people's missing keypoints (on)")
-    add("--border", action=flag, default=None, help="bottom-up: look for keypoints beyond the image too (on)")
-    add("--square", type=float, metavar="R", help="bottom-up: use a square with R times the image's short side")
-    add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
+    add("--whole-body", action=argparse.BooleanOptionalAction, default=None, help="all 133 keypoints of COCO-WholeBody")
+    add("--apply-orientation", action=argparse.BooleanOptionalAction, default=None, help="turn images by EXIF (off)")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
+    add_inference(parser)
     add("--batch-size", type=int, default=32, metavar="N", help="persons per batch; images for a bottom-up network")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes")
     add(
@@ -245,5 +314,7 @@ def _parser() -> argparse.ArgumentParser:
         default="refuse",
         help="what to do about missing or unreadable images",
     )
+    meant = ("corner_boxes", "normalised")
+    add("--acknowledge", nargs="+", choices=meant, default=[], help="labels that look wrong and are meant so")
     add("--device", help="cpu, cuda, cuda:1... (default: the GPU if there is one)")
     return parser

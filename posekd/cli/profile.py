@@ -1,40 +1,135 @@
-"""`posekd profile NAME`: parameters and compute of a model."""
+"""`posekd profile NAME|FILE`: parameters and compute of a network, and its latency on this machine."""
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from posekd.models.profile import Profile, profile_model, profile_rows, profile_title
-from posekd.models.registry import create_model
+from posekd.cli import command_parser
+
+if TYPE_CHECKING:
+    from posekd.models import PoseModel
+    from posekd.models.profile import Profile
+
+DEEP = 0.25  # of what the machine can: below it something else than arithmetic takes the time
+
+EPILOG = """examples:
+  posekd profile elpn_v1                              # parameters and compute, in the papers' conventions
+  posekd profile runs/v1/best.safetensors --latency   # and time and memory on this machine
+  posekd profile hrnet_w32 --size 384 288 --set width=16"""
 
 
-def run(
-    name: str,
-    size: tuple[int, int] | None = None,
-    num_keypoints: int = 17,
-    overrides: dict[str, Any] | None = None,
-) -> None:
+def main(argv: Sequence[str]) -> int:
     """Prints parameters and compute, each number with its unit and the papers that count in this way.
 
-    Args:
-        name: the model's name, one of `posekd.list_models()`.
-        size: height and width of the input in pixels; the model's own when not given.
-        num_keypoints: number of keypoints it predicts.
-        overrides: settings of the model to change.
-
     Raises:
-        ValueError: unknown name or setting, or a size that the model cannot take.
+        ValueError: unknown name or setting, or a size that the network cannot take.
+        FileNotFoundError: no such checkpoint.
     """
+    parser = command_parser("profile", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", help="a model's name (`posekd.list_models()`), a .safetensors file with its card, or a run's folder")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
+    add("--num-keypoints", type=int, metavar="K", help="keypoints of a model given by name (17)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the model to change")
+    add("--latency", action="store_true", help="measure time, throughput and memory on this machine, too")
+    add("--threads", type=int, metavar="N", help="CPU threads of the measurement (torch's own)")
+    add("--batch", type=int, default=16, metavar="N", help="images of a pass, for the throughput (16)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1... (default: the GPU if there is one)")
+    options = parser.parse_args(argv)
+    for name in ("threads", "batch"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {value}")
+
+    import torch
+
+    from posekd.models.profile import profile_model
+
+    overrides = _overrides(options.set)
     with torch.device("meta"):  # counting needs shapes, not weights
-        model = create_model(name, num_keypoints=num_keypoints, **(overrides or {}))
-    Console().print(_table(profile_model(model, size), num_keypoints))
+        model = _build(options.model, options.num_keypoints, overrides)
+    size = None if options.size is None else (options.size[0], options.size[1])
+    profile = profile_model(model, size)
+    Console().print(_table(profile, model.num_keypoints))
+    if options.latency:
+        _measure(options, profile, _build(options.model, options.num_keypoints, overrides))
+    return 0
+
+
+def _measure(options: argparse.Namespace, profile: Profile, model: PoseModel) -> None:
+    """Measures the network, with fresh weights: time does not depend on them."""
+    import torch
+
+    from posekd.engine.build import pick_device
+    from posekd.engine.threads import oversubscribed, using_threads
+    from posekd.models.latency import count_layers, measure_large_convolution, measure_latency
+
+    device = pick_device(options.device)
+    with using_threads(options.threads):
+        threads = torch.get_num_threads()
+        where = f"{threads} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        model = model.to(device)
+        told = oversubscribed(threads) if device.type == "cpu" else ""
+        rows = [measure_latency(model, profile.size, batch) for batch in dict.fromkeys((1, options.batch))]
+        best = measure_large_convolution(device)
+    console = Console()
+    table = Table(title=f"on this machine: {where}, float32, torch {torch.__version__}", title_justify="left")
+    table.add_column("images", justify="right")
+    for heading in ("median", "10 % to 90 %", "images/s", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        spread = f"{1e3 * row.low:.2f} to {1e3 * row.high:.2f} ms"
+        memory = f"{row.peak_bytes / 2**20:.0f} MiB" if row.peak_bytes else "-"
+        table.add_row(str(row.batch), f"{1e3 * row.median:.2f} ms", spread, f"{row.images_per_second:.0f}", memory)
+    console.print(table)
+    reached, layers = profile.macs / rows[0].median, count_layers(model)
+    console.print(
+        f"{reached / 1e9:.2f} GMAC/s of the {best / 1e9:.1f} that one large convolution reaches here", highlight=False
+    )
+    if reached < DEEP * best:
+        console.print(
+            f"note: its {layers} layers, {1e6 * rows[0].median / max(layers, 1):.0f} us each, limit it and not "
+            "arithmetic: fewer layers make it faster, narrower ones hardly do",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if told:
+        console.print(f"note: {told}", highlight=False, soft_wrap=True)
+
+
+def _build(name: str, num_keypoints: int | None, overrides: dict[str, Any]) -> PoseModel:
+    """The network of a name or of a checkpoint's card; its weights do not matter."""
+    from posekd.models import create_model, create_model_from_card
+    from posekd.models.weights import find_checkpoint, read_card
+
+    path = find_checkpoint(name)
+    if path is None:
+        return create_model(name, num_keypoints=17 if num_keypoints is None else num_keypoints, **overrides)
+    card = read_card(path)
+    if card is None:
+        raise FileNotFoundError(f"{path} has no card (.json) beside it: give the model's name instead")
+    if overrides or num_keypoints is not None:
+        raise ValueError(f"{path} is a network as it is: --set and --num-keypoints are for names")
+    return create_model_from_card(card)
+
+
+def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    pairs = [word.partition("=") for word in words]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ValueError(f"--set takes KEY=VALUE, e.g. width=16, got {key!r}")
+    return {key: yaml.safe_load(text) for key, _, text in pairs}
 
 
 def _table(profile: Profile, num_keypoints: int) -> Table:
+    from posekd.models.profile import profile_rows, profile_title
+
     table = Table(title=f"{profile_title(profile)}, {num_keypoints} keypoints", title_justify="left")
     table.add_column("quantity", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from posekd.cli import command_parser, is_main_process
 
+if TYPE_CHECKING:
+    from posekd.engine.recipes.recipe import Recipe
+
 EPILOG = """Any key of the recipe can be overridden: --optim.lr 0.0005 --train.precision bf16 --out runs/mine.
 --show prints the resolved recipe, every key spelt out, and trains nothing.
+--run NAME chooses one of the runs of a recipe that has several (`posekd init` writes such).
+--seeds 0 1 2 trains with each seed and prints mean, spread and interval: no claim of a gain without it.
 On N GPUs: torchrun --nproc-per-node N -m posekd train CONFIG (docs/many_gpus.md)."""
 
 
@@ -21,6 +27,9 @@ def main(argv: Sequence[str]) -> int:
         "--resume", metavar="auto|PATH", help="go on from the newest checkpoint of the run's folder, or from a file"
     )
     parser.add_argument("--show", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, nargs="+", help="one run for each, in OUT/seedN; goes on where it stopped"
+    )
     options, overrides = parser.parse_known_args(argv)
 
     from posekd.engine.recipes.recipe import read_recipe, recipe_to_dict
@@ -31,6 +40,11 @@ def main(argv: Sequence[str]) -> int:
 
         print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), end="")
         return 0
+
+    if options.seeds is not None:
+        if options.resume is not None:
+            raise ValueError("--seeds goes on where it stopped by itself: give no --resume with it")
+        return _train_seeds(recipe, options.seeds)
 
     from posekd.engine.train import train
     from posekd.engine.training.checkpoint import list_checkpoints
@@ -43,4 +57,23 @@ def main(argv: Sequence[str]) -> int:
     if is_main_process():
         name, score = main_score(scores) if scores else ("", 0.0)
         print(f"done: {recipe.out}" + (f", {name} {score:.3f} after the last step" if scores else ""))
+    return 0
+
+
+def _train_seeds(recipe: Recipe, seeds: Sequence[int]) -> int:
+    """Trains with each seed and prints how much the scores differ."""
+    from rich.console import Console
+
+    from posekd.engine.seeds import RESULTS, train_seeds
+    from posekd.viz.judging import print_seeds
+
+    def tell(seed: int, folder: Path) -> None:
+        if is_main_process():
+            print(f"posekd: seed {seed}: {folder}", file=sys.stderr)
+
+    scores = train_seeds(recipe, seeds, tell)
+    if is_main_process():
+        shown = {seed: dict(list(row.items())[:5]) for seed, row in scores.items()}
+        print_seeds(shown, Console(), f"{recipe.out}, after the last step of {len(seeds)} seeds")
+        print(f"all numbers: {Path(recipe.out) / RESULTS}")
     return 0

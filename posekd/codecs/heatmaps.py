@@ -7,15 +7,30 @@ The rules of the flip test and of decoding are those of deep-high-resolution-net
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from posekd import geometry, ops
+from posekd.ops.reference import decode_heatmaps as definition
 
 NAME = "heatmaps"
 STRIDE = 4  # input pixels per heatmap pixel, in all networks here
+
+
+class TokenHeatmaps(NamedTuple):
+    """What a network of tokens (TokenPose) says of the K keypoints of B crops.
+
+    Attributes:
+        heatmaps: `[B, K, H/4, W/4]`.
+        keypoint_tokens: `[B, K, D]` after the last block, before any norm (TokenPose-L: of all three transformers).
+        visual_tokens: `[B, N, D]`, the same of the patches, row by row.
+    """
+
+    heatmaps: Tensor
+    keypoint_tokens: Tensor
+    visual_tokens: Tensor
 
 
 class HeatmapSettings(Protocol):
@@ -35,7 +50,7 @@ def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
     """The heatmaps of each stage of a network; a network of one stage may return its tensor without a list.
 
     Args:
-        output: what the network returned; of a named tuple with `heatmaps` (TokenPose) these.
+        output: what the network returned; of `TokenHeatmaps` their heatmaps.
         num_keypoints: K; not checked if None.
 
     Returns:
@@ -44,7 +59,7 @@ def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
     Raises:
         ValueError: another kind of output, or another number of keypoints.
     """
-    output = getattr(output, "heatmaps", output)
+    output = output.heatmaps if isinstance(output, TokenHeatmaps) else output
     stages = list(output) if isinstance(output, (list, tuple)) else [output]
     for stage in stages or [output]:
         if not isinstance(stage, Tensor) or stage.ndim != 4:
@@ -57,8 +72,10 @@ def read(output: Any, num_keypoints: int | None = None) -> list[Tensor]:
     return stages
 
 
-def reorder(output: Any, order: Tensor) -> list[Tensor]:
+def reorder(output: Any, order: Tensor) -> list[Tensor] | TokenHeatmaps:
     """The output of a network whose keypoints stand in another order: keypoint k is its `order[k]`."""
+    if isinstance(output, TokenHeatmaps):
+        return TokenHeatmaps(output.heatmaps[:, order], output.keypoint_tokens[:, order], output.visual_tokens)
     return [stage[:, order] for stage in read(output)]
 
 
@@ -71,7 +88,9 @@ def final(output: Any, num_keypoints: int) -> Tensor:
     return read(output, num_keypoints)[-1].float()
 
 
-def unmirror(heatmaps: Tensor, order: Tensor | Sequence[int], settings: HeatmapSettings) -> Tensor:
+def unmirror(
+    heatmaps: Tensor, order: Tensor | Sequence[int], size: tuple[int, int], settings: HeatmapSettings
+) -> Tensor:
     """Heatmaps of mirrored crops as those of the crops: mirrored back, left and right keypoints exchanged.
 
     With `shift_heatmaps` they are also moved one column to the right, column 0 staying as it is. (Input column x
@@ -81,6 +100,7 @@ def unmirror(heatmaps: Tensor, order: Tensor | Sequence[int], settings: HeatmapS
     Args:
         heatmaps: `[B, K, h, w]` of the mirrored crops.
         order: K keypoint indices that a mirror exchanges.
+        size: `(height, width)` of the crops; not needed here.
         settings: `shift_heatmaps`.
     """
     heatmaps = heatmaps.flip(-1)[:, torch.as_tensor(order, device=heatmaps.device)]
@@ -109,8 +129,19 @@ def decode(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int], settings: 
     Raises:
         ValueError: the aspect ratio of the heatmaps is not that of the crops.
     """
+    to_image = _to_image(heatmaps, matrices, size)
+    return ops.decode_heatmaps(heatmaps, settings.decode, matrices=to_image, blur_kernel=settings.blur_kernel)
+
+
+def decode_plain(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int], settings: HeatmapSettings) -> Tensor:
+    """`decode` in plain PyTorch, for exporters."""
+    to_image = _to_image(heatmaps, matrices, size)
+    return definition.decode_heatmaps(heatmaps, settings.decode, to_image, settings.blur_kernel)
+
+
+def _to_image(heatmaps: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    """Heatmap pixel to image pixel."""
     (height, width), (h, w) = size, heatmaps.shape[-2:]
     if height * w != width * h:
         raise ValueError(f"heatmaps of {h}x{w} do not cover crops of {height}x{width} evenly")
-    to_image = geometry.heatmap_matrices(matrices, width / w)
-    return ops.decode_heatmaps(heatmaps, settings.decode, matrices=to_image, blur_kernel=settings.blur_kernel)
+    return geometry.heatmap_matrices(matrices, width / w)

@@ -133,11 +133,11 @@ def unmirror(maps: MergedPeople, order: Tensor | Sequence[int]) -> MergedPeople:
         maps: of the mirrored images.
         order: K keypoint indices that a mirror exchanges.
     """
-    width = maps.heatmaps.shape[-1]
+    height, width = maps.heatmaps.shape[-2:]
     last = width - 1 / STRIDE  # input pixel X of W becomes W - 1 - X
     x, rest = maps.corners[..., :1], maps.corners[..., 1:]
     return MergedPeople(
-        heatmaps.unmirror(maps.heatmaps, order, _SHIFTED),
+        heatmaps.unmirror(maps.heatmaps, order, (height * STRIDE, width * STRIDE), _SHIFTED),
         maps.centers.flip(-1),
         torch.cat((1 - 1 / STRIDE - maps.offsets[:, :1], maps.offsets[:, 1:]), 1).flip(-1),
         maps.corners[:, :0],

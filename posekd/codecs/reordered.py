@@ -29,7 +29,7 @@ class Reordered(nn.Module):
         self.model = model
         self.register_buffer("order", torch.tensor(order), persistent=False)
         self.output = getattr(model, "output", heatmaps.NAME)
-        for name in ("paradigm", "name"):
+        for name in ("paradigm", "name", "gives_tokens"):
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
 

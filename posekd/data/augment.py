@@ -51,6 +51,12 @@ class CropAugmentation:
         if self.rotation < 0:
             raise ValueError(f"rotation is a spread in degrees and cannot be negative, got {self.rotation}")
 
+    @property
+    def moves(self) -> bool:
+        """Whether any crop differs from the box's."""
+        rotates = self.rotation > 0 and self.rotation_probability > 0
+        return rotates or self.flip > 0 or self.scale > 0 or self.half_body > 0
+
 
 class Draw(NamedTuple):
     """One person's augmentation: crop (pixels), rotation (degrees), zoom (factor on the scale), mirror."""

@@ -130,6 +130,15 @@ def exif_orientation(data: bytes) -> int:
     return 1
 
 
+def file_orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF orientation of a file, from its beginning; 1 where it has none or cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return exif_orientation(file.read(1 << 16))
+    except OSError:
+        return 1
+
+
 def _orientation_entry(tiff: bytes) -> int:
     """Tag 0x0112 of a TIFF header's first directory."""
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
@@ -145,8 +154,12 @@ def _orientation_entry(tiff: bytes) -> int:
     return 1
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image file in its stored orientation, from its header where that is a JPEG's or PNG's.
+def image_size(path: str | os.PathLike[str], apply_orientation: bool = False) -> tuple[int, int]:
+    """Height and width of an image file, from its header where that is a JPEG's or PNG's.
+
+    Args:
+        path: the file.
+        apply_orientation: of the image turned as its EXIF tag says, rather than as it is stored.
 
     Raises:
         BadImageError: the file is missing or not an image.
@@ -154,15 +167,15 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with open(path, "rb") as file:
             data = file.read(1 << 16)
-            size = _stated_size(data)
-            if size is None and data[:2] == _JPEG:  # a large EXIF block or colour profile comes first
-                size = _stated_size(data + file.read())
+            if _stated_size(data) is None and data[:2] == _JPEG:  # a large EXIF block or colour profile comes first
+                data += file.read()
     except OSError as error:
         raise BadImageError(f"{path}: cannot be read ({error.strerror})") from error
-    if size is None:
-        height, width = read_rgb(path).shape[:2]
+    size = _stated_size(data)
+    if size is None or (apply_orientation and data[:2] != _JPEG):  # other formats may have tags too
+        height, width = read_rgb(path, apply_orientation=apply_orientation).shape[:2]
         return height, width
-    return size
+    return size[::-1] if apply_orientation and exif_orientation(data) > 4 else size
 
 
 def _stated_size(data: bytes) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -70,6 +71,9 @@ class PoseRecords:
         reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
             metric asks for it.
         first_pixel: the coordinate that the dataset's own files give the first pixel. (Records count from 0.)
+        stated_boxes: float32 `[N, 4]`, the boxes as the label file states them, before they were clipped to the image;
+            None where they are those of `boxes`.
+        left_out: why people of the label file are not among the N -> how many.
     """
 
     skeleton: Skeleton
@@ -86,6 +90,8 @@ class PoseRecords:
     metrics: tuple[str, ...] = ("coco_keypoints",)
     reference_lengths: np.ndarray | None = None
     first_pixel: int = 0
+    stated_boxes: np.ndarray | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_rows)

@@ -6,6 +6,7 @@ from typing import Any
 
 from posekd.distill.associative_embedding import AssociativeEmbedding, AssociativeEmbeddingSettings
 from posekd.distill.base import CachedTeacher, FrozenTeacher, Method
+from posekd.distill.distilpose import DistilPose, DistilPoseSettings
 from posekd.distill.fpd import FPD, FPDSettings
 from posekd.distill.mapd import MAPD, MAPDSettings
 from posekd.distill.simple import Simple, SimpleSettings
@@ -14,6 +15,7 @@ from posekd.distill.supervised import Supervised, SupervisedSettings
 
 METHODS: dict[str, tuple[type[Any], type]] = {
     "associative_embedding": (AssociativeEmbedding, AssociativeEmbeddingSettings),
+    "distilpose": (DistilPose, DistilPoseSettings),
     "fpd": (FPD, FPDSettings),
     "mapd": (MAPD, MAPDSettings),
     "simple": (Simple, SimpleSettings),
@@ -29,6 +31,8 @@ __all__ = [
     "AssociativeEmbedding",
     "AssociativeEmbeddingSettings",
     "CachedTeacher",
+    "DistilPose",
+    "DistilPoseSettings",
     "FPDSettings",
     "FrozenTeacher",
     "MAPDSettings",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd.codecs import heatmaps
+from posekd.codecs.heatmaps import TokenHeatmaps
 from posekd.distill.convert import convert_images
 from posekd.structures import CropBatch, InputSpec
 
@@ -55,6 +56,11 @@ class FrozenTeacher:
         """The input that the teacher expects."""
         return input_spec(self.model)
 
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether the network's output has tokens."""
+        return bool(getattr(self.model, "gives_tokens", False))
+
     @torch.no_grad()
     def outputs(self, images: Tensor, source: InputSpec, spec: InputSpec | None = None) -> Any:
         """All that the network returns for a batch that was made for the student.
@@ -70,11 +76,19 @@ class FrozenTeacher:
         with torch.autocast(images.device.type, enabled=False):
             return self.model(images.to(self.dtype))
 
-    def heatmaps(self, batch: CropBatch, source: InputSpec) -> list[Tensor]:
-        """Heatmaps of each stage for crops that were made for the student; a cache has only those of the last stage."""
+    def answer(self, batch: CropBatch, source: InputSpec) -> Any:
+        """What the network returns for crops that were made for the student; a cache has only the last heatmaps, and
+        perhaps tokens.
+        """
+        if batch.teacher_maps is not None and batch.teacher_tokens:
+            return TokenHeatmaps(batch.teacher_maps, *batch.teacher_tokens)
         if batch.teacher_maps is not None:
             return [batch.teacher_maps]
-        return heatmaps.read(self.outputs(batch.images, source))
+        return self.outputs(batch.images, source)
+
+    def heatmaps(self, batch: CropBatch, source: InputSpec) -> list[Tensor]:
+        """Heatmaps of each stage for crops that were made for the student; a cache has only those of the last stage."""
+        return heatmaps.read(self.answer(batch, source))
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follows the method's `.to()`, but keeps its own dtype."""
@@ -84,10 +98,20 @@ class FrozenTeacher:
 
 
 class CachedTeacher(FrozenTeacher):
-    """A teacher whose cached heatmaps come with every batch; there is no network."""
+    """A teacher whose cached heatmaps come with every batch; there is no network.
 
-    def __init__(self) -> None:
+    Args:
+        tokens: whether its tokens come with them.
+    """
+
+    def __init__(self, tokens: bool = False) -> None:
         super().__init__(nn.Identity())
+        self._tokens = tokens
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether its tokens are stored."""
+        return self._tokens
 
     def outputs(self, images: Tensor, source: InputSpec, spec: InputSpec | None = None) -> Any:
         """Refuses, because there is no network to run.
@@ -148,6 +172,15 @@ class Method(nn.Module):
     @classmethod
     def asks_norms_of_the_batch(cls, settings: Any) -> bool:
         """Whether the teacher's norms follow the batch, so that they must not be folded.
+
+        Args:
+            settings: of this method.
+        """
+        return False
+
+    @classmethod
+    def learns_tokens(cls, settings: Any) -> bool:
+        """Whether the student learns the teacher's tokens, which fit unaugmented crops only if they are cached.
 
         Args:
             settings: of this method.

@@ -18,6 +18,7 @@ from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
+from posekd.engine.examine import examine_run
 from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
@@ -25,8 +26,9 @@ from posekd.engine.training.ema import Ema
 from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.training.step import Learner
-from posekd.models import PoseModel, create_model, init_backbone, save_weights
+from posekd.models import PoseModel, create_model, create_model_from_card, init_backbone, save_weights
 from posekd.models.fold import fold_norms
+from posekd.models.registry import override
 from posekd.models.weights import card_keypoints, read_card
 from posekd.names import match
 from posekd.paradigms import paradigm_of
@@ -57,11 +59,27 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_model(settings: ModelSettings, num_keypoints: int) -> PoseModel:
-    """The network that `settings` describe, with its weights."""
+    """The network that `settings` describe, with its weights; of a name, or of the card beside the weights.
+
+    Raises:
+        FileNotFoundError: neither a name nor a card.
+    """
+    if not settings.name and settings.weights is not None:
+        return _of_card(settings, settings.weights)
     key = {} if settings.weights_key is None else {"weights_key": settings.weights_key}
     model = create_model(settings.name, num_keypoints, weights=settings.weights, **key, **settings.overrides)
     if settings.backbone is not None:
-        init_backbone(model, settings.backbone)
+        init_backbone(model, settings.backbone, settings.backbone_key)
+    return model
+
+
+def _of_card(settings: ModelSettings, weights: str) -> PoseModel:
+    card = read_card(weights) if Path(weights).suffix == ".safetensors" else None
+    if card is None:
+        there = "there is no such file" if not Path(weights).is_file() else "it has no card (.json) beside it"
+        raise FileNotFoundError(f"{weights} should tell which network the teacher is, and {there}: give teacher.name")
+    model = create_model_from_card(card, weights)
+    model.config = override(model.config, settings.overrides)
     return model
 
 
@@ -77,7 +95,7 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
             raise ValueError(
                 f"train.teacher_cache holds crops of persons: a {recipe.paradigm.title} student cannot use it"
             )
-        teacher = CachedTeacher()
+        teacher = CachedTeacher(_has_tokens(recipe))
     elif recipe.teacher is not None and method_type.taught:
         teacher = build_teacher(recipe, recipe.teacher, skeleton)
         _check_teacher(method_type, cast(PoseModel, teacher.model))
@@ -89,6 +107,18 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
     if loop.channels_last:
         _to_channels_last(method, loop.shard_teacher)
     return method
+
+
+def _has_tokens(recipe: Recipe) -> bool:
+    """Whether the teacher's tokens come from the cache; refuses them where augmentation changes what they are of."""
+    assert recipe.train.teacher_cache is not None
+    stored = bool(TeacherMaps(Path(recipe.train.teacher_cache)).card.tokens)
+    if stored and recipe.augmentation.moves and recipe.method_type.learns_tokens(recipe.method):
+        raise ValueError(
+            "train.teacher_cache holds the tokens of unaugmented crops: set augmentation.flip, rotation, scale and "
+            "half_body to 0, or learn from heatmaps alone (method.keypoint_tokens and method.visual_tokens 0)"
+        )
+    return stored
 
 
 def _shard_teacher(method: Method, device: torch.device) -> None:
@@ -167,7 +197,7 @@ def build_teacher(recipe: Recipe, settings: ModelSettings, skeleton: Skeleton) -
     network = build_model(settings, skeleton.num_keypoints if names is None else len(names)).eval()
     if recipe.train.fold_teacher and not recipe.method_type.asks_norms_of_the_batch(recipe.method):
         fold_norms(network, torch.randn(1, 3, *network.spec.size, generator=torch.Generator().manual_seed(0)))
-    return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, f"the teacher {settings.name}"), dtype)
+    return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, f"the teacher {network.name}"), dtype)
 
 
 def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
@@ -333,12 +363,14 @@ def build_job(recipe: Recipe, label: str = "train") -> Job:
     method only start from the same student and see the same batches.
 
     Raises:
-        ValueError, FileNotFoundError: data, weights or settings that do not fit; the message says which.
+        ValueError, FileNotFoundError: data, weights or settings that do not fit, or data that look wrong (see
+            `examine_run`); the message says which.
     """
     device = pick_device(recipe.train.device)
     source = open_training_data(recipe)
     keep = recipe.paradigm.evaluation_images
     validation = open_dataset(recipe.val_data, keep) if recipe.val_data is not None else None
+    examine_run(recipe, source, validation)
     return assemble(recipe, source, validation, device, label)
 
 

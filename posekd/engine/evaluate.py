@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from posekd.engine import distributed
 from posekd.engine.progress import counted
 from posekd.engine.recipes.datasets import Dataset
 from posekd.engine.scoring import METRICS, Metric, NotScoredError, Report, Score
-from posekd.paradigms import paradigm_of
+from posekd.paradigms import Paradigm, paradigm_of
 from posekd.paradigms.inference import find_in_batches, open_batches, settings_for
 from posekd.structures import InputSpec, Instances
 
@@ -70,22 +71,63 @@ def evaluate(
     settings = settings_for(paradigm, settings)
     who = f"the network {getattr(model, 'name', '')}".rstrip()
     model = in_order_of(model, getattr(model, "keypoint_names", None), records.skeleton.keypoints, who)
-    _refuse_unfit(source, paradigm.crops_boxes, results_file)
+    refuse_unfit(source, paradigm.crops_boxes, results_file)
     rank, world = distributed.rank(), distributed.world()
     batches = open_batches(model, source, settings, loader=loader, spec=spec, rank=rank, world=world)
     shown = counted(batches, len(batches.dataset), on_batch)
     found = find_in_batches(model, shown, records.skeleton, settings, spec=spec)
     found, skipped = _gather(found, records), _skipped(batches, paradigm.unit)
-    people = paradigm.suppress(found, records.skeleton, settings)
+    return report_people(
+        source,
+        found,
+        paradigm,
+        settings,
+        start=start,
+        count=len(batches.dataset),
+        note=skipped,
+        results_file=results_file,
+    )
+
+
+def report_people(
+    source: PoseSource,
+    found: Instances,
+    paradigm: Paradigm,
+    settings: Any,
+    *,
+    start: float,
+    count: int,
+    note: str = "",
+    results_file: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Removes duplicates, writes people and scores them, whoever has found them.
+
+    Args:
+        source: the dataset.
+        found: all people, before duplicates are removed.
+        paradigm: of what has found them.
+        settings: the paradigm's settings of inference.
+        start: `time.perf_counter()` when the search began.
+        count: rows that were looked at.
+        note: a remark to go before those of the metrics.
+        results_file: see `evaluate`.
+
+    Raises:
+        ResultsNotWrittenError: see `evaluate`.
+    """
+    records = source.records
+    skeleton = records.skeleton
+    people = paradigm.suppress(found, skeleton, settings)
     given = bool(records.metrics) and METRICS[records.metrics[0]].given
     told = found if given else people
     failure = _write(source, told, results_file) if results_file is not None and distributed.is_main() else None
     scores, notes = score(
         source, found, people, written=results_file is not None and failure is None, boxes=paradigm.finds_boxes
     )
-    note = "; ".join(note for note in (skipped, *notes) if note)
+    ties = "" if given else _ties(found, people, lambda everybody: paradigm.suppress(everybody, skeleton, settings))
     seconds = time.perf_counter() - start
-    report = Report(scores, told, len(batches.dataset), paradigm.unit, records.metrics, seconds, note)
+    note = "; ".join(remark for remark in (note, ties, *notes) if remark)
+    report = Report(scores, told, count, paradigm.unit, records.metrics, seconds, note)
     if failure is not None:
         raise ResultsNotWrittenError(f"{results_file} cannot be written: {failure}", report) from failure
     return report
@@ -158,7 +200,7 @@ def _score_each(
     return scores, notes
 
 
-def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.PathLike[str] | None) -> None:
+def refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.PathLike[str] | None) -> None:
     """Refuses what cannot be evaluated, before any work is done.
 
     Raises:
@@ -180,6 +222,39 @@ def _refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.
 def _skipped(batches: PackedLoader, unit: str) -> str:
     skipped = sum(distributed.gather(batches.skipped))
     return f"{skipped} {unit}s were skipped: unreadable images" if skipped else ""
+
+
+def _ties(found: Instances, people: Instances, suppress: Callable[[Instances], Instances]) -> str:
+    """A remark where the order of the people found decided whom the removal of duplicates has kept.
+
+    That is so where a pose and one like it have equal scores. It shows by removing once more, the other way round, in
+    the images where somebody was removed; the choice between two copies of the same pose makes no difference.
+
+    Args:
+        found: everybody, before duplicates were removed.
+        people: those who were kept.
+        suppress: removes duplicates.
+    """
+    before, after = (Counter(instances.image_ids.tolist()) for instances in (found, people))
+    reduced = torch.tensor([before[i] > after[i] for i in found.image_ids.tolist()], dtype=torch.bool)
+    if not reduced.any():
+        return ""
+    others = suppress(found.take(torch.nonzero(reduced).flatten().flip(0)))
+    poses, other_poses = _poses_by_image(people), _poses_by_image(others)
+    differ = [image for image, kept in other_poses.items() if kept != poses[image]]
+    if not differ:
+        return ""
+    return (
+        f"in {len(differ)} images people alike have equal scores, and their order decided whom OKS-NMS has kept: first "
+        f"image {differ[0]}"
+    )
+
+
+def _poses_by_image(people: Instances) -> dict[int, Counter[bytes]]:
+    poses: dict[int, Counter[bytes]] = defaultdict(Counter)
+    for image, points in zip(people.image_ids.tolist(), people.keypoints.numpy(), strict=True):
+        poses[image][points.tobytes()] += 1
+    return poses
 
 
 def _gather(found: Instances, records: PoseRecords) -> Instances:

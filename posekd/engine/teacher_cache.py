@@ -12,7 +12,7 @@ from torch import Tensor
 
 from posekd.codecs import heatmaps
 from posekd.data import PoseSource, crop_loader
-from posekd.data.loading.teacher_maps import MapsCard, fingerprint, write_maps
+from posekd.data.loading.teacher_maps import Answers, MapsCard, fingerprint, write_maps
 from posekd.distill.base import FrozenTeacher
 from posekd.engine import distributed
 from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
@@ -29,6 +29,7 @@ def cache_teacher(
     *,
     margin: float = MARGIN,
     bits: Literal[8, 16] = 8,
+    tokens: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> MapsCard:
     """Runs the recipe's teacher once over its training persons, unaugmented, and stores its heatmaps.
@@ -40,6 +41,8 @@ def cache_teacher(
             rotated and zoomed crops are covered. The number of input pixels stays the same, because a network's
             heatmaps depend on it: it has learnt where the edge of its input is.
         bits: bits per value: 8 (error at most (max - min) / 510 of each map) or 16 (float16).
+        tokens: store its tokens too, in float16, for training without augmentation; `margin` must then be 1, because
+            they are those of the crop that the student sees.
         on_batch: called with (persons done, total number of persons) after each batch.
 
     Returns:
@@ -53,6 +56,10 @@ def cache_teacher(
         raise ValueError("the recipe has no teacher to cache")
     if not margin >= 1 or bits not in (8, 16):
         raise ValueError(f"margin must be 1 or more and bits 8 or 16, got {margin} and {bits}")
+    if tokens and margin != 1:
+        raise ValueError(
+            f"tokens are those of the crop that the student sees: margin must be 1 with them, got {margin}"
+        )
     if distributed.launched() > 1:
         raise ValueError("a teacher cache is written by one process: start it without torchrun")
     if not recipe.paradigm.crops_boxes:
@@ -61,9 +68,13 @@ def cache_teacher(
     source = open_training_data(recipe)
     teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton)
     teacher.model.to(device)
+    if tokens and not teacher.gives_tokens:
+        raise ValueError(f"the teacher {recipe.teacher.name} gives no tokens: store its heatmaps alone")
+    maps_shape, *token_shapes = _shapes(teacher, device, recipe.train.precision, tokens)
     card = MapsCard(
         persons=len(source.records),
-        shape=_shape(teacher, device, recipe.train.precision),
+        shape=(maps_shape[0], maps_shape[1], maps_shape[2]),
+        tokens=tuple((count, dim) for count, dim in token_shapes),
         bits=bits,
         crop=teacher.spec.size,
         margin=margin,
@@ -71,28 +82,31 @@ def cache_teacher(
         dataset=fingerprint(source.records),
         teacher=teacher_facts(recipe.teacher),
     )
-    batches = _heatmaps(teacher, source, card, recipe, device)
+    batches = _answers(teacher, source, card, recipe, device)
     return write_maps(folder, card, counted(batches, card.persons, on_batch))
 
 
 @torch.inference_mode()
-def _heatmaps(
+def _answers(
     teacher: FrozenTeacher, source: PoseSource, card: MapsCard, recipe: Recipe, device: torch.device
-) -> Iterator[Tensor]:
+) -> Iterator[Answers]:
     settings = replace(recipe.loader, on_bad_image="refuse")
     for packed in crop_loader(source, card.crop, settings, training=False, margin=card.margin):
         batch = recipe.paradigm.prepare(packed.to(device), teacher.spec, source.records.skeleton.flip)
-        yield _ask(teacher, batch.images, recipe.train.precision)
+        yield _ask(teacher, batch.images, recipe.train.precision, bool(card.tokens))
 
 
-def _ask(teacher: FrozenTeacher, images: Tensor, precision: str) -> Tensor:
-    """Heatmaps of the teacher's own input, float32."""
+def _ask(teacher: FrozenTeacher, images: Tensor, precision: str, tokens: bool) -> Answers:
+    """Heatmaps of the teacher's own input, float32, and if asked its tokens."""
     spec = teacher.spec
     with autocast(images.device, precision):
-        return heatmaps.read(teacher.outputs(images, spec, spec))[-1].float()
+        answer = teacher.outputs(images, spec, spec)
+    maps = heatmaps.read(answer)[-1].float()
+    return Answers(maps, (answer.keypoint_tokens, answer.visual_tokens) if tokens else ())
 
 
-def _shape(teacher: FrozenTeacher, device: torch.device, precision: str) -> tuple[int, int, int]:
+def _shapes(teacher: FrozenTeacher, device: torch.device, precision: str, tokens: bool) -> list[torch.Size]:
+    """Shapes of one person's maps and tokens."""
     with torch.inference_mode():
-        K, h, w = _ask(teacher, torch.zeros(1, 3, *teacher.spec.size, device=device), precision).shape[1:]
-    return K, h, w
+        answer = _ask(teacher, torch.zeros(1, 3, *teacher.spec.size, device=device), precision, tokens)
+    return [part.shape[1:] for part in (answer.maps, *answer.tokens)]

@@ -8,10 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from posekd.engine import distributed
 from posekd.engine.build import build_job, pick_device
 from posekd.engine.recipes.changes import compare
 from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
+from posekd.engine.threads import oversubscribed, using_threads
 from posekd.engine.training import checkpoint
 from posekd.engine.training.loop import Job, fit, load_state_dict
 from posekd.files import check_writable, write_atomically
@@ -43,7 +46,10 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
         OSError: the folder cannot be written.
     """
     folder = Path(recipe.out)
-    with distributed.group(pick_device(recipe.train.device)):
+    device = pick_device(recipe.train.device)
+    with using_threads(recipe.train.threads), distributed.group(device):
+        if device.type == "cpu" and distributed.is_main() and (told := oversubscribed(torch.get_num_threads())):
+            warnings.warn(told, stacklevel=2)
         if distributed.is_main():
             check_writable(folder / "recipe.yaml")
         state = _state_to_resume(folder, resume)
@@ -83,9 +89,22 @@ def resume_job(job: Job, state: dict[str, Any]) -> None:
         ValueError: the checkpoint is of another student, or past the end of this recipe.
     """
     load_state_dict(job, state)
-    if job.learner.step > job.total_steps:
+    step, before = job.learner.step, state.get("steps_per_epoch", job.steps_per_epoch)
+    other = "" if before == job.steps_per_epoch else f"an epoch has {job.steps_per_epoch} steps, and had {before}"
+    if step > job.total_steps:
         raise ValueError(
-            f"the checkpoint is at step {job.learner.step}, and this recipe ends at step {job.total_steps}"
+            f"the checkpoint is at step {step}, and this recipe ends at step {job.total_steps}"
+            + (
+                f": {other}; raise train.epochs, or go on with the batch size and data that it began with"
+                if other
+                else ""
+            )
+        )
+    if other:
+        warnings.warn(
+            f"resuming: {other}, so step {step}, after {step / before:.4g} epochs, is now after "
+            f"{step / job.steps_per_epoch:.4g} of {job.settings.epochs}",
+            stacklevel=2,
         )
 
 
@@ -98,6 +117,7 @@ def _state_to_resume(folder: Path, resume: str | None) -> dict[str, Any] | None:
             )
         return None
     if resume != "auto":
+        _refuse_folder(Path(resume), folder)
         return checkpoint.load_state(Path(resume))
     found = checkpoint.load_latest(checkpoints)
     if found is None and checkpoint.list_checkpoints(checkpoints):
@@ -108,8 +128,26 @@ def _state_to_resume(folder: Path, resume: str | None) -> dict[str, Any] | None:
     return None if found is None else found[1]
 
 
+def _refuse_folder(path: Path, folder: Path) -> None:
+    """Refuses a folder where a checkpoint is wanted, with what was probably meant.
+
+    Raises:
+        ValueError: it is a folder.
+    """
+    if not path.is_dir():
+        return
+    found = checkpoint.list_checkpoints(path) or checkpoint.list_checkpoints(path / "checkpoints")
+    if not found:
+        hint = "and it holds no checkpoint"
+    elif path.resolve() in (folder.resolve(), (folder / "checkpoints").resolve()):
+        hint = "this run's: go on from its newest checkpoint with --resume auto"
+    else:
+        hint = f"another than this run's, {folder}: go on from its newest checkpoint with --resume {found[-1]}"
+    raise ValueError(f"--resume {path} is a folder, {hint}")
+
+
 def _check_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Compares the recipe of a resumed run with the one that it began with, and warns about changes.
+    """Compares the recipe of a resumed run with the one that it began with, and warns about each change.
 
     Raises:
         ValueError: a change with which the run cannot go on.
@@ -120,5 +158,5 @@ def _check_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
             f"the run cannot go on under this recipe: {'; '.join(changes.refused)}. Go on with the old values, or "
             "begin a new run in another --out, from its weights (student.weights) if they fit"
         )
-    if changes.taken:
-        warnings.warn(f"resuming under a changed recipe: {', '.join(changes.taken)}", stacklevel=3)
+    for change in changes.taken:
+        warnings.warn(f"resuming under a changed recipe: {change}", stacklevel=3)

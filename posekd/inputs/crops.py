@@ -57,6 +57,7 @@ def prepare_crops(
         image_ids=packed.image_ids,
         sample_ids=packed.sample_ids,
         teacher_maps=teacher_maps,
+        teacher_tokens=[] if packed.teacher is None else [tokens.float() for tokens in packed.teacher.tokens],
         pixels=packed.pixels,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -14,7 +14,9 @@ from pycocotools import coco as pycoco
 from pycocotools.cocoeval import COCOeval
 
 from posekd.metrics.coco_files import Labels, Source, read_labels, read_results, resolve_sigmas
+from posekd.metrics.coco_notes import OFFICIAL_MAX_DETECTIONS, notes
 from posekd.metrics.keypoint_table import KeypointScore, keypoint_scores
+from posekd.whole_body import LISTS, is_whole_body
 
 NUMBERS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 """The ten numbers in the order of `COCOeval.stats`."""
@@ -46,7 +48,8 @@ class CocoResult:
     """The ten official numbers, each in 0..1, or -1 if no person of that size is labelled (official rule).
 
     Attributes:
-        AP: precision averaged over OKS thresholds 0.50, 0.55 ... 0.95, with at most 20 predictions per image.
+        AP: precision averaged over OKS thresholds 0.50, 0.55 ... 0.95, with at most 20 predictions per image (or
+            `max_detections`).
         AP50: at threshold 0.50.
         AP75: at threshold 0.75.
         APM: for people of medium area, 32^2 to 96^2 square pixels.
@@ -82,6 +85,8 @@ def evaluate_coco(
     ground_truth: Mapping[str, Any] | Source,
     results: Sequence[Mapping[str, Any]] | Source,
     sigmas: Sequence[float] | None = None,
+    max_detections: int = OFFICIAL_MAX_DETECTIONS,
+    whole_body: bool = False,
 ) -> CocoResult:
     """Scores keypoint results as the COCO server does (pycocotools, `iouType="keypoints"`).
 
@@ -92,20 +97,31 @@ def evaluate_coco(
             Where several categories have keypoints, as many each, they are scored one by one and averaged.
         results: a list of `{image_id, category_id, keypoints: 3K numbers, score}`, or the JSON file of one.
         sigmas: K OKS constants; default: COCO's for COCO's 17 keypoints, else 0.05 each with a warning.
+        max_detections: predictions of an image and category that are counted, those with the highest scores; the
+            official rule's are 20.
+        whole_body: score all of COCO-WholeBody's keypoints, as its own evaluation does: in files the 133 are in five
+            lists, which are joined.
 
     Raises:
         NoLabelsError: the ground truth has no annotations (test-dev).
         ValueError: results for images that the ground truth does not list, NaN, a wrong number of keypoints
-            or sigmas, or labels that cannot be scored.
+            or sigmas, labels that cannot be scored, or `max_detections` below 1.
     """
-    labels = read_labels(ground_truth)
+    labels = read_labels(ground_truth, whole_body=whole_body)
     constants = resolve_sigmas(labels, sigmas)
-    return score_labels(labels, read_results(results, labels), constants)
+    return score_labels(labels, read_results(results, labels), constants, max_detections)
 
 
-def score_labels(labels: Labels, detections: list[dict[str, Any]], constants: Sequence[float]) -> CocoResult:
+def score_labels(
+    labels: Labels,
+    detections: list[dict[str, Any]],
+    constants: Sequence[float],
+    max_detections: int = OFFICIAL_MAX_DETECTIONS,
+) -> CocoResult:
     """What `evaluate_coco` gives for labels and results that were read already."""
-    run = run_cocoeval(labels, detections, np.asarray(constants))
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be 1 or more, got {max_detections}")
+    run = run_cocoeval(labels, detections, np.asarray(constants), max_detections)
     people, pairs = _people(labels, run)
     by_id = {a["id"]: a for a in labels.annotations}
     table = keypoint_scores(
@@ -120,7 +136,7 @@ def score_labels(labels: Labels, detections: list[dict[str, Any]], constants: Se
         predictions=len(detections),
         people=tuple(people.values()),
         keypoints=table,
-        note=_note(detections, len(people)),
+        note=notes([by_id[i] for i in people], detections, constants, max_detections),
     )
 
 
@@ -141,7 +157,12 @@ _Index = _quiet(pycoco.COCO, "createIndex", "loadRes")
 _Eval = _quiet(COCOeval, "evaluate", "accumulate", "summarize")
 
 
-def run_cocoeval(labels: Labels, detections: list[dict[str, Any]], sigmas: np.ndarray | None) -> COCOeval:
+def run_cocoeval(
+    labels: Labels,
+    detections: list[dict[str, Any]],
+    sigmas: np.ndarray | None,
+    max_detections: int = OFFICIAL_MAX_DETECTIONS,
+) -> COCOeval:
     """The finished evaluation of pycocotools, which prints nothing: of keypoints, or of boxes where sigmas is None."""
     truth = _Index()
     truth.dataset = {
@@ -152,17 +173,29 @@ def run_cocoeval(labels: Labels, detections: list[dict[str, Any]], sigmas: np.nd
     truth.createIndex()
     if detections:
         found = truth.loadRes(detections)  # numbers the detections from 1
+        if is_whole_body(labels.keypoints):
+            _take_areas_of_bodies(found.dataset["annotations"])
     else:  # loadRes looks at the first result
         found = _Index()
         found.dataset = {**truth.dataset, "annotations": []}
         found.createIndex()
     run = _Eval(truth, found, "bbox" if sigmas is None else "keypoints")
+    official = run.params.maxDets
     if sigmas is not None:
         run.params.kpt_oks_sigmas = sigmas  # hard-coded to COCO's 17 otherwise
+        run.params.maxDets = [max_detections]
     run.evaluate()
     run.accumulate()
+    run.params.maxDets = official  # `summarize` looks its one entry up by this number
     run.summarize()
     return run
+
+
+def _take_areas_of_bodies(detections: list[dict[str, Any]]) -> None:
+    """COCO-WholeBody's evaluation takes detections' areas from the body's keypoints, a list of their own there."""
+    for detection in detections:
+        points = np.asarray(detection["keypoints"], np.float64).reshape(-1, 3)[LISTS["keypoints"], :2]
+        detection["area"] = float(np.ptp(points, axis=0).prod())
 
 
 def _people(labels: Labels, run: COCOeval) -> tuple[dict[int, PersonScore], list[tuple[int, int]]]:
@@ -190,23 +223,3 @@ def _people(labels: Labels, run: COCOeval) -> tuple[dict[int, PersonScore], list
                 person = (a["image_id"], a["source_id"], a["area"], int(a["num_keypoints"]), float(oks))
                 people[a["id"]] = PersonScore(*person, found=a["id"] in matched)
     return people, sorted(matched.items())
-
-
-MAX_DETECTIONS = 20
-"""Predictions of an image and category that the official rule counts."""
-
-
-def _note(detections: Sequence[Mapping[str, Any]], people: int) -> str:
-    if not people:
-        return "no labelled person in these images: every number is -1"
-    if not detections:
-        return f"no predictions for {people} labelled people: AP and AR are 0"
-    counts = Counter((d["image_id"], d["category_id"]) for d in detections)
-    crowded = list(dict.fromkeys(image for (image, _), n in counts.items() if n > MAX_DETECTIONS))
-    if not crowded:
-        return ""
-    shown = ", ".join(map(str, crowded[:5])) + (", ..." if len(crowded) > 5 else "")
-    return (
-        f"{len(crowded)} images have more than {MAX_DETECTIONS} predictions, of which the official rule counts those "
-        f"with the highest scores: ids {shown}"
-    )

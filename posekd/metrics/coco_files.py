@@ -14,6 +14,7 @@ import numpy as np
 from posekd import coco_rules
 from posekd.coco_rules import read_json
 from posekd.skeleton import COCO, DEFAULT_SIGMA, skeleton_from_category
+from posekd.whole_body import is_whole_body, join_labels, join_result
 
 Source = str | PathLike[str]
 
@@ -42,12 +43,13 @@ class Labels:
     annotations: tuple[dict[str, Any], ...]
 
 
-def read_labels(source: Mapping[str, Any] | Source, box_share: float | None = None) -> Labels:
+def read_labels(source: Mapping[str, Any] | Source, box_share: float | None = None, whole_body: bool = False) -> Labels:
     """Reads and checks a COCO keypoint ground truth by the rules of `posekd.coco_rules`.
 
     Args:
         source: the file, or its content.
         box_share: areas are this share of the boxes, whatever the file says (CrowdPose).
+        whole_body: join COCO-WholeBody's lists, see `posekd.whole_body`.
 
     Raises:
         NoLabelsError: there are no annotations.
@@ -58,6 +60,8 @@ def read_labels(source: Mapping[str, Any] | Source, box_share: float | None = No
         raise ValueError(f"{name} is not a COCO annotation file: it has no 'images' list")
     if not data.get("annotations"):
         raise NoLabelsError(f"{name} has no labels: results are written, not scored")
+    if whole_body and isinstance(data.get("categories"), (list, tuple)):
+        data = join_labels(data, name)
     remarks: coco_rules.Remarks = {}
     everything = coco_rules.entries({"categories": [], **data}, "categories", name)
     categories = [c for c in everything if coco_rules.keypoint_names(c, name)] or everything
@@ -98,13 +102,13 @@ def read_results(source: Sequence[Mapping[str, Any]] | Source, labels: Labels) -
         data, name = source, "the results"
     if isinstance(data, Mapping) or not isinstance(data, Sequence):
         raise ValueError(f"{name} must be a list of detections (COCO's results format), not {type(data).__name__}")
-    results = []
+    results, whole_body = [], is_whole_body(labels.keypoints)
     for i, entry in enumerate(data):
         if not isinstance(entry, Mapping):
             raise ValueError(f"{name}: entry {i} must be an object (COCO's results format), got {entry!r:.80}")
-        result = dict(entry)
+        result = join_result(entry, f"{name}: entry {i}") if whole_body else dict(entry)
         results.append(result)
-        missing = [k for k in ("image_id", "category_id", "keypoints", "score") if k not in result]
+        missing = [k for k in ("image_id", "category_id", "keypoints", "score") if k not in entry]
         if missing:
             raise ValueError(f"{name}: entry {i} has no {', '.join(map(repr, missing))}")
         where = f"{name}: entry {i} (image {result['image_id']})"

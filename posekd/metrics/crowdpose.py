@@ -13,6 +13,7 @@ from typing import Any
 from posekd.coco_rules import AREA_OF_BOX, numbers, read_json
 from posekd.metrics.coco import CocoResult, evaluate_coco, score_labels
 from posekd.metrics.coco_files import Source, read_labels, read_results, resolve_sigmas
+from posekd.metrics.coco_notes import OFFICIAL_MAX_DETECTIONS
 
 LEVELS = {"easy": (-math.inf, 0.2), "medium": (0.2, 0.8), "hard": (0.8, math.inf)}
 """Level -> crowd index from (inclusive) and to (exclusive). The paper says 0.1 for the first border, its code 0.2."""
@@ -42,18 +43,23 @@ def evaluate_people(
     ground_truth: Mapping[str, Any] | Source,
     results: Sequence[Mapping[str, Any]] | Source,
     sigmas: Sequence[float] | None = None,
+    max_detections: int = OFFICIAL_MAX_DETECTIONS,
+    whole_body: bool = False,
 ) -> CocoResult:
     """`evaluate_crowdpose` where the images have a crowd index, else `evaluate_coco`; arguments as theirs."""
     truth = ground_truth if isinstance(ground_truth, Mapping) else read_json(ground_truth)
     images = truth.get("images") if isinstance(truth, Mapping) else None
     crowd = isinstance(images, list) and any(isinstance(i, Mapping) and "crowdIndex" in i for i in images)
-    return (evaluate_crowdpose if crowd else evaluate_coco)(ground_truth, results, sigmas)
+    if crowd:
+        return evaluate_crowdpose(ground_truth, results, sigmas, max_detections)
+    return evaluate_coco(ground_truth, results, sigmas, max_detections, whole_body)
 
 
 def evaluate_crowdpose(
     ground_truth: Mapping[str, Any] | Source,
     results: Sequence[Mapping[str, Any]] | Source,
     sigmas: Sequence[float] | None = None,
+    max_detections: int = OFFICIAL_MAX_DETECTIONS,
 ) -> CrowdPoseResult:
     """Scores keypoint results as CrowdPose does.
 
@@ -61,6 +67,7 @@ def evaluate_crowdpose(
         ground_truth: a CrowdPose file (COCO's format, `crowdIndex` with every image), or its content.
         results: as for `evaluate_coco`.
         sigmas: K OKS constants; CrowdPose's for its 14 keypoints if not given.
+        max_detections: as for `evaluate_coco`.
 
     Raises:
         NoLabelsError: the ground truth has no annotations.
@@ -75,7 +82,7 @@ def evaluate_crowdpose(
         (crowds[image["id"]],) = numbers([image["crowdIndex"]], 1, f"{labels.name}: image {image['id']}: crowdIndex")
     constants = resolve_sigmas(labels, sigmas)
     found = read_results(results, labels)
-    whole = score_labels(labels, found, constants)
+    whole = score_labels(labels, found, constants, max_detections)
     values: dict[str, Any] = {f.name: getattr(whole, f.name) for f in fields(CocoResult)}
     for level, (low, high) in LEVELS.items():
         ids = {image for image, index in crowds.items() if low <= index < high}
@@ -85,6 +92,8 @@ def evaluate_crowdpose(
             annotations=tuple(a for a in labels.annotations if a["image_id"] in ids),
         )
         values[f"AP_{level}"] = (
-            score_labels(part, [r for r in found if r["image_id"] in ids], constants).AP if part.annotations else -1.0
+            score_labels(part, [r for r in found if r["image_id"] in ids], constants, max_detections).AP
+            if part.annotations
+            else -1.0
         )
     return CrowdPoseResult(**values)

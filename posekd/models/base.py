@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from posekd.structures import InputSpec
+from posekd.structures import InputSpec, Instances
 
 
 class ModelConfig(Protocol):
@@ -28,21 +28,25 @@ class PoseModel(nn.Module):
         family: class attribute, the name of the architecture in cards.
         paradigm: class attribute, name of its paradigm (`posekd.paradigms.PARADIGMS`).
         output: class attribute, name of the codec of its output (`posekd.codecs.CODECS`).
+        gives_tokens: class attribute, whether its output has keypoint tokens and visual tokens.
         head_prefixes: class attribute, starts of the state-dict keys that an ImageNet checkpoint cannot have.
         config: the settings it was built from.
         num_keypoints: K, the number of keypoints it predicts.
         name: the name it was created by.
         keypoint_names: names of the K keypoints, from the card of the run that trained it; None if they are not known.
+        predict: finds people in images; networks that `posekd.load_model` gives have it.
     """
 
     family: ClassVar[str]
     paradigm: ClassVar[str] = "top_down"
     output: ClassVar[str] = "heatmaps"
+    gives_tokens: ClassVar[bool] = False
     head_prefixes: ClassVar[tuple[str, ...]] = ()
     config: Any  # a ModelConfig; each family narrows it
     num_keypoints: int
     name: str
     keypoint_names: tuple[str, ...] | None = None
+    predict: Callable[..., Instances]
 
     @property
     def spec(self) -> InputSpec:

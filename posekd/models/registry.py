@@ -126,7 +126,7 @@ def create_model_from_card(card: Mapping[str, Any], weights: str | os.PathLike[s
 
 
 def load_model(path: str | os.PathLike[str]) -> PoseModel:
-    """Builds and loads a model that `save_weights` wrote, from its card and weights.
+    """Builds and loads a model that `save_weights` wrote, from its card and weights, in eval mode.
 
     Args:
         path: the `.safetensors` file; its card is beside it, with the suffix `.json`.
@@ -140,4 +140,4 @@ def load_model(path: str | os.PathLike[str]) -> PoseModel:
         raise FileNotFoundError(
             f"{path} has no card (.json) beside it; create the model by name and pass the file as `weights`"
         )
-    return create_model_from_card(card, path)
+    return create_model_from_card(card, path).eval()

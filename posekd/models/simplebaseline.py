@@ -7,6 +7,7 @@ images normalised with the RGB statistics in RGB order; the input specification 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,15 +67,7 @@ class SimpleBaseline(PoseModel):
         self.config = config
         self.num_keypoints = num_keypoints
         self.name = name
-        self.conv1 = nn.Conv2d(3, config.width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(config.width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = config.width
-        for i, blocks in enumerate(config.blocks):
-            planes = config.width * 2**i
-            setattr(self, f"layer{i + 1}", _stage(channels, planes, blocks, stride=2 if i else 1))
-            channels = planes * Bottleneck.expansion
+        channels = add_resnet(self, config.blocks, config.width)
         self.deconv_layers = _deconvolutions(channels, config.deconv_width)
         self.final_layer = nn.Conv2d(config.deconv_width, num_keypoints, 1)
         init_weights(self)
@@ -86,10 +79,27 @@ class SimpleBaseline(PoseModel):
             ValueError: H or W is not a multiple of 32.
         """
         check_size((x.shape[-2], x.shape[-1]), self.config.stride)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for i in range(len(self.config.blocks)):
-            x = getattr(self, f"layer{i + 1}")(x)
-        return self.final_layer(self.deconv_layers(x))
+        return self.final_layer(self.deconv_layers(resnet_features(self, x)))
+
+
+def add_resnet(module: nn.Module, blocks: tuple[int, ...], width: int) -> int:
+    """Gives a module the layers of a ResNet, under their usual names, and says how many channels the last has."""
+    module.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    module.bn1 = nn.BatchNorm2d(width)
+    module.relu = nn.ReLU(inplace=True)
+    module.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+    channels = width
+    for i, count in enumerate(blocks):
+        planes = width * 2**i
+        setattr(module, f"layer{i + 1}", _stage(channels, planes, count, stride=2 if i else 1))
+        channels = planes * Bottleneck.expansion
+    return channels
+
+
+def resnet_features(module: Any, x: Tensor) -> Tensor:
+    """Features `[B, C, H/32, W/32]` of images `[B, 3, H, W]`, through the four stages that `add_resnet` made."""
+    x = module.maxpool(module.relu(module.bn1(module.conv1(x))))
+    return module.layer4(module.layer3(module.layer2(module.layer1(x))))
 
 
 def _stage(in_channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from posekd.codecs.heatmaps import TokenHeatmaps
 from posekd.models.base import PoseModel, check_counts, check_size
 from posekd.models.hrnet import HRNetConfig, HRNetTrunk
 from posekd.models.layers import Bottleneck, conv3x3, init_weights
@@ -25,20 +25,6 @@ _STRIDE = 4  # input pixels per feature-map pixel
 _STEM = re.compile(r"(conv|bn|layer)\d\.")
 
 
-class TokenHeatmaps(NamedTuple):
-    """What a network of tokens says of `B` crops.
-
-    Attributes:
-        heatmaps: `[B, K, H/4, W/4]`.
-        keypoint_tokens: `[B, K, D]` after the last block, before any norm (TokenPose-L: of all three transformers).
-        visual_tokens: `[B, N, D]`, the same of the patches, row by row.
-    """
-
-    heatmaps: Tensor
-    keypoint_tokens: Tensor
-    visual_tokens: Tensor
-
-
 @dataclass(frozen=True)
 class TokenPoseConfig:
     """Settings of a TokenPose network; the defaults are DistilPose's small teacher.
@@ -46,6 +32,9 @@ class TokenPoseConfig:
     Attributes:
         modules: HRNet exchange units in stages 2, 3, 4 of the backbone; None is the stem network alone.
         width: channels of HRNet's highest branch; without HRNet nothing depends on it.
+        blocks: residual blocks in each branch of HRNet.
+        stem_width: channels of the stem, a quarter of those of the bottlenecks behind it.
+        stem_blocks: number of these bottlenecks.
         patch: `(height, width)` of a patch in feature-map pixels.
         dim: length of a token, a multiple of 4 and of `heads`.
         depth: blocks of each transformer.
@@ -59,6 +48,9 @@ class TokenPoseConfig:
 
     modules: tuple[int, ...] | None = None
     width: int = 48
+    blocks: int = 4
+    stem_width: int = 64
+    stem_blocks: int = 4
     patch: tuple[int, ...] = (4, 3)
     dim: int = 192
     depth: int = 12
@@ -70,7 +62,8 @@ class TokenPoseConfig:
     spec: InputSpec = _COCO_INPUT
 
     def __post_init__(self) -> None:
-        check_counts(self, ("width", "patch", "dim", "depth", "heads", "chained", "hidden", "head_hidden"))
+        counts = ("width", "blocks", "stem_width", "stem_blocks", "patch", "dim", "depth", "heads", "chained", "hidden")
+        check_counts(self, (*counts, "head_hidden"))
         if self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim must be a multiple of 4 and of heads ({self.heads}), got {self.dim}")
         if len(self.patch) != 2:
@@ -84,7 +77,15 @@ class TokenPoseConfig:
     @property
     def backbone(self) -> HRNetConfig:
         """The settings of an HRNet backbone."""
-        return HRNetConfig(width=self.width, modules=self.modules or (1,), spec=self.spec)
+        return HRNetConfig(
+            width=self.width, modules=self.modules or (1,), blocks=self.blocks, stem_width=self.stem_width,
+            stage1_width=self.stem_width, stage1_blocks=self.stem_blocks, spec=self.spec,
+        )  # fmt: skip
+
+    @property
+    def channels(self) -> int:
+        """Channels of the map that is cut into patches."""
+        return Bottleneck.expansion * self.stem_width if self.modules is None else self.width
 
     @property
     def heatmap_size(self) -> tuple[int, int]:
@@ -107,14 +108,15 @@ NAMED = {
 
 
 class StemNet(nn.Module):
-    """Two strided convolutions and four bottlenecks: images `[B, 3, H, W]` to features `[B, 256, H/4, W/4]`."""
+    """Two strided convolutions and some bottlenecks: images `[B, 3, H, W]` to features `[B, 4 width, H/4, W/4]`."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(3, 64, 2), nn.BatchNorm2d(64)
-        self.conv2, self.bn2 = conv3x3(64, 64, 2), nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = conv3x3(3, width, 2), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv3x3(width, width, 2), nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = nn.Sequential(*(Bottleneck(256 if i else 64, 64) for i in range(4)))
+        wide = Bottleneck.expansion * width
+        self.layer1 = nn.Sequential(*(Bottleneck(wide if i else width, width) for i in range(blocks)))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """A list of one, as HRNet's trunk gives its branches."""
@@ -122,22 +124,53 @@ class StemNet(nn.Module):
         return [self.layer1(self.relu(self.bn2(self.conv2(x))))]
 
 
+def make_backbone(config: TokenPoseConfig) -> StemNet | HRNetTrunk:
+    """The convolutional part, whose `features` are a list of maps, the finest first."""
+    if config.modules is None:
+        return StemNet(config.stem_width, config.stem_blocks)
+    return HRNetTrunk(config.backbone)
+
+
+def make_encoder(config: TokenPoseConfig, num_keypoints: int) -> TokenEncoder:
+    """The transformer over the backbone's finest map."""
+    (height, width), (rows, columns) = config.heatmap_size, config.patch
+    return TokenEncoder(
+        config.channels, (height // rows, width // columns), (rows, columns), num_keypoints, config.dim, config.depth,
+        config.heads, config.hidden, config.scale, config.chained,
+    )  # fmt: skip
+
+
+def make_head(config: TokenPoseConfig, numbers: int) -> nn.Sequential:
+    """From a keypoint token to `numbers` numbers; of two layers only where tokens are at most half the inner width."""
+    length = config.dim * config.chained
+    layers: list[nn.Module] = [nn.LayerNorm(length)]
+    if 2 * length <= config.head_hidden:
+        layers += [nn.Linear(length, config.head_hidden), nn.LayerNorm(config.head_hidden)]
+        length = config.head_hidden
+    return nn.Sequential(*layers, nn.Linear(length, numbers))
+
+
+def check_input(model: PoseModel, x: Tensor) -> None:
+    """Refuses images of another size than that of the position table.
+
+    Raises:
+        ValueError: says both sizes.
+    """
+    size = (x.shape[-2], x.shape[-1])
+    if size != tuple(model.spec.size):
+        raise ValueError(
+            f"{model.name} was made for images of {model.spec.size[0]}x{model.spec.size[1]} (height x width), got "
+            f"{size[0]}x{size[1]}: create it with size={size}"
+        )
+
+
 class _TokenPoseHead(nn.Module):
     """The encoder and, behind each keypoint token, the layers that draw its heatmap."""
 
-    def __init__(self, config: TokenPoseConfig, channels: int, num_keypoints: int) -> None:
+    def __init__(self, config: TokenPoseConfig, num_keypoints: int) -> None:
         super().__init__()
-        (height, width), (rows, columns) = config.heatmap_size, config.patch
-        self.tokenpose = TokenEncoder(
-            channels, (height // rows, width // columns), (rows, columns), num_keypoints, config.dim, config.depth,
-            config.heads, config.hidden, config.scale, config.chained,
-        )  # fmt: skip
-        length, pixels = config.dim * config.chained, height * width
-        layers: list[nn.Module] = [nn.LayerNorm(length)]
-        if 2 * length <= config.head_hidden:
-            layers += [nn.Linear(length, config.head_hidden), nn.LayerNorm(config.head_hidden)]
-            length = config.head_hidden
-        self.tokenpose.mlp_head = nn.Sequential(*layers, nn.Linear(length, pixels))
+        self.tokenpose = make_encoder(config, num_keypoints)
+        self.tokenpose.mlp_head = make_head(config, config.heatmap_size[0] * config.heatmap_size[1])
 
     def forward(self, features: Tensor) -> TokenHeatmaps:
         keypoints, visual = self.tokenpose(features)
@@ -149,6 +182,7 @@ class TokenPose(PoseModel):
     """The top-down pose network: images `[B, 3, H, W]` to heatmaps and tokens."""
 
     family = "tokenpose"
+    gives_tokens = True
     head_prefixes = ("keypoint_head.",)
 
     def __init__(
@@ -158,8 +192,8 @@ class TokenPose(PoseModel):
         self.config = config
         self.num_keypoints = num_keypoints
         self.name = name
-        self.backbone: StemNet | HRNetTrunk = StemNet() if config.modules is None else HRNetTrunk(config.backbone)
-        self.keypoint_head = _TokenPoseHead(config, 256 if config.modules is None else config.width, num_keypoints)
+        self.backbone = make_backbone(config)
+        self.keypoint_head = _TokenPoseHead(config, num_keypoints)
         init_weights(self)
         init_tokens(self)
 
@@ -169,12 +203,7 @@ class TokenPose(PoseModel):
         Raises:
             ValueError: another size than `spec.size`, for which the position table was made.
         """
-        size = (x.shape[-2], x.shape[-1])
-        if size != tuple(self.spec.size):
-            raise ValueError(
-                f"{self.name} was made for images of {self.spec.size[0]}x{self.spec.size[1]} (height x width), got "
-                f"{size[0]}x{size[1]}: create it with size={size}"
-            )
+        check_input(self, x)
         return self.keypoint_head(self.backbone.features(x)[0])
 
     def own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

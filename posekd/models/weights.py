@@ -36,7 +36,8 @@ _WRAPPERS = (
 # by princeton-vl's trainer.
 _PREFIXES = ("module.", "1.", "_orig_mod.", "model.", "net.", "network.", "student.")
 # MMPose puts the official names of HRNet, HigherHRNet and SimpleBaseline behind these (0.x; 1.x).
-_MMPOSE = ("backbone.", "keypoint_head.", "head.")
+_BACKBONE = "backbone."
+_MMPOSE = (_BACKBONE, "keypoint_head.", "head.")
 # Classification heads of the ImageNet checkpoints of HRNet and ResNet.
 _CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.", "fc.")
 _COUNTER = ".num_batches_tracked"
@@ -68,6 +69,32 @@ def save_weights(model: PoseModel, path: PathLike, card: Mapping[str, Any] | Non
     with replacing(path.with_suffix(".json")) as new_card, replacing(path) as new_weights:
         save_file(tensors, new_weights, metadata={"format": "pt"})
         new_card.write_text(text, encoding="utf-8")
+
+
+def find_checkpoint(name: PathLike) -> Path | None:
+    """The checkpoint that a word of a command line means: a `.safetensors` file, or a run's best one, else its last.
+
+    Args:
+        name: a file, a folder, or a model's name.
+
+    Returns:
+        The path of a `.safetensors` file; None for other words, which may be a model's name.
+
+    Raises:
+        FileNotFoundError: a folder without a checkpoint, or no such file.
+    """
+    path = Path(name)
+    if path.is_dir():
+        found = [path / f"{which}.safetensors" for which in ("best", "last")]
+        file = next((file for file in found if file.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{name} holds no best.safetensors and no last.safetensors: is it a run's?")
+        return file
+    if path.suffix != ".safetensors":
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    return path
 
 
 def read_card(path: PathLike) -> dict[str, Any] | None:
@@ -167,8 +194,19 @@ def _strip(state: StateDict) -> StateDict:
     """Removes the prefixes that wrappers leave, as long as every key has one of them."""
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
-    if any(k.startswith("backbone.") for k in state) and all(k.startswith(_MMPOSE) for k in state):
-        state = {k.split(".", 1)[1]: v for k, v in state.items()}
+    return state
+
+
+def _in_names_of(model: PoseModel, state: StateDict) -> StateDict:
+    """Other trainers' names as the model's; its own may be MMPose's (TokenPose's, DistilPose's and DeepPose's are)."""
+    prefixed = any(k.startswith(_BACKBONE) for k in model.state_dict())
+    return model.own_names(state if prefixed else without_mmpose(state))
+
+
+def without_mmpose(state: StateDict) -> StateDict:
+    """Removes MMPose's prefixes, as long as every key has one of them."""
+    if any(k.startswith(_BACKBONE) for k in state) and all(k.startswith(_MMPOSE) for k in state):
+        return {k.split(".", 1)[1]: v for k, v in state.items()}
     return state
 
 
@@ -198,7 +236,7 @@ def load_weights(model: PoseModel, path: PathLike, key: str | None = None) -> di
         ValueError: the file cannot be read, or does not fit; the message names some of the keys, and the
             model that the file seems to be for.
     """
-    state = model.own_names(read_state_dict(path, key))
+    state = _in_names_of(model, read_state_dict(path, key))
     card = read_card(path) or {} if Path(path).suffix == ".safetensors" else {}
     own = model.state_dict()
     counters = {k: v for k, v in own.items() if k.removesuffix(_COUNTER) + ".running_mean" in state}
@@ -238,14 +276,16 @@ class InitReport:
         return f"{self.loaded} tensors loaded, {len(self.fresh)} left as they were, {len(self.unused)} unused"
 
 
-def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
-    """Starts the backbone from an ImageNet checkpoint (HRNet's, or a torchvision-style ResNet).
+def init_backbone(model: PoseModel, path: PathLike, key: str | None = None) -> InitReport:
+    """Starts the backbone from an ImageNet checkpoint (HRNet's, or a torchvision-style ResNet) or another model's.
 
-    The model's head and the checkpoint's classifier are skipped by name; all else that both have is copied.
+    The model's head and the checkpoint's classifier are skipped by name; all else that both have is copied. So
+    DistilPose-L can start from its teacher.
 
     Args:
         model: the model to start.
         path: a file that `read_state_dict` reads.
+        key: under which entry of the file the weights are, where that is none of the usual names.
 
     Returns:
         What was loaded and what was not, to be printed.
@@ -255,7 +295,9 @@ def init_backbone(model: PoseModel, path: PathLike) -> InitReport:
         ValueError: unreadable, a backbone of another width or kind, or nothing in common.
     """
     own = {k: v for k, v in model.state_dict().items() if not k.startswith(model.head_prefixes)}
-    state = read_state_dict(path)
+    state = _in_names_of(model, read_state_dict(path, key))
+    if all(k.startswith(_BACKBONE) for k in own) and not any(k.startswith(_BACKBONE) for k in state):
+        state = {k if k.startswith(_CLASSIFIER_PREFIXES) else _BACKBONE + k: v for k, v in state.items()}
     common = {k: v for k, v in state.items() if k in own and not k.startswith(_CLASSIFIER_PREFIXES)}
     wrong = [k for k, v in common.items() if v.shape != own[k].shape]
     if wrong or not common:

@@ -14,6 +14,7 @@ from posekd.ops.mimic_loss import mimic_loss
 from posekd.ops.oks import oks, oks_nms, soft_oks_nms
 from posekd.ops.render_heatmaps import render_heatmaps
 from posekd.ops.roi_align import roi_align
+from posekd.ops.simulated_heatmap_loss import simulated_heatmap_loss
 from posekd.ops.tag_loss import tag_loss
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "refine",
     "render_heatmaps",
     "roi_align",
+    "simulated_heatmap_loss",
     "soft_oks_nms",
     "tag_loss",
     "top_k_peaks",

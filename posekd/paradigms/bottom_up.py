@@ -28,6 +28,7 @@ from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, Instances, PackedImageBatch
 
 MULTIPLE = 64  # the sides of the network's input are multiples of this, in pixels
+LARGEST = 1 << 26  # pixels of an input: a picture one pixel high would fill the memory
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,16 @@ def input_size(height: int, width: int, short: int, scale: float, settings: Bott
     """The size of an image at one scale, with or without `settings.square`: `(height, width)` in pixels.
 
     Raises:
-        ValueError: a square whose side is not a multiple of 64.
+        ValueError: a square whose side is not a multiple of 64, or an image too narrow (`LARGEST`).
     """
     if settings.square is None:
-        return resized(height, width, short, scale, min(settings.scales))
+        size = resized(height, width, short, scale, min(settings.scales))
+        if size[0] * size[1] > LARGEST:
+            raise ValueError(
+                f"an image of {height} x {width} pixels would become an input of {size[0]} x {size[1]}: cut it into "
+                "pieces, or use a square of it (inference.square)"
+            )
+        return size
     side = short * settings.square * scale
     if side % MULTIPLE:
         raise ValueError(

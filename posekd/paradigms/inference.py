@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from posekd.codecs.reordered import in_order_of
 from posekd.data import LoaderSettings, PackedLoader, PoseSource
 from posekd.data.sources.arrays import ImagesInMemory
 from posekd.paradigms import Paradigm, paradigm_of
@@ -95,7 +96,7 @@ def find_people(
     Args:
         model: of any paradigm, on any device.
         images: uint8 RGB `[H, W, 3]` each.
-        skeleton: the K keypoints of the network.
+        skeleton: K keypoints; those of the network, which are matched by name where its card tells them.
         settings: the paradigm's settings of inference.
         boxes: for a network that crops boxes: `[n, 4]` (x, y, width, height) per image; the whole image if None.
         box_scores: `[n]` per image, confidence of its boxes.
@@ -106,7 +107,8 @@ def find_people(
         People by image and descending score; `image_ids` count `images` from 0, `sample_ids` the boxes.
 
     Raises:
-        ValueError: images or boxes of another form, or boxes for a network that sees whole images.
+        ValueError: images or boxes of another form, boxes for a network that sees whole images, or keypoints that the
+            network does not have.
         FloatingPointError: the network's output is not finite.
 
     Examples:
@@ -123,6 +125,7 @@ def find_people(
     if not paradigm.crops_boxes and (boxes is not None or box_scores is not None):
         raise ValueError(f"a {paradigm.title} network sees whole images: it needs no boxes")
     settings = settings_for(paradigm, settings)
+    model = in_order_of(model, getattr(model, "keypoint_names", None), skeleton.keypoints, "the network")
     source = ImagesInMemory(images, skeleton, boxes, box_scores)
     loader = LoaderSettings(batch_size, workers=0)
     if padding is not None:
@@ -180,7 +183,7 @@ def _refuse_non_finite(found: Instances) -> None:
     if len(bad):
         first = int(bad[0])
         raise FloatingPointError(
-            f"the network gives NaN or infinite heatmaps for {len(bad)} of {len(found)} persons, first "
+            f"the network gives NaN or infinite values for {len(bad)} of {len(found)} persons, first "
             f"{int(found.sample_ids[first])} of image {int(found.image_ids[first])}: check its weights, or evaluate "
             "in fp32"
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posekd.codecs import heatmaps
+from posekd.codecs import coordinates, heatmaps
 from posekd.data import CropAugmentation, LoaderSettings, PackedLoader, PoseSource, crop_loader
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.inputs import prepare_crops
@@ -22,9 +22,9 @@ from posekd.metrics import oks_nms, rescore
 from posekd.paradigms.base import Paradigm
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
-from posekd.structures import InputSpec, Instances, PackedCropBatch
+from posekd.structures import CropBatch, InputSpec, Instances, PackedCropBatch
 
-CODECS = {codec.NAME: codec for codec in (heatmaps,)}
+CODECS = {codec.NAME: codec for codec in (coordinates, heatmaps)}
 """The outputs of top-down networks, by `PoseModel.output`."""
 
 
@@ -37,6 +37,8 @@ class TopDownInference:
         shift_heatmaps: move the mirrored crop's heatmaps one column to the right before averaging.
         decode: how heatmaps become coordinates, see `ops.decode_heatmaps`.
         blur_kernel: width of the blur of `dark` in heatmap pixels: 11 for heatmaps drawn with sigma 2, 17 for sigma 3.
+        released_flip: the flip test of a regression network as DistilPose released it: mirrored coordinates a pixel too
+            far, scores of left and right not exchanged.
         keypoint_threshold: a person's score uses the keypoint scores above this, in 0..1.
         oks_threshold: of two poses with a higher OKS (0..1) the weaker is removed; 1 keeps all.
         precision: `fp32`, or autocast to `bf16` or `fp16`.
@@ -48,6 +50,7 @@ class TopDownInference:
     shift_heatmaps: bool = True
     decode: Literal["argmax", "quarter", "dark"] = "quarter"
     blur_kernel: int = 11
+    released_flip: bool = False
     keypoint_threshold: float = 0.2
     oks_threshold: float = 0.9
     precision: Precision = "fp32"
@@ -100,7 +103,7 @@ def ask(
         settings: flip test and precision.
 
     Returns:
-        The codec, and the maps that it has read, e.g. heatmaps float32 `[B, K, h, w]`.
+        The codec, and what it has read, e.g. heatmaps float32 `[B, K, h, w]`.
 
     Raises:
         ValueError: an output that the codec cannot read.
@@ -114,7 +117,8 @@ def ask(
         return codec, said
     with autocast(images.device, settings.precision):
         output = model(images.flip(-1))
-    return codec, codec.average(said, codec.unmirror(codec.final(output, K), flip_permutation, settings))
+    size = (images.shape[-2], images.shape[-1])
+    return codec, codec.average(said, codec.unmirror(codec.final(output, K), flip_permutation, size, settings))
 
 
 def predict(
@@ -128,7 +132,11 @@ def predict(
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     crops = prepare_crops(packed, spec, flip_permutation, memory_format=layout)
     codec, said = ask(model, crops.images, flip_permutation, settings)
-    keypoints = codec.decode(said, crops.matrices, spec.size, settings)
+    return as_people(crops, codec.decode(said, crops.matrices, spec.size, settings))
+
+
+def as_people(crops: CropBatch, keypoints: Tensor) -> Instances:
+    """The people of crops, whose keypoints `[B, K, 3]` are in image pixels; scores are the mean of the keypoints'."""
     return Instances(
         keypoints=keypoints,
         scores=keypoints[..., 2].mean(1),

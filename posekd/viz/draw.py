@@ -25,6 +25,7 @@ def draw_poses(
     zoom: int = 2,
     threshold: float = 0.2,
     labels: bool = False,
+    line: int | None = None,
 ) -> np.ndarray:
     """Draws the poses of an image, enlarged.
 
@@ -35,10 +36,12 @@ def draw_poses(
         zoom: factor of enlargement.
         threshold: keypoints whose visibility or score is not above it are left out.
         labels: the third number is a visibility, and occluded keypoints (1) are drawn hollow.
+        line: radius of a keypoint in pixels of the result, and nearly the width of an edge; `zoom` if None.
 
     Returns:
         uint8 RGB `[zoom H, zoom W, 3]`.
     """
+    line = zoom if line is None else line
     canvas = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     unit = 1 << _FRACTION_BITS
     for person in np.asarray(keypoints, float).reshape(-1, skeleton.num_keypoints, 3):
@@ -48,18 +51,18 @@ def draw_poses(
         for a, b in skeleton.edges:
             if shown[a] and shown[b]:
                 ends = tuple(points[a].tolist()), tuple(points[b].tolist())
-                for colour, width in (((0, 0, 0), zoom + 3), (_edge_colour(skeleton, a, b), zoom + 1)):
+                for colour, width in (((0, 0, 0), line + 3), (_edge_colour(skeleton, a, b), line + 1)):
                     cv2.line(canvas, *ends, colour, width, cv2.LINE_AA, _FRACTION_BITS)
         for k in np.flatnonzero(shown):
             hollow = labels and person[k, 2] == OCCLUDED
-            _draw_keypoint(canvas, tuple(points[k].tolist()), zoom, hollow)
+            _draw_keypoint(canvas, tuple(points[k].tolist()), line, hollow)
     return canvas
 
 
-def _draw_keypoint(canvas: np.ndarray, where: tuple[int, int], zoom: int, hollow: bool) -> None:
+def _draw_keypoint(canvas: np.ndarray, where: tuple[int, int], line: int, hollow: bool) -> None:
     """A white disc with a black rim, or a white ring with one; `where` in sixteenths of a pixel."""
     unit = 1 << _FRACTION_BITS
-    radius = zoom * unit
+    radius = line * unit
     black, white = (0, 0, 0), (255, 255, 255)
     if hollow:  # a pixel wider, so that the hole is seen
         for colour, width in ((black, 3), (white, 1)):

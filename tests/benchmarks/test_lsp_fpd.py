@@ -36,6 +36,7 @@ def tiny(name: str, folder: Path) -> str:
     values["train"] |= {"epochs": 1, "validate_every": 1}
     values["loader"]["batch_size"] = 2
     values["train_data"]["image_ids"], values["val_data"]["image_ids"] = TRAIN, TEST
+    values["acknowledged"] = ["shared_images"]  # the drawn pictures are all alike
     path = folder / f"{Path(name).name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)

@@ -161,7 +161,7 @@ def test_train_show_prints_the_resolved_recipe(capsys):
     assert recipe["method"]["alpha"] == 0.15
 
 
-def test_profile_reads_its_options_from_its_signature(capsys):
+def test_profile_counts_by_name(capsys):
     assert main(["profile", "elpn_v1"]) == 0
     assert "1,108,146" in capsys.readouterr().out
 

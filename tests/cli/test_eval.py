@@ -65,6 +65,28 @@ def test_a_results_file_is_scored(folder, capsys):
     assert [row["name"] for row in report["keypoints"]] == NAMES
 
 
+def test_more_predictions_than_the_official_rule_counts_can_be_counted(folder, checkpoint, capsys):
+    """The only hit has the lowest score of 21 predictions: precision 1/21. A network's own, likewise."""
+    (hit,) = json.loads((folder / "results.json").read_text())
+    miss = {**hit, "keypoints": [0.0, 0.0, 1.0] * 3}
+    (folder / "many.json").write_text(json.dumps([{**hit, "score": 0.1}, *[miss] * 20]))
+    words = ["eval", "--score-only", str(folder / "many.json"), "--annotations", str(folder / "gt.json"), *SIGMAS]
+    report = ["--report", str(folder / "report.json")]
+    assert main([*words, *report]) == 0
+    assert json.loads((folder / "report.json").read_text())["AP"] == 0
+    assert "1 images have more than 20 predictions" in capsys.readouterr().out
+    assert main([*words, *report, "--max-dets", "21"]) == 0
+    assert json.loads((folder / "report.json").read_text())["AP"] == pytest.approx(1 / 21)
+    assert "up to 21 predictions of each image are counted" in capsys.readouterr().out
+    assert main([*words, "--max-dets", "0"]) == 2
+    assert "max_detections must be 1 or more, got 0" in capsys.readouterr().err
+    data = ["--images", str(folder), "--annotations", str(folder / "gt.json"), *SIGMAS, "--workers", "0", "--no-flip"]
+    assert main(["eval", checkpoint, *data, "--max-dets", "3"]) == 0
+    assert "up to 3 predictions of each image are counted" in capsys.readouterr().out
+    assert main(["eval", checkpoint, "--dataset", "mpii", *data[:4], "--max-dets", "3"]) == 2
+    assert "--max-dets has no meaning for --dataset mpii" in capsys.readouterr().err
+
+
 @pytest.mark.data
 def test_the_published_example(real_data, capsys):
     files = real_data / "coco" / "eval-xtcocoapi"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers.threads import threads
@@ -35,6 +36,7 @@ def run(tmp_path_factory):
         "train": {"epochs": 30, "validate_every": 30, "checkpoint_every": 30, "device": "cpu", "log_every": 10},
         "inference": {"flip_test": False, "decode": "dark", "keypoint_threshold": 0.05},
         "out": str(folder / "run"),
+        "acknowledged": ["shared_images"],
     }
     with threads(1):
         train(recipe_from_dict(values))
@@ -74,3 +76,66 @@ def test_other_data_are_scored_with_the_sigmas_of_the_run(run, tmp_path):
     assert scores(tmp_path, str(folder), *words)["AP"] == validation["AP"]
     official = [str(0.05)] * 17
     assert scores(tmp_path, str(folder), *words, "--sigmas", *official)["AP"] != validation["AP"]
+
+
+def test_a_bare_list_of_images_takes_the_keypoints_of_the_run(run, tmp_path):
+    """A list without labels and without categories, as a script writes it; the boxes come from a detector."""
+    folder, _, written = run
+    image = json.loads(Path(written.annotations).read_text())["images"][0]
+    (tmp_path / "list.json").write_text(json.dumps({"images": [image]}))
+    box = {"image_id": image["id"], "category_id": 1, "bbox": [5, 5, 60, 80], "score": 0.9}
+    (tmp_path / "boxes.json").write_text(json.dumps([box]))
+    words = ["--images", written.images, "--annotations", str(tmp_path / "list.json"), "--workers", "0"]
+    words += ["--detections", str(tmp_path / "boxes.json"), "--results", str(tmp_path / "found.json")]
+    with threads(1):
+        assert main(["eval", str(folder), *words, "--device", "cpu"]) == 0
+    (pose,) = json.loads((tmp_path / "found.json").read_text())
+    assert len(pose["keypoints"]) == 3 * 17
+
+
+class TestJudging:
+    """What eval says beside AP: errors over all people, AP at other sigmas, pictures, comparisons."""
+
+    def test_errors_count_everybody_and_sigmas_are_tried(self, run, tmp_path, capsys):
+        folder, validation, _ = run
+        report = scores(tmp_path, str(folder), "--pck-pair", "left_shoulder", "right_hip")
+        assert report["ap_by_sigmas"]["1"] == validation["AP"]
+        assert report["ap_by_sigmas"]["0.5"] <= validation["AP"] <= report["ap_by_sigmas"]["2"]
+        everybody = report["errors_by_box"]["keypoints"]
+        assert everybody["all"]["labelled"] == sum(row["labelled"] for row in report["keypoints"])
+        assert report["errors_by_box"]["people"] == len(report["people"])
+        assert 0 < report["errors_by_pair"]["people"] <= len(report["people"])
+        assert "relative to the distance left_shoulder to right_hip" in capsys.readouterr().out
+
+    def test_the_best_and_the_worst_are_drawn(self, run, tmp_path):
+        folder, *_ = run
+        scores(tmp_path, str(folder), "--draw", str(tmp_path / "pictures"))
+        found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+        assert found == ["best.png", "random.png", "worst.png"]
+
+    def test_two_runs_are_compared_with_an_interval(self, run, tmp_path, capsys):
+        folder, validation, _ = run
+        file = tmp_path / "compared.json"
+        words = ["--compare", str(folder), str(folder / "last.safetensors"), "--workers", "0", "--report", str(file)]
+        with threads(1):
+            assert main(["eval", *words, "--device", "cpu"]) == 0
+        values = json.loads(file.read_text())
+        assert set(values) == {"AP", "PCK@0.1 of the box"}
+        # validated once, after the last step: best and last are the same network
+        assert values["AP"]["before"] == values["AP"]["after"] == pytest.approx(validation["AP"])
+        assert values["AP"]["low"] == values["AP"]["high"] == 0
+        assert "no certain difference" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--compare", "{run}", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+            (["{run}", "--compare", "{run}", "{run}"], "--compare A B evaluates these two"),
+            (["{run}", "--pck-pair", "nose", "tail"], "'tail' is not among the keypoints"),
+        ],
+    )
+    def test_mistakes(self, run, capsys, words, message):
+        filled = [word.format(run=run[0]) for word in words]
+        with threads(1):
+            assert main(["eval", *filled, "--workers", "0", "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err

@@ -114,14 +114,14 @@ def test_teacher_and_student_by_the_ordinary_commands(tmp_path, capsys):
     """Train a teacher, distil from it, resume, evaluate with flip and scales, write results."""
     folder = write_coco(tmp_path, 6, settings=SyntheticSettings(size=(64, 96), people=(1, 2)))
     data = {"name": "coco", "images": folder.images, "annotations": folder.annotations}
+    both = {"train_data": data, "val_data": data, "acknowledged": ["shared_images"]}
     teacher = tmp_path / "teacher.yaml"
-    teacher.write_text(json.dumps(values(train_data=data, val_data=data, out=str(tmp_path / "teacher"))))
+    teacher.write_text(json.dumps(values(**both, out=str(tmp_path / "teacher"))))
     assert main(["train", str(teacher)]) == 0
     student = tmp_path / "student.yaml"
     weights = str(tmp_path / "teacher" / "last.safetensors")
     content = values(
-        train_data=data,
-        val_data=data,
+        **both,
         method={"name": "smallerhrnet"},
         teacher={"name": "higherhrnet_w32", "overrides": TINY_BOTTOM_UP, "weights": weights},
         out=str(tmp_path / "student"),

@@ -26,8 +26,9 @@ LOADER = LoaderSettings(batch_size=3, workers=0)
 class Painted:
     """A `PoseSource` of people whose keypoints are squares of one grey each: the network below reads them."""
 
-    def __init__(self, labelled: bool = True) -> None:
-        boxes = [(20, 30, 60, 80), (200, 100, 48, 64), (90, 20, 96, 128)]
+    def __init__(
+        self, labelled: bool = True, boxes: Any = ((20, 30, 60, 80), (200, 100, 48, 64), (90, 20, 96, 128))
+    ) -> None:
         rng = np.random.default_rng(3)
         self.labelled = labelled
         self.images = np.zeros((2, 240, 320, 3), np.uint8)
@@ -147,3 +148,28 @@ def test_a_network_that_sees_nothing_scores_zero():
     assert report.main is not None
     assert report.main.result.AP == 0
     assert {r["score"] for r in coco_results(report.found)} == {0.0}
+    assert report.note.startswith("3 of 3 predictions have the score 0")
+
+
+class Even(Reader):
+    """Each keypoint in the upper left corner, with the same score."""
+
+    def forward(self, images):
+        heatmaps = torch.zeros(len(images), 5, 64, 48)
+        heatmaps[:, :, 0, 0] = 0.5
+        return heatmaps
+
+
+@pytest.mark.parametrize(("shift", "told"), [(1, True), (0, False), (40, False)])
+def test_ties_among_people_alike_are_told(shift, told):
+    """Two crops of one image whose poses differ by a pixel: the first stays. By nothing, or much: no choice is made."""
+    source = Painted(boxes=((20, 30, 60, 80), (20 + shift, 30, 60, 80), (90, 20, 96, 128)))
+    source.records.box_scores[:] = 1
+    report = evaluate(Even(), source, PLAIN, loader=LOADER)
+    assert len(report.found) == (3 if shift == 40 else 2)
+    expected = (
+        "in 1 images people alike have equal scores, and their order decided whom OKS-NMS has kept: first image 7"
+    )
+    assert report.note == (expected if told else "")
+    source.records.box_scores[1] = 0.9  # now the score decides
+    assert evaluate(Even(), source, PLAIN, loader=LOADER).note == ""

@@ -15,6 +15,7 @@ from posekd.engine.build import assemble, build_method, build_teacher
 from posekd.engine.evaluate import evaluate
 from posekd.engine.training.loop import load_state_dict, state_dict
 from posekd.models import create_model, load_model, save_weights
+from posekd.paradigms.inference import find_people
 from posekd.skeleton import COCO, Skeleton
 from posekd.structures import InputSpec
 
@@ -73,6 +74,15 @@ def test_evaluation_matches_by_name_and_says_so(weights):
         other = evaluate(model, OtherOrder(SETTINGS), loader=loader)
     assert other.numbers() == usual.numbers()
     assert torch.equal(other.found.keypoints, usual.found.keypoints[:, ORDER])
+
+
+def test_arrays_are_matched_by_name_too(weights):
+    model = load_model(weights)
+    images = [SyntheticPeople(SETTINGS).load_image(0)]
+    usual = find_people(model, images, COCO)
+    with pytest.warns(UserWarning, match="the network has its keypoints in another order than the data"):
+        other = find_people(model, images, other_order(COCO))
+    assert torch.equal(other.keypoints, usual.keypoints[:, ORDER])
 
 
 def test_a_teachers_heatmaps_are_those_of_the_students_keypoints(weights, tmp_path):

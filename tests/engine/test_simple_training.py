@@ -55,6 +55,7 @@ def test_both_stages_by_the_ordinary_commands(tmp_path, capsys):
         "method": {"name": "simple", "mimic_from": 2},
         "train_data": data,
         "val_data": data,
+        "acknowledged": ["shared_images"],
         "loader": {"batch_size": 3, "workers": 0},
         "train": {"epochs": 2, "validate_every": 2, "device": "cpu", "log_every": 1},
         "out": str(tmp_path / "run"),

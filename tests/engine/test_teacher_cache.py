@@ -17,6 +17,7 @@ from posekd.cli import main
 from posekd.data import CropAugmentation, LoaderSettings, crop_loader
 from posekd.data.loading.teacher_maps import (
     CARD,
+    Answers,
     MapsCard,
     TeacherMaps,
     dequantise,
@@ -38,6 +39,9 @@ from posekd.ops import render_heatmaps
 from posekd.structures import InputSpec
 
 SPEC = InputSpec(size=(64, 64))
+TOKENS = {
+    "size": [64, 64], "patch": [4, 4], "stem_width": 4, "stem_blocks": 1, "dim": 8, "depth": 1, "heads": 2, "hidden": 8
+}  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -112,7 +116,7 @@ def oracle_cache(folder, source, size=(64, 64), margin=1.1, sigma=1.5):
     crops = geometry.crop_matrices(*larger_crops(records, np.arange(len(records)), card), None, None, size)
     joints = geometry.transform_keypoints(torch.from_numpy(records.keypoints), geometry.invert_matrices(crops))
     maps, _ = render_heatmaps(geometry.to_heatmap(joints), shape[1:], sigma, "exact")
-    write_maps(folder, card, [maps])
+    write_maps(folder, card, [Answers(maps)])
     return TeacherMaps(folder)
 
 
@@ -280,3 +284,49 @@ def test_the_command_says_what_it_has_written(tmp_path, teacher, capsys):
     assert re.search(rf"\d+ persons, 4,488 bytes each \(0 MiB\) in {folder}; largest error 0\.00", out), out
     assert f"train with --train.teacher_cache {folder}" in out
     assert TeacherMaps(folder).card.error < 0.1
+
+
+class TestTokens:
+    """A token teacher's tokens are those of one crop: stored for training without augmentation."""
+
+    @pytest.fixture
+    def recipe(self, tmp_path):
+        torch.manual_seed(3)
+        model = create_model("distilpose_teacher_stem", **TOKENS)
+        save_weights(model, tmp_path / "teacher.safetensors")
+        return tiny(
+            tmp_path / "run",
+            str(tmp_path / "teacher.safetensors"),
+            student={"name": "distilpose_s", "overrides": TOKENS},
+            teacher__name="distilpose_teacher_stem",
+            teacher__overrides=TOKENS,
+            method={"name": "distilpose"},
+            augmentation={"flip": 0.0, "rotation": 0.0, "scale": 0.0},
+        )
+
+    def cached(self, recipe: Recipe, folder) -> Recipe:
+        return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, teacher_cache=str(folder)))
+
+    def test_cached_terms_are_those_of_the_teacher(self, recipe, tmp_path):
+        card = cache_teacher(recipe, tmp_path / "cache", margin=1.0, bits=16, tokens=True)
+        assert card.tokens == ((17, 8), (16, 8))
+        assert TeacherMaps(tmp_path / "cache").card == card
+        live, cached = build_job(recipe), build_job(self.cached(recipe, tmp_path / "cache"))
+        wanted, found = (job.learner.method(job.prepare(next(job.loader.epoch(0)))) for job in (live, cached))
+        assert list(found) == ["labels", "simulated_heatmaps", "scores", "keypoint_tokens", "visual_tokens"]
+        for term in wanted:
+            assert found[term].item() == pytest.approx(wanted[term].item(), rel=2e-3, abs=1e-9), term
+
+    def test_they_do_not_fit_augmented_crops(self, recipe, tmp_path):
+        cache_teacher(recipe, tmp_path / "cache", margin=1.0, tokens=True)
+        moving = dataclasses.replace(self.cached(recipe, tmp_path / "cache"), augmentation=CropAugmentation())
+        with pytest.raises(ValueError, match=r"holds the tokens of unaugmented crops: set augmentation\.flip"):
+            build_job(moving)
+
+    def test_what_cannot_be_stored_is_refused(self, recipe, tmp_path):
+        with pytest.raises(ValueError, match=r"margin must be 1 with them, got 1\.1"):
+            cache_teacher(recipe, tmp_path / "cache", tokens=True)
+
+    def test_a_teacher_without_tokens(self, teacher, tmp_path):
+        with pytest.raises(ValueError, match="the teacher hrnet_w32 gives no tokens"):
+            cache_teacher(tiny(tmp_path, teacher), tmp_path / "cache", margin=1.0, tokens=True)

@@ -11,7 +11,7 @@ from helpers.tiny_training import losses, tiny
 
 from posekd.engine import build
 from posekd.engine.recipes.recipe import ModelSettings
-from posekd.engine.train import train
+from posekd.engine.train import resume_job, train
 from posekd.engine.training import checkpoint, loop
 from posekd.models import create_model, load_model, save_weights
 
@@ -169,12 +169,59 @@ class TestResumingUnderAnotherRecipe:
     def test_another_weight_decay_and_input_size_are_what_the_run_goes_on_with(self, tmp_path, teacher):
         train(tiny(tmp_path, teacher, train__epochs=1))
         student = {"name": "elpn_v1", "overrides": {**TINY_NET, "size": [128, 128]}}
-        said = r"optim.weight_decay 0.0 -> 0.5, student.overrides.size \[64, 64\] -> \[128, 128\], train.epochs 1 -> 2"
-        with pytest.warns(UserWarning, match=said):
+        with pytest.warns(UserWarning, match="changed recipe") as said:
             train(tiny(tmp_path, teacher, student=student, optim={"weight_decay": 0.5}), resume="auto")
+        assert [str(warning.message).split("recipe: ")[1] for warning in said] == [
+            "optim.weight_decay 0.0 -> 0.5",
+            "student.overrides.size [64, 64] -> [128, 128]",
+            "train.epochs 1 -> 2",
+        ]
         (saved,) = checkpoint.load_latest(tmp_path / "checkpoints")[1]["optimizer"]["param_groups"]
         assert saved["weight_decay"] == 0.5
         assert load_model(tmp_path / "last.safetensors").spec.size == (128, 128)
+
+    def test_adamw_goes_on_with_the_averages_of_adam(self, tmp_path, teacher):
+        train(tiny(tmp_path, teacher, train__epochs=1))
+        kept = checkpoint.load_latest(tmp_path / "checkpoints")[1]["optimizer"]["state"]
+        recipe = tiny(tmp_path, teacher, optim={"name": "adamw", "weight_decay": 0.5})
+        state = checkpoint.load_latest(tmp_path / "checkpoints")[1]
+        job = build.build_job(recipe)
+        resume_job(job, state)
+        optimizer = job.learner.optimizer
+        assert type(optimizer) is torch.optim.AdamW
+        assert all(group["decoupled_weight_decay"] for group in optimizer.param_groups)
+        own = optimizer.state_dict()["state"]
+        assert all(torch.equal(own[i]["exp_avg"], kept[i]["exp_avg"]) for i in kept)
+        assert {float(slots["step"]) for slots in own.values()} == {float(state["step"])}
+        with pytest.warns(
+            UserWarning, match=r"optim.name 'adam' -> 'adamw' \(Adam's averages of the gradient are kept"
+        ):
+            train(recipe, resume="auto")
+
+    def test_another_batch_size_is_told_in_epochs(self, tmp_path, teacher):
+        """12 pictures of one person each: 3 steps of 4, or 2 of 6."""
+        data = {"train_data": {"name": "synthetic", "images": 12, "people": [1, 1]}}
+        train(tiny(tmp_path, teacher, **data, loader__batch_size=4))
+        larger = {**data, "loader__batch_size": 6}
+        ends = "at step 6, and this recipe ends at step 4: an epoch has 2 steps, and had 3; raise train.epochs"
+        with pytest.warns(UserWarning, match="batch_size 4 -> 6"), pytest.raises(ValueError, match=ends):
+            train(tiny(tmp_path, teacher, **larger), resume="auto")
+        with pytest.warns(UserWarning, match="resuming") as told:
+            train(tiny(tmp_path, teacher, **larger, train__epochs=4), resume="auto")
+        said = "an epoch has 2 steps, and had 3, so step 6, after 2 epochs, is now after 3 of 4"
+        assert any(said in str(warning.message) for warning in told)
+        assert checkpoint.load_latest(tmp_path / "checkpoints")[1]["step"] == 8
+
+    def test_a_folder_in_place_of_a_checkpoint_leads_to_one(self, tmp_path, teacher):
+        train(tiny(tmp_path / "a", teacher, train__epochs=1))
+        (newest,) = checkpoint.list_checkpoints(tmp_path / "a" / "checkpoints")[-1:]
+        for folder in (tmp_path / "a", tmp_path / "a" / "checkpoints"):
+            with pytest.raises(ValueError, match=f"{folder} is a folder, this run's: .* with --resume auto$"):
+                train(tiny(tmp_path / "a", teacher), resume=str(folder))
+            with pytest.raises(ValueError, match=f"another than this run's, .*: .* with --resume {newest}$"):
+                train(tiny(tmp_path / "b", teacher), resume=str(folder))
+        with pytest.raises(ValueError, match="is a folder, and it holds no checkpoint"):
+            train(tiny(tmp_path / "b", teacher), resume=str(tmp_path))
 
     def test_checkpoints_none_of_which_can_be_read_are_no_new_run(self, tmp_path, teacher):
         train(tiny(tmp_path, teacher, train__epochs=1))

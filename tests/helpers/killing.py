@@ -40,6 +40,7 @@ def recipe(folder: Path, workers: int) -> Recipe:
         folder,
         train_data=people,
         val_data=people,
+        acknowledged=["shared_images"],
         loader__workers=workers,
         train__validate_every=1,
         train__ema_decay=0.9,

@@ -34,8 +34,15 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         "distill_loss": lambda x: _only(ops.distill_loss(x, other, keypoints=KEYPOINTS.expand(2, 3, 3))),
         "mimic_loss": lambda x: _only(ops.mimic_loss(x, BOXES, targets, None, 0.5)),
         "tag_loss": lambda x: torch.stack(ops.tag_loss(x, people)),
+        "simulated_heatmap_loss": lambda x: ops.simulated_heatmap_loss(*_points(x), other),
     }
     return x, calls[name]
+
+
+def _points(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates and sigmas `[2, 3, 2]`, views of `x` where its dtype allows it."""
+    points = x.to(torch.promote_types(x.dtype, torch.float32))
+    return points[:, :, 0, :2], points[:, :, 1, 3:5]
 
 
 def _only(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -52,4 +59,5 @@ NAMES = (
     "distill_loss",
     "mimic_loss",
     "tag_loss",
+    "simulated_heatmap_loss",
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import threading
 
 import numpy as np
@@ -189,7 +190,60 @@ def test_more_predictions_than_the_official_rule_counts_are_told(count, told):
     result = evaluate_coco(truth(who, images=(7,)), guesses, SIGMAS)
     assert result.AR == pytest.approx(0 if told else 1)
     expected = "1 images have more than 20 predictions, of which the official rule counts those with the highest scores"
-    assert result.note == (f"{expected}: ids 7" if told else "")
+    assert result.note == (f"{expected} (--max-dets counts more): ids 7" if told else "")
+
+
+def test_another_number_of_predictions_can_be_counted():
+    """A hit of the lowest score after 20 misses: precision 1/21 at full recall. Only the best one: no hit."""
+    who = person(1, image_id=7)
+    guesses = [guess(who, score=0.1), *[guess(who, off=1000.0) for _ in range(20)]]
+    result = evaluate_coco(truth(who, images=(7,)), guesses, SIGMAS, max_detections=21)
+    assert (result.AP, result.AR) == (pytest.approx(1 / 21), pytest.approx(1))
+    assert result.APM == -1
+    assert result.people[0].found
+    assert result.note == (
+        "up to 21 predictions of each image are counted, where the official rule counts 20: not to be compared with "
+        "published numbers"
+    )
+    result = evaluate_coco(truth(who, images=(7,)), guesses, SIGMAS, max_detections=1)
+    assert (result.AP, result.AR) == (0, 0)
+    assert "1 images have more than 1 predictions, of which are counted those with the highest scores" in result.note
+    with pytest.raises(ValueError, match="max_detections must be 1 or more, got 0"):
+        evaluate_coco(truth(who, images=(7,)), guesses, SIGMAS, max_detections=0)
+
+
+def test_any_limit_above_the_most_predictions_gives_pycocotools_numbers():
+    people = [person(i, image_id=i % 3 + 1, x=60.0 * i) for i in range(1, 9)]
+    guesses = [guess(p, off=3.0 * i, score=0.1 + 0.1 * i) for i, p in enumerate(people)]
+    labels = truth(*people, images=(1, 2, 3))
+    official = evaluate_coco(labels, guesses, SIGMAS)
+    assert 0 < official.AP < 1
+    for limit in (3, 50):
+        assert evaluate_coco(labels, guesses, SIGMAS, max_detections=limit).numbers() == official.numbers()
+    assert evaluate_coco(labels, guesses, SIGMAS, max_detections=2).AR < official.AR
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.98, True), (1.02, False)])
+def test_people_so_small_that_half_a_pixel_misses_are_told(share, told):
+    """The area at which an error of half a pixel is worth an OKS of 0.5."""
+    area = share * 0.5**2 / (2 * math.log(2) * (2 * SIGMA) ** 2)
+    small, large = person(4, area=area), person(5, x=300)
+    result = evaluate_coco(truth(small, large), [guess(small, off=0.5), guess(large)], SIGMAS)
+    assert [p.found for p in result.people] == [not told, True]
+    expected = (
+        f"areas so small that being half a pixel off misses OKS 0.5 .*first annotation 4 .image 1., area {area:g}"
+    )
+    assert bool(re.fullmatch(f"1 labelled people have {expected}", result.note)) == told
+
+
+def test_predictions_of_score_zero_are_told():
+    people = [person(1), person(2, x=300), person(3, image_id=2)]
+    guesses = [guess(people[0]), guess(people[1], score=0.0), guess(people[2], score=0)]
+    result = evaluate_coco(truth(*people, images=(1, 2)), guesses, SIGMAS)
+    assert result.AP == pytest.approx(1)
+    assert result.note == (
+        "2 of 3 predictions have the score 0, so they rank last and their order decides among them: first in image 1"
+    )
 
 
 def test_people_without_labelled_joints_only():

@@ -8,7 +8,7 @@ import torch
 from posekd.cli import main
 from posekd.engine.build import build_model
 from posekd.engine.recipes.recipe import ModelSettings
-from posekd.models import create_model, load_weights, save_weights
+from posekd.models import create_model, init_backbone, load_weights, save_weights
 
 SMALL = {
     "size": (64, 64),
@@ -57,6 +57,24 @@ class TestKey:
         assert same(create_model("elpn_v1", 17, file, weights_key="run.final", **SMALL), trained)
         settings = ModelSettings("elpn_v1", str(file), "run.final", overrides=SMALL)
         assert same(build_model(settings, 17), trained)
+
+    def test_of_a_backbones_file_too(self, trained, tmp_path):
+        file = saved({"run": {"final": trained.state_dict()}, "epoch": 2}, tmp_path)
+        settings = ModelSettings("elpn_v1", backbone=str(file), backbone_key="run.final", overrides=SMALL)
+        network, fresh = build_model(settings, 17), create_model("elpn_v1", 17, **SMALL)
+        body = [key for key in trained.state_dict() if not key.startswith(trained.head_prefixes)]
+        assert body
+        assert all(torch.equal(network.state_dict()[key], trained.state_dict()[key]) for key in body)
+        assert not same(fresh, trained)
+        with pytest.raises(
+            ValueError, match=r"has no entry 'no' \(weights_key 'no'\): there is a dictionary with 'run'"
+        ):
+            init_backbone(fresh, file, "no")
+
+    def test_a_key_without_a_file_is_refused(self):
+        for key in ("weights", "backbone"):
+            with pytest.raises(ValueError, match=f"{key}_key names an entry of the file `{key}`: give both"):
+                ModelSettings("elpn_v1", **{f"{key}_key": "run"})
 
     def test_the_message_leads_to_it(self, trained, tmp_path):
         file = saved({"run": trained.state_dict(), "epoch": 2}, tmp_path)
@@ -112,7 +130,7 @@ class TestEval:
         assert main(["eval", str(file), *self.WORDS]) == 2
         said = capsys.readouterr().err
         assert "does not say which model it is of. It looks like 'elpn_v1' with 5 keypoints" in said
-        assert f"posekd eval NAME --weights {file}" in said
+        assert f"NAME --weights {file}" in said
 
     def test_a_folder_without_a_run_and_a_file_that_is_not_there(self, tmp_path, capsys):
         assert main(["eval", str(tmp_path), *self.WORDS]) == 2

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from posekd.cli import profile as cli
-from posekd.models import create_model, format_profile, profile_model
+from posekd.models import create_model, format_profile, profile_model, save_weights
 from posekd.models.hrnet import HRNetConfig, HRNetTrunk
+from posekd.models.latency import measure_latency
 from posekd.models.profile import profile_rows
 
 # name, height and width, keypoints, parameters, HRNet tool's count, exact MACs, GFLOPs printed in the
@@ -136,15 +137,56 @@ def test_text_names_unit_and_convention():
 
 def test_cli_prints_the_table(capsys):
     for name, params in (("elpn_v1", "1,108,146"), ("simplebaseline_r50", "33,999,697")):
-        cli.run(name)
+        assert cli.main([name]) == 0
         out = capsys.readouterr().out
         assert f"{name}, 1 image of 256x192 (height x width), 17 keypoints" in out
         assert params in out
 
 
 def test_cli_takes_size_keypoints_and_overrides(capsys):
-    cli.run("elpn_v1", size=(256, 256), num_keypoints=16, overrides={"gc_min_width": 1})
+    cli.main(["elpn_v1", "--size", "256", "256", "--num-keypoints", "16", "--set", "gc_min_width=1"])
     out = capsys.readouterr().out
     assert "1,108,024" in out
     assert "1.7330" in out
     assert "16 keypoints" in out
+
+
+def test_cli_takes_a_checkpoint_or_its_folder(tmp_path, capsys):
+    model = create_model("elpn_v1", 5, size=(64, 64), width=8, modules=(1,), blocks=1)
+    save_weights(model, tmp_path / "best.safetensors")
+    for name in (tmp_path, tmp_path / "best.safetensors"):
+        cli.main([str(name)])
+        assert "elpn_v1, 1 image of 64x64 (height x width), 5 keypoints" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a network as it is"):
+        cli.main([str(tmp_path), "--set", "width=16"])
+
+
+def test_cli_measures_time_and_states_threads(capsys):
+    words = [
+        "elpn_v1",
+        "--size",
+        "64",
+        "64",
+        "--set",
+        "width=8",
+        "modules=[1]",
+        "blocks=1",
+        "--latency",
+        "--batch",
+        "2",
+    ]
+    cli.main([*words, "--threads", "1", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "on this machine: 1 CPU threads, float32" in out
+    assert "that one large convolution reaches here" in out
+    with pytest.raises(ValueError, match="--threads must be 1 or more, got 0"):
+        cli.main([*words, "--threads", "0"])
+
+
+def test_latency_leaves_the_model_as_it_was_and_grows_with_the_batch():
+    model = create_model("elpn_v1", size=(64, 64), width=8, modules=(1,), blocks=1)
+    one, many = (measure_latency(model, (64, 64), batch, seconds=0.05) for batch in (1, 32))
+    assert model.training
+    assert one.low <= one.median <= one.high
+    assert many.median > one.median
+    assert many.images_per_second == 32 / many.median

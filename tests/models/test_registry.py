@@ -56,7 +56,9 @@ def test_names():
         "distilpose_teacher_stem",
         "distilpose_teacher_hrnet_w48",
     }
-    assert set(list_models()) == wanted | tables | hourglasses | tokens | {"simple_w18", "simple_w32"}
+    regression = {"distilpose_s", "distilpose_l", "deeppose_r50"}
+    people = {"simple_w18", "simple_w32"}
+    assert set(list_models()) == wanted | tables | hourglasses | tokens | regression | people
 
 
 def test_a_model_carries_its_facts():
@@ -81,7 +83,7 @@ def test_size_and_spec_overrides():
     ("name", "overrides", "message"),
     [
         ("hrnet_w23", {}, "unknown model 'hrnet_w23'; did you mean 'hrnet_w32'"),
-        ("xyzzy", {}, r"unknown model 'xyzzy'; valid: distilpose_teacher_hrnet_w48, distilpose_teacher_stem, elpn_v1"),
+        ("xyzzy", {}, r"unknown model 'xyzzy'; valid: deeppose_r50, distilpose_l, distilpose_s"),
         ("elpn_v1", {"widht": 8}, "elpn_v1 has no setting 'widht'; did you mean 'width'"),
         ("simplebaseline_r50", {"modules": (1, 1, 1)}, "simplebaseline_r50 has no setting 'modules'"),
         ("elpn_v1", {"spec": {"sise": (64, 64)}}, "no field 'sise'; did you mean 'size'"),

@@ -27,9 +27,11 @@ def test_saved_weights_come_back_with_their_card(tmp_path):
     assert card["metrics"] == {"AP": 0.71}
     assert card["model"]["name"] == "elpn_v1"
 
-    again = load_model(path).eval().to(memory_format=torch.channels_last)
+    again = load_model(path).to(memory_format=torch.channels_last)
     x = torch.randn(1, 3, 64, 64)
     assert again.config == model.config
+    assert not again.training
+    model.eval()
     assert torch.equal(again(x), model(x))
     assert load_weights(tiny_model("elpn_v1"), path)["skeleton"] == "coco"
 

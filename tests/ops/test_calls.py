@@ -148,6 +148,7 @@ def _of_any_size(name: str, x: Tensor) -> tuple[Tensor, ...]:
     boxes = torch.tensor([[0.0, 0.0, 0.0, W / 2, H], [max(N - 1, 0), -1.0, 0.5, W, H / 3]])[: 2 if N else 0]
     keypoints = torch.linspace(0, 6, N * 4 * C * 3).reshape(N, 4, C, 3)
     targets = torch.linspace(0, 1, 2 * len(boxes) * C * 6).reshape(2, len(boxes), C, 3, 2)
+    points = x[:, :, :1, :1].expand(N, C, 2, 2)
     calls: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]] = {
         "corner_pool": lambda: ops.corner_pool(x, "right", ties="last"),
         "corner_pool_add": lambda: ops.corner_pool_add(x, other, "bottom"),
@@ -157,6 +158,7 @@ def _of_any_size(name: str, x: Tensor) -> tuple[Tensor, ...]:
         "distill_loss": lambda: ops.distill_loss(x, other, keypoints=keypoints[:, 0], kind="exact", return_terms=True),
         "mimic_loss": lambda: ops.mimic_loss(x, boxes, targets, torch.full(targets.shape[:3], 0.5), 0.5),
         "tag_loss": lambda: ops.tag_loss(x, keypoints, kind="max"),
+        "simulated_heatmap_loss": lambda: ops.simulated_heatmap_loss(points[..., 0], points[..., 1], other),
     }
     result = calls[name]()
     return result if isinstance(result, tuple) else (result,)
@@ -181,17 +183,21 @@ def test_every_size_gives_the_dispatchers_bits(name: str, shape: tuple[int, ...]
 
 class TestSomeOfTheInputs:
     @pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
-    @pytest.mark.parametrize("name", ["corner_pool_add", "corner_pool_sum", "center_pool", "mimic_loss"])
+    @pytest.mark.parametrize(
+        "name", ["corner_pool_add", "corner_pool_sum", "center_pool", "mimic_loss", "simulated_heatmap_loss"]
+    )
     def test_have_the_dispatchers_gradients(self, name: str, wanted: tuple[bool, bool], short: list[str]) -> None:
         rng = torch.Generator().manual_seed(1)
         x = torch.rand(2, 3, 7, 9, generator=rng)
         boxes = torch.tensor([[0.0, 0.3, 0.2, 5.0, 4.0], [1.0, 2.0, 1.0, 7.0, 6.5]])
+        maps = torch.rand(2, 3, 5, 4, generator=rng)
         other = torch.rand((2, 2, 3, 4, 5) if name == "mimic_loss" else x.shape, generator=rng)
         calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "corner_pool_add": lambda x, y: ops.corner_pool_add(x, y, "right", ties="last"),
             "corner_pool_sum": lambda x, y: ops.corner_pool_sum(x, y, ("bottom", "right")),
             "center_pool": ops.center_pool,
             "mimic_loss": lambda x, y: ops.mimic_loss(x, boxes, y, None, 0.5, return_terms=True)[1] * 3,
+            "simulated_heatmap_loss": lambda x, y: ops.simulated_heatmap_loss(x[:, :, 0, :2], y[:, :, 1, :2], maps),
         }
 
         def gradients() -> list[Tensor | None]:

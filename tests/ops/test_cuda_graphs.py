@@ -65,6 +65,11 @@ CASES: dict[str, tuple[int, Callable[[int], list[Tensor]], Call]] = {
         lambda s: [make(2, 3, 16, 16, seed=s), make(2, 3, 4, seed=s).cumsum(-1) * 4],
         lambda x, b: ops.center_focal_loss(x, b, torch.full((2,), 3, device=x.device)),
     ),
+    "simulated_heatmap_loss": (
+        2,
+        lambda s: [make(2, 3, 2, seed=s), make(2, 3, 2, seed=s + 1) + 0.5, make(2, 3, 16, 16, seed=s)],
+        ops.simulated_heatmap_loss,
+    ),
     "group_keypoints": (
         0,
         lambda s: [make(2, 3, 16, 16, seed=s), make(2, 3, 16, 16, 2, seed=s)],
@@ -129,9 +134,9 @@ def test_a_replay_equals_the_call(name: str) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", ["mimic_loss", "distill_loss"])
+@pytest.mark.parametrize("name", ["mimic_loss", "distill_loss", "simulated_heatmap_loss"])
 def test_compiled_to_cuda_graphs(name: str) -> None:
-    """The two ops that keep something between calls, in memory that torch.compile's graphs must not own."""
+    """The ops that keep something between calls, in memory that torch.compile's graphs must not own."""
     _, build, call = CASES[name]
     with backends.use("cuda"):
         compiled = torch.compile(call, mode="reduce-overhead")

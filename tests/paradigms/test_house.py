@@ -21,7 +21,10 @@ HOUSE = Path(posekd.__file__).parent
 GUESTS = ("benchmarks", "configs")  # of an installed package, whose rooms stand beside it in a checkout
 SOURCES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE).parts[0] not in GUESTS)
 
-GROUND = {"geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules"}
+GROUND = {
+    "geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules", "whole_body",
+    "renames",
+}  # fmt: skip
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
 INFERENCE = CODECS | ROOMS | {"viz", "paradigms"}
@@ -32,7 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "skeleton": {"names"},
     "files": set(),
     "coco_rules": set(),
+    "whole_body": {"skeleton", "coco_rules"},
     "precision": set(),
+    "renames": set(),
     "lengths": {"skeleton"},
     "structures": {"geometry"},
     "ops": GROUND | {"_C"},

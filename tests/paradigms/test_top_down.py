@@ -173,7 +173,7 @@ def test_a_broken_network_is_named():
     data = [batch(2)]
     nan = torch.zeros(2, 5, 16, 12)
     nan[1, 2, 0, 0] = math.nan
-    with pytest.raises(FloatingPointError, match="NaN or infinite heatmaps for 1 of 2 persons, first 101 of image 1"):
+    with pytest.raises(FloatingPointError, match="NaN or infinite values for 1 of 2 persons, first 101 of image 1"):
         predict(Fixed(nan), data, FIVE, PLAIN)
     with pytest.raises(ValueError, match="the network has 17 heatmaps, the dataset 5 keypoints"):
         predict(Fixed(torch.zeros(2, 17, 16, 12)), data, FIVE, PLAIN)

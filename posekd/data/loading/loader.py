@@ -100,7 +100,7 @@ class PackedLoader:
         """
         self.plan.epoch, self.plan.start = epoch, start
         rows, lost = 0, 0
-        for batch in _start_quietly(self._loader):
+        for batch in _without_traceback(_start_quietly(self._loader)):
             self._report(batch)
             rows += len(batch)
             lost = 0 if len(batch) else lost + 1
@@ -282,6 +282,14 @@ def _start_quietly(loader: DataLoader[Any]) -> Iterator[Packed]:
     batches = iter(loader)
     signal.signal(signal.SIGCHLD, before)
     return batches
+
+
+def _without_traceback(batches: Iterator[Packed]) -> Iterator[Packed]:
+    """The batches; an unreadable image is reported in its own sentence, which torch wraps in a worker's traceback."""
+    try:
+        yield from batches
+    except BadImageError as error:
+        raise BadImageError(str(error).rsplit(f"{BadImageError.__name__}: ", 1)[-1].strip()) from None
 
 
 def _as_is(batch: Packed) -> Packed:

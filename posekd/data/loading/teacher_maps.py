@@ -2,7 +2,9 @@
 
 A folder holds `card.json`, `maps.bin` (`[N, K, h, w]`, one byte or a float16 per value) and, for bytes,
 `ranges.bin` (float32 `[N, K, 2]`: a value is `low + step * byte`). Training warps a person's maps by the matrix that
-also warps the image, so augmentation is not restricted, and the teacher is not run.
+also warps the image, so augmentation is not restricted, and the teacher is not run. If asked, there is a `tokens.bin`
+(float16 `[N, length]`, each person's keypoint tokens and then visual tokens). Tokens cannot be warped: they are for
+training without augmentation.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +28,7 @@ from posekd.files import write_atomically
 from posekd.structures import CachedMaps
 
 CARD = "card.json"
+FILES = ("maps.bin", "ranges.bin", "tokens.bin")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class MapsCard:
         padding: factor by which ordinary crops are larger than boxes.
         dataset: hash of the persons, see `fingerprint`.
         teacher: the network and weights that made the maps.
-        error: largest difference between a stored value and the teacher's.
+        error: largest difference between a stored value of the maps and the teacher's.
+        tokens: shapes of a person's keypoint tokens and visual tokens; empty if they are not stored.
     """
 
     persons: int
@@ -52,12 +57,34 @@ class MapsCard:
     dataset: str
     teacher: dict[str, Any]
     error: float = 0.0
+    tokens: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def token_length(self) -> int:
+        """Values of one person's tokens."""
+        return sum(count * dim for count, dim in self.tokens)
 
     @property
     def bytes_per_person(self) -> int:
         """Disk space of one person."""
         K, h, w = self.shape
-        return K * h * w * self.bits // 8 + (K * 8 if self.bits == 8 else 0)
+        return K * h * w * self.bits // 8 + (K * 8 if self.bits == 8 else 0) + 2 * self.token_length
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a teacher says of B persons.
+
+    Attributes:
+        maps: float `[B, K, h, w]` on any device.
+        tokens: its keypoint tokens and visual tokens, `[B, K, D]` and `[B, N, D]`, or nothing.
+    """
+
+    maps: Tensor
+    tokens: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return self.maps.shape[0]
 
 
 def fingerprint(records: PoseRecords) -> str:
@@ -115,18 +142,19 @@ class TeacherMaps:
         try:
             facts = json.loads((folder / CARD).read_text(encoding="utf-8"))
             sizes = {key: tuple(facts[key]) for key in ("shape", "crop")}
-            self.card = MapsCard(**{**facts, **sizes})
+            tokens = tuple(tuple(shape) for shape in facts.get("tokens", ()))
+            self.card = MapsCard(**{**facts, **sizes, "tokens": tokens})
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{folder} holds no complete teacher cache: make it with `posekd cache-teacher`"
             ) from None
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{folder / CARD} is not the card of a teacher cache ({error})") from None
-        found = sum((folder / name).stat().st_size for name in ("maps.bin", "ranges.bin") if (folder / name).is_file())
+        found = sum((folder / name).stat().st_size for name in FILES if (folder / name).is_file())
         wanted = self.card.persons * self.card.bytes_per_person
         if found != wanted:
             raise ValueError(f"the teacher cache {folder} is damaged: {found} bytes instead of {wanted}; make it again")
-        self._files: tuple[np.ndarray, np.ndarray] | None = None
+        self._files: tuple[np.ndarray, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": None}  # each process maps the files itself
@@ -158,9 +186,15 @@ class TeacherMaps:
             ranges: np.ndarray = np.zeros((self.card.persons, 0), np.float32)
             if self.card.bits == 8:
                 ranges = np.memmap(self.folder / "ranges.bin", np.float32, "r", shape=(*shape[:2], 2))
-            self._files = maps, ranges
-        stored_maps, stored_ranges = (torch.from_numpy(np.asarray(file[rows])) for file in self._files)
-        return CachedMaps(stored_maps, stored_ranges, self.matrices(rows, records))
+            tokens: np.ndarray = np.zeros((self.card.persons, 0), np.float16)
+            if self.card.tokens:
+                length = self.card.token_length
+                tokens = np.memmap(self.folder / "tokens.bin", np.float16, "r", shape=(self.card.persons, length))
+            self._files = maps, ranges, tokens
+        maps_of, ranges_of, tokens_of = (torch.from_numpy(np.asarray(file[rows])) for file in self._files)
+        parts = tokens_of.split([count * dim for count, dim in self.card.tokens], 1) if self.card.tokens else ()
+        shaped = [part.unflatten(1, shape) for part, shape in zip(parts, self.card.tokens, strict=True)]
+        return CachedMaps(maps_of, ranges_of, self.matrices(rows, records), shaped)
 
     def matrices(self, rows: np.ndarray, records: PoseRecords) -> Tensor:
         """Pixel of the cached maps to image pixel, float32 `[B, 2, 3]`, for some dataset rows."""
@@ -168,13 +202,13 @@ class TeacherMaps:
         return geometry.heatmap_matrices(crops, self.card.crop[1] / self.card.shape[2])
 
 
-def write_maps(folder: Path, card: MapsCard, batches: Iterable[Tensor]) -> MapsCard:
+def write_maps(folder: Path, card: MapsCard, batches: Iterable[Answers]) -> MapsCard:
     """Writes heatmaps, person after person; the card is written last, so an incomplete cache has none.
 
     Args:
         folder: created if it does not exist; an older cache in it is replaced.
         card: everything except `error`.
-        batches: the teacher's maps `[B, K, h, w]` on any device, in the dataset's order.
+        batches: in the dataset's order; with tokens if the card has their shapes.
 
     Returns:
         The card with its measured error.
@@ -185,12 +219,16 @@ def write_maps(folder: Path, card: MapsCard, batches: Iterable[Tensor]) -> MapsC
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
     error = 0.0
-    with open(folder / "maps.bin", "wb") as maps_file, open(folder / "ranges.bin", "wb") as ranges_file:
-        for heatmaps in batches:
-            maps, ranges = quantise(heatmaps, card.bits)
-            error = max(error, float((dequantise(maps, ranges) - heatmaps).abs().max()))
+    with ExitStack() as stack:
+        maps_file, ranges_file, tokens_file = (stack.enter_context(open(folder / name, "wb")) for name in FILES)
+        for answers in batches:
+            maps, ranges = quantise(answers.maps, card.bits)
+            error = max(error, float((dequantise(maps, ranges) - answers.maps).abs().max()))
             maps_file.write(maps.cpu().numpy().tobytes())
             ranges_file.write(ranges.cpu().numpy().tobytes())
+            if answers.tokens:
+                flat = torch.cat([tokens.flatten(1) for tokens in answers.tokens], 1)
+                tokens_file.write(flat.half().cpu().numpy().tobytes())
     card = replace(card, error=error)
     write_atomically(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
     return card

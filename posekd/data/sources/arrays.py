@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from posekd.coco_rules import usable
 from posekd.data.records import PoseRecords
 from posekd.skeleton import Skeleton
 
@@ -69,7 +70,7 @@ class ImagesInMemory:
 
 def _checked_boxes(boxes: np.ndarray, row: int) -> np.ndarray:
     own = np.asarray(boxes, np.float64).reshape(-1, 4) if np.size(boxes) else np.zeros((0, 4))
-    if not np.isfinite(own).all() or (own[:, 2:] < 0).any() or (own[:, 2:].sum(1) <= 0).any():
+    if not usable(own).all() or (own[:, 2:] < 0).any() or (own[:, 2:].sum(1) <= 0).any():
         raise ValueError(
             f"boxes of image {row} must be finite (x, y, width, height) with an extent, got {own.tolist()}"
         )

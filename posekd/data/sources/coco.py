@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import numpy as np
 from posekd import coco_rules
 from posekd.coco_rules import Remarks
 from posekd.data.images import missing_files, read_rgb
+from posekd.data.inspection.judge import looks_normalised
 from posekd.data.outlines import outline_of
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
@@ -30,10 +32,9 @@ from posekd.data.sources.coco_json import (
     pick_categories,
     unique_images,
 )
-from posekd.skeleton import Skeleton, skeleton_from_category
+from posekd.skeleton import COCO, Skeleton, skeleton_from_category
+from posekd.whole_body import PARTS
 
-WHOLE_BODY = {"foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts"}
-"""COCO-WholeBody's keypoints beside `keypoints`."""
 KeepImages = Literal["labelled", "annotated", "all"]
 
 
@@ -48,7 +49,8 @@ class CocoSettings:
             `score`) to take boxes from, instead of the labels.
         detection_threshold: detections with a lower score are left out; in the detector's units, usually 0..1.
         category: name of the category, if several have keypoints. Without it several of one skeleton are taken
-            together where labelled boxes are cropped (AP-10K's species); AP is then the mean of theirs.
+            together (AP-10K's species); AP is then the mean of theirs, or, where a network that sees whole images does
+            not tell them apart, that of all as one.
         flip_pairs: pairs of keypoints that a mirror exchanges, by name or by index from 0; inferred from the names
             if None.
         sigmas: K OKS constants. If None: the official ones of COCO's or CrowdPose's keypoints, else a default, with a
@@ -61,6 +63,11 @@ class CocoSettings:
         apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows;
             COCO's were drawn on the stored pixels.
         upper_body: names of the upper half's keypoints, for half-body augmentation; inferred from the names if None.
+        whole_body: join COCO-WholeBody's lists (`keypoints`, `foot_kpts`, `face_kpts`, `lefthand_kpts`,
+            `righthand_kpts`) to one set of 133 keypoints; otherwise only `keypoints` is read.
+        max_detections: predictions of an image that its AP counts; the official rule's are 20.
+        keypoints: their names, for a file without labels that lists none; COCO's 17 if None. (`posekd eval` takes those
+            of the checkpoint.)
     """
 
     images: str
@@ -75,6 +82,13 @@ class CocoSettings:
     keep_images: KeepImages | None = None
     apply_orientation: bool = False
     upper_body: list[str] | None = None
+    keypoints: list[str] | None = None
+    whole_body: bool = False
+    max_detections: int = 20
+
+    def __post_init__(self) -> None:
+        if self.max_detections < 1:
+            raise ValueError(f"max_detections must be 1 or more, got {self.max_detections}")
 
 
 class CocoKeypoints:
@@ -91,13 +105,13 @@ class CocoKeypoints:
         self._folder = Path(settings.images)
         label_file = Path(settings.annotations)
         remarks: Remarks = {}
-        labels = load_labels(label_file, remarks)
+        labels = load_labels(label_file, remarks, settings.whole_body)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"image folder {self._folder} does not exist (setting `images`)")
         images = _chosen_images(labels, settings)
         keep = settings.keep_images or "labelled"
-        self._several = keep == "labelled" and settings.detections is None
-        categories = pick_categories(labels, settings.category, label_file, self._several)
+        names = settings.keypoints or COCO.keypoints
+        categories = pick_categories(labels, settings.category, label_file, names)
         category = categories[0]
         skeleton = skeleton_from_category(
             category, flip_pairs=settings.flip_pairs, sigmas=settings.sigmas, upper_body=settings.upper_body
@@ -108,10 +122,12 @@ class CocoKeypoints:
                 f"{label_file} has no 'annotations' (a split without labels?): give `detections` for the boxes"
             )
         crops = keep if settings.detections is None else "all"  # else nobody is cropped by labels
-        persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks)
+        left_out: Counter[str] = Counter()
+        persons = _labelled_persons(labels, own, images, skeleton, label_file, crops, remarks, left_out)
         cropped = {person.sample_id for person in persons}
         if settings.detections is not None:
-            persons = _detected_persons(settings, images, category["id"], skeleton)
+            persons = _detected_persons(settings, images, {c["id"] for c in categories})
+            left_out.clear()
         needed = {person.image_id for person in persons}
         if keep != "labelled":
             needed = set(images) if keep == "all" else needed | {a["image_id"] for a in own}
@@ -121,12 +137,20 @@ class CocoKeypoints:
         persons = [person for person in persons if person.image_id not in self._absent]
         images = {i: images[i] for i in images if i in needed and i not in self._absent}
         if not images:
-            raise ValueError(_nothing_left(settings, labels, len(absent)))
+            raise ValueError(_nothing_left(settings, labels, len(absent)) + _hint(own))
         self._files = np.array([entry["file_name"] for entry in images.values()])
         ignored = Regions() if keep == "labelled" else ignored_regions(own, images, str(label_file), remarks)
-        self.records = _to_records(persons, images, skeleton, ignored)
+        self.records = replace(_to_records(persons, images, skeleton, ignored), left_out=dict(left_out))
         self._cropped = cropped if settings.detections is None else None
+        self._categories = {p.sample_id: p.category_id for p in persons} if len(categories) > 1 else {}
         coco_rules.tell(remarks)
+        self._tell_corners()
+
+    def _tell_corners(self) -> None:
+        records = self.records
+        boxes = records.boxes if records.stated_boxes is None else records.stated_boxes
+        name = self.settings.detections or self.settings.annotations
+        coco_rules.tell_corners(boxes, records.image_sizes[records.image_rows], records.keypoints, name)
 
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
         """Decodes image `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
@@ -143,17 +167,26 @@ class CocoKeypoints:
         """The annotation file's images (each once), annotations (crowds too) and categories.
 
         Read anew at each call: training must not carry a gigabyte of polygons into every worker. People whom scoring
-        counts and who have no crop here are listed by id under `uncropped`, if there are any.
+        counts and who have no crop here are listed by id under `uncropped`, if there are any; `max_detections` and
+        `whole_body` are there where they are not the usual ones, and where several categories are meant
+        `sample_categories`, from sample id to category id.
         """
         file = Path(self.settings.annotations)
-        labels = load_labels(file, {})
-        categories = pick_categories(labels, self.settings.category, file, self._several)
+        labels = load_labels(file, {}, self.settings.whole_body)
+        names = self.records.skeleton.keypoints
+        categories = pick_categories(labels, self.settings.category, file, names)
         for category in categories:
             category.setdefault("keypoints", list(self.records.skeleton.keypoints))
         images = _chosen_images(labels, self.settings)
         kept = {i: entry for i, entry in images.items() if i not in self._absent}
         annotations = [a for a in _own(labels, categories, file, {}) if a.get("image_id") in kept]
-        truth = {"images": list(kept.values()), "annotations": annotations, "categories": categories}
+        truth: dict[str, Any] = {"images": list(kept.values()), "annotations": annotations, "categories": categories}
+        if self.settings.max_detections != CocoSettings.max_detections:
+            truth["max_detections"] = self.settings.max_detections
+        if self.settings.whole_body:
+            truth["whole_body"] = True
+        if self._categories:
+            truth["sample_categories"] = self._categories
         uncropped = [] if self._cropped is None else [a["id"] for a in annotations if self._is_uncropped(a)]
         return {**truth, "uncropped": uncropped} if uncropped else truth
 
@@ -172,10 +205,12 @@ class _Person:
 
     image_id: int
     sample_id: int
+    category_id: int
     box: tuple[float, float, float, float]
     score: float = 1.0
     keypoints: np.ndarray | None = None
     outline: np.ndarray | None = None
+    stated: tuple[float, ...] | None = None
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
@@ -211,9 +246,10 @@ def _own(
 ) -> list[dict[str, Any]]:
     """Annotations of the categories; lists of keypoints that are not read are remarked on."""
     for annotation in labels.get("annotations", ()):
-        if not WHOLE_BODY.isdisjoint(annotation):
-            who = f"{coco_rules.who_is(annotation, str(file))} has {sorted(WHOLE_BODY & annotation.keys())}"
-            coco_rules.remark(remarks, "these lists are not read, only `keypoints` is; join them there to use all", who)
+        if not PARTS.isdisjoint(annotation):
+            who = f"{coco_rules.who_is(annotation, str(file))} has {sorted(PARTS & annotation.keys())}"
+            what = "these lists are not read, only `keypoints` is; set whole_body: true to use all 133 keypoints"
+            coco_rules.remark(remarks, what, who)
     listed = [entry["id"] for entry in labels["categories"]]
     return coco_rules.of_categories(
         labels.get("annotations", ()), [c["id"] for c in categories], listed, str(file), remarks
@@ -228,8 +264,12 @@ def _labelled_persons(
     file: Path,
     keep: KeepImages,
     remarks: Remarks,
+    left_out: Counter[str],
 ) -> list[_Person]:
-    """Whom to learn from; all annotations are checked, so that what scoring would refuse is refused here."""
+    """Whom to learn from; all annotations are checked, so that what scoring would refuse is refused here.
+
+    Who is left out is counted in `left_out`, by the reason.
+    """
     known = images.keys() | unique_images(labels, file).keys()
     crowded = any("crowdIndex" in image for image in labels["images"])
     persons, scored = [], []
@@ -244,47 +284,65 @@ def _labelled_persons(
         annotation = coco_rules.check_annotation(raw, skeleton.keypoints, who, remarks, strict=True, box_share=share)
         keypoints = None if annotation["iscrowd"] else labelled_points(annotation)
         if keypoints is None:
+            left_out["crowds" if annotation["iscrowd"] else "without a labelled keypoint"] += 1
             continue
+        image = images[annotation["image_id"]]
         box = coco_rules.upright(annotation["bbox"])
         if list(box) != annotation["bbox"]:
             whose = f"{who} with the box {annotation['bbox']}"
             coco_rules.remark(remarks, "the box was drawn from right to left or upwards: turned round", whose)
-        image = images[annotation["image_id"]]
         clean = clip_box(box, image["width"], image["height"])
         if keep != "labelled":  # nobody is cropped, so nobody needs a good box
             clean = clean or box
         elif clean is None or not annotation["area"] > 0:
             whose = f"{who} with the area {annotation['area']:g} and the box {annotation['bbox']}"
             coco_rules.remark(remarks, f"no area, or none inside the image: {coco_rules.LEFT_OUT}", whose)
+            left_out["without an area, or with none inside the image"] += 1
             continue
         outline = None if keep == "labelled" else outline_of(raw.get("segmentation"), box)
-        persons.append(_Person(annotation["image_id"], annotation["id"], clean, 1.0, keypoints, outline))
+        persons.append(
+            _Person(
+                annotation["image_id"],
+                annotation["id"],
+                annotation["category_id"],
+                clean,
+                1.0,
+                keypoints,
+                outline,
+                stated=tuple(annotation["bbox"]),
+            )
+        )
     coco_rules.refuse_repeated(scored, str(file))
     return persons
 
 
-def _detected_persons(
-    settings: CocoSettings, images: Mapping[int, Any], category_id: int, skeleton: Skeleton
-) -> list[_Person]:
+def _detected_persons(settings: CocoSettings, images: Mapping[int, Any], categories: set[int]) -> list[_Person]:
     file = Path(str(settings.detections))
     detections = load_json(file, "detections")
     if not isinstance(detections, list):
         raise ValueError(f"{file}: a detection file is a list of detections, this is a {type(detections).__name__}")
     persons, unlisted = [], 0
+    left_out: Remarks = {}
     for row, detection in enumerate(detections):
         who = f"{file}: detection {row}"
         if not isinstance(detection, dict) or not {"image_id", "category_id", "bbox", "score"} <= detection.keys():
             raise ValueError(f"{who} must have image_id, category_id, bbox and score, got {detection!r:.120}")
         for key in ("image_id", "category_id"):
             detection[key] = coco_rules.whole(detection[key], f"{who}: {key}")
-        if detection["category_id"] != category_id:
+        if detection["category_id"] not in categories:
             continue
         (score,) = finite_numbers([detection["score"]], 1, f"{who}: score")
         x, y, w, h = finite_numbers(detection["bbox"], 4, f"{who}: bbox")
         if detection["image_id"] not in images:
             unlisted += settings.image_ids is None
-        elif score >= settings.detection_threshold and w >= 0 and h >= 0 and w + h > 0:
-            persons.append(_Person(detection["image_id"], row, (x, y, w, h), score))
+        elif w < 0 or h < 0 or w + h == 0:
+            coco_rules.remark(left_out, "the box has no area: left out", f"{who} (image {detection['image_id']})")
+        elif score >= settings.detection_threshold:
+            persons.append(_Person(detection["image_id"], row, detection["category_id"], (x, y, w, h), score))
+        elif score == 0:  # others below the threshold are what it is for
+            reason = f"the score is 0, below detection_threshold {settings.detection_threshold:g}: left out"
+            coco_rules.remark(left_out, reason, f"{who} (image {detection['image_id']})")
+    coco_rules.tell(left_out)
     if unlisted:
         warnings.warn(
             f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",
@@ -314,6 +372,17 @@ def _to_records(
         sample_ids=np.array([p.sample_id for p in persons], np.int64),
         outlines=np.array(outlines) if outlines and len(outlines) == len(persons) else None,
         ignored=ignored,
+        stated_boxes=np.array([p.box if p.stated is None else p.stated for p in persons], np.float32).reshape(-1, 4),
+    )
+
+
+def _hint(annotations: Sequence[Mapping[str, Any]]) -> str:
+    """What explains that nobody is left, if the boxes do."""
+    boxes = [a["bbox"] for a in annotations if isinstance(a.get("bbox"), list)]
+    if not looks_normalised(np.asarray(boxes, float).reshape(-1)):
+        return ""
+    return (
+        ". The boxes lie between 0 and 1, as if divided by the image's size: pixels are meant (`posekd convert` helps)"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from posekd import coco_rules
 from posekd.coco_rules import MAX_PIXELS, Remarks
 from posekd.skeleton import COCO, CROWDPOSE
+from posekd.whole_body import join_labels
 
 
 def load_json(file: Path, setting: str) -> Any:
@@ -23,13 +24,22 @@ def load_json(file: Path, setting: str) -> Any:
     return coco_rules.read_json(file, setting)
 
 
-def load_labels(file: Path, remarks: Remarks) -> dict[str, Any]:
+def load_labels(file: Path, remarks: Remarks, whole_body: bool = False) -> dict[str, Any]:
     """Parses a COCO annotation file.
+
+    Args:
+        file: the file.
+        remarks: to add to.
+        whole_body: join COCO-WholeBody's lists, see `posekd.whole_body`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_json`, or it has no images or categories, or ids that are none.
     """
     content = load_json(file, "annotations")
+    if whole_body and isinstance(content, Mapping) and isinstance(content.get("categories"), list):
+        content = join_labels(content, str(file))
+    if not _has(content, "annotations") and not _has(content, "categories"):  # a bare list of images
+        content = {**content, "categories": [{"id": 1, "name": "person"}]}
     keys = [k for k in ("images", "categories", "annotations") if k != "annotations" or _has(content, k)]
     labels = {key: coco_rules.entries(content, key, str(file)) for key in keys}
     for key in keys:
@@ -90,19 +100,21 @@ def unique_images(labels: Mapping[str, Any], file: Path) -> dict[int, dict[str, 
     return images
 
 
-def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, several: bool) -> list[dict[str, Any]]:
-    """The categories whose persons are meant: the one named, or those with keypoints.
+def pick_categories(
+    labels: Mapping[str, Any], name: str | None, file: Path, keypoints: Sequence[str] = COCO.keypoints
+) -> list[dict[str, Any]]:
+    """The categories whose persons are meant: the one named, or those with keypoints, if these are the same for all.
 
-    COCO's test splits list `person` without keypoints; it then gets COCO's 17.
+    COCO's test splits list `person` without keypoints, and lists of images have no categories at all.
 
     Args:
         labels: of the file.
         name: of the category; None for all with keypoints.
         file: for messages.
-        several: whether several categories may be meant, if they have the same keypoints (AP-10K's species).
+        keypoints: names that `person` gets in a file without labels, where it has none.
 
     Raises:
-        ValueError: none, or several that may not be.
+        ValueError: none, or several of different keypoints.
     """
     categories = labels["categories"]
     names = [category.get("name") for category in categories]
@@ -116,15 +128,15 @@ def pick_categories(labels: Mapping[str, Any], name: str | None, file: Path, sev
             chosen = [category for category in categories if category.get("name") == "person"]
     if not chosen:
         raise ValueError(f"{file}: none of its categories {names} has 'keypoints': not a keypoint annotation file")
-    if len(chosen) > 1 and not (several and all(c["keypoints"] == chosen[0]["keypoints"] for c in chosen)):
+    if any(category["keypoints"] != chosen[0]["keypoints"] for category in chosen[1:]):
         candidates = [category.get("name") for category in chosen]
-        why = "" if several else " (all of one skeleton go together only where labelled boxes are cropped)"
         raise ValueError(
-            f"{file}: several categories have keypoints, {candidates}; choose one (setting `category`){why}"
+            f"{file}: several categories have different keypoints, {candidates}; choose one (setting `category`, "
+            "option --category)"
         )
     categories = [dict(category) for category in chosen]
     if "annotations" not in labels and categories[0].get("name") == "person":
-        categories[0].setdefault("keypoints", list(COCO.keypoints))
+        categories[0].setdefault("keypoints", list(keypoints))
     return categories
 
 

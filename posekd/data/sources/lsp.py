@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from posekd.coco_rules import usable
 from posekd.data.images import missing_files
 from posekd.data.records import PoseRecords
 from posekd.data.sources.matlab import load_mat
@@ -45,6 +46,8 @@ class LspSettings:
             labelled `joints`. If None, `image` for LSP and `joints` for LSP Extended, whose images are larger.
         image_ids: take only these images: LSP's numbers 1 to 2000, and 10000 + n for LSP Extended's.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
+        apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows; the
+            published labels were drawn on the stored pixels.
     """
 
     images: str
@@ -55,6 +58,7 @@ class LspSettings:
     box: Literal["image", "joints"] | None = None
     image_ids: list[int] | None = None
     on_missing_image: Literal["refuse", "skip"] = "refuse"
+    apply_orientation: bool = False
 
     def __post_init__(self) -> None:
         if (self.extended_images is None) != (self.extended_annotations is None):
@@ -133,9 +137,10 @@ def open_lsp(settings: LspSettings) -> PeopleInFiles:
     labels = _rows(labels, np.array([file not in missing for file in labels.files]))
     if not len(labels):
         raise ValueError(f"{settings.annotations}: none of the images of split {settings.split!r} is there")
-    sizes = image_sizes(labels.files)
+    sizes = image_sizes(labels.files, settings.apply_orientation)
     by_image = ~labels.extended if settings.box is None else np.full(len(labels), settings.box == "image")
-    return PeopleInFiles(lsp_records(labels, sizes, by_image), labels.files, partial(lsp_predictions, everyone))
+    records, to_mat = lsp_records(labels, sizes, by_image), partial(lsp_predictions, everyone)
+    return PeopleInFiles(records, labels.files, to_mat, settings.apply_orientation)
 
 
 def lsp_labels(settings: LspSettings) -> PoseRecords:
@@ -219,8 +224,9 @@ def _read_part(file: Path, folder: str, split: str) -> LspLabels:
             stacklevel=4,
         )
     labelled = visibility > 0
-    if not np.isfinite(points[..., :2][labelled]).all():
-        row = int(np.flatnonzero((labelled & ~np.isfinite(points[..., :2]).all(-1)).any(1))[0])
+    bad = (labelled & ~usable(points[..., :2]).all(-1)).any(1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
         raise ValueError(f"{file}: image {row + 1} has a labelled keypoint that is NaN or infinite")
     keypoints = np.concatenate((np.where(labelled[..., None], points[..., :2], 0.0), visibility[..., None]), axis=-1)
     numbers = np.arange(1, len(points) + 1)

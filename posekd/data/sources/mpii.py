@@ -41,6 +41,8 @@ class MpiiSettings:
         first_pixel: the coordinate of the first pixel in the files: 1 in all published ones, 0 in files that have
             been moved already.
         on_missing_image: "refuse", or "skip" images whose file is not there, with a counted warning.
+        apply_orientation: turn images as their EXIF tags say, for labels that were drawn on what a viewer shows; the
+            published labels were drawn on the stored pixels.
     """
 
     images: str
@@ -50,6 +52,7 @@ class MpiiSettings:
     validation_list: str | None = None
     first_pixel: Literal[0, 1] = 1
     on_missing_image: Literal["refuse", "skip"] = "refuse"
+    apply_orientation: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in (None, *get_args(Split)):
@@ -106,12 +109,13 @@ def open_mpii(settings: MpiiSettings) -> PeopleInFiles:
     files, image_rows = _number(paths[kept].tolist())
     order = np.argsort(image_rows, kind="stable")  # people of one image stand together
     rows = kept[order]
-    sizes = image_sizes(files)
+    sizes = image_sizes(files, settings.apply_orientation)
     records = mpii_records(labels.rows(rows), settings.first_pixel, image_rows[order], sizes, sample_ids=rows)
     official_test = settings.annotations if settings.split == "test" else None
     if settings.first_pixel == 0:
         _suspect_one_based(records, settings.annotations)
-    return PeopleInFiles(records, files, partial(mpii_predictions, official_test, labels.release))
+    to_mat = partial(mpii_predictions, official_test, labels.release)
+    return PeopleInFiles(records, files, to_mat, settings.apply_orientation)
 
 
 def mpii_labels(settings: MpiiSettings) -> PoseRecords:

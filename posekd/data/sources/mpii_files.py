@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from posekd.coco_rules import usable
 from posekd.data.sources.coco_json import finite_numbers, load_json
 from posekd.data.sources.matlab import elements, field, fields_of, load_mat, number, struct_array
 from posekd.lengths import head_sizes
@@ -170,13 +171,13 @@ class _Person:
         for name, values, shape in (("joints", joints, (K, 2)), ("joints_vis", visible, (K,))):
             try:
                 array = np.asarray(values, np.float64)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise ValueError(f"{who}: {name} must be numbers, got {values!r:.80}") from None
             if array.shape != shape:
                 raise ValueError(f"{who}: {name} must have shape {shape}, got {array.shape}")
         self.visibility = np.where(np.asarray(visible, np.float64) > 0, 2, 0)
         self.joints = np.where(self.visibility[:, None] > 0, np.asarray(joints, np.float64), 0.0)
-        if not np.isfinite(self.joints).all():
+        if not usable(self.joints).all():
             raise ValueError(f"{who}: a labelled keypoint is NaN or infinite")
 
 
@@ -300,18 +301,18 @@ def _from_rect(rect: Any, image: str, who: str, where: tuple[int, int]) -> _Pers
     if fields_of(position):
         center = (number(field(position, "x", f"{who}.objpos")), number(field(position, "y", f"{who}.objpos")))
     person = _Person(image, center, number(getattr(rect, "scale", None)), where)
-    if not np.isfinite(center).all():
+    if not usable(center).all():
         person.center, person.scale = (np.nan, np.nan), np.nan
     corners = [number(getattr(rect, name, None)) for name in ("x1", "y1", "x2", "y2")]
-    if np.isfinite(corners).any() and not np.isfinite(corners).all():
-        absent = [n for n, v in zip(("x1", "y1", "x2", "y2"), corners, strict=True) if not np.isfinite(v)]
+    if usable(corners).any() and not usable(corners).all():
+        absent = [n for n, v in zip(("x1", "y1", "x2", "y2"), corners, strict=True) if not usable(v)]
         raise ValueError(f"{who} has a head box without {', '.join(absent)}")
     person.head = (corners[0], corners[1], corners[2], corners[3])
     for point in elements(getattr(getattr(rect, "annopoints", None), "point", None)):
         x, y, joint = (number(field(point, name, f"{who}.annopoints.point")) for name in ("x", "y", "id"))
         if joint not in range(K):
             raise ValueError(f"{who}: keypoint id {joint:g} is outside 0..{K - 1}")
-        if not np.isfinite((x, y)).all():
+        if not usable((x, y)).all():
             raise ValueError(f"{who}: keypoint {MPII.keypoints[int(joint)]} has no finite coordinates")
         person.joints[int(joint)] = x, y
         # neck and head top carry no flag: they come from the head box
@@ -327,6 +328,9 @@ def _from_arrays(content: Mapping[str, Any], file: Path) -> MpiiLabels:
     N = joints.shape[-1]
     joints = _array({"pos_gt_src": joints}, "pos_gt_src", (K, 2, N), file).transpose(2, 0, 1)
     missing = _array(content, "jnt_missing", (K, N), file).T > 0
+    bad = (~usable(joints).all(-1) & ~missing).any(1)
+    if bad.any():
+        raise ValueError(f"{file}: person {int(np.flatnonzero(bad)[0])}: a labelled keypoint is NaN or infinite")
     boxes = _array(content, "headboxes_src", (2, 2, N), file).transpose(2, 0, 1).reshape(-1, 4)
     return MpiiLabels(
         images=[""] * N,

@@ -7,10 +7,11 @@ is refused before anything heavy is built, with the file, the key and the neares
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -18,13 +19,13 @@ from posekd.data import LabelSettings, LoaderSettings
 from posekd.distill import METHODS, Method
 from posekd.engine.recipes.configs import find_config
 from posekd.engine.recipes.datasets import DATASETS
-from posekd.engine.recipes.renames import modernise, new_name
 from posekd.engine.recipes.schema import check_keys, convert, hints_of
 from posekd.engine.training.optim import OptimSettings, ScheduleSettings
 from posekd.engine.training.settings import LoopSettings
 from posekd.files import nearest
 from posekd.models import paradigm_name
 from posekd.paradigms import PARADIGMS, TOP_DOWN, Paradigm
+from posekd.renames import modernise, new_name
 
 _DATASETS = {name: dataset.settings for name, dataset in DATASETS.items()}
 
@@ -42,18 +43,25 @@ class ModelSettings:
     """A network by name.
 
     Attributes:
-        name: one of `posekd.list_models()`.
+        name: one of `posekd.list_models()`; a teacher needs none where the card beside `weights` knows it.
         weights: checkpoint to load; all its keys must fit.
         weights_key: under which entry of the checkpoint the weights are, where that is none of the usual names.
         backbone: ImageNet checkpoint from which the backbone starts.
+        backbone_key: the same as `weights_key` for the backbone's checkpoint.
         overrides: settings of the model's configuration to change, e.g. `{size: [128, 96]}`.
     """
 
-    name: str
+    name: str = ""
     weights: str | None = None
     weights_key: str | None = None
     backbone: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    backbone_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, file in (("weights", self.weights), ("backbone", self.backbone)):
+            if file is None and getattr(self, f"{key}_key") is not None:
+                raise ValueError(f"{key}_key names an entry of the file `{key}`: give both")
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class Recipe:
         schedule: learning rate over time.
         train: length, precision and saving.
         inference: how the network is run in validation and `posekd eval`; its type follows from the student's paradigm.
+        acknowledged: what looks wrong in the data and is meant so: `corner_boxes`, `normalised` or `shared_images`
+            (`posekd inspect` explains them); training refuses them otherwise.
         seed: seed of weights, shuffling and augmentation.
         out: folder of the run.
     """
@@ -91,6 +101,7 @@ class Recipe:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: LoopSettings = field(default_factory=LoopSettings)
     inference: Any = field(default_factory=TOP_DOWN.inference)
+    acknowledged: list[Literal["corner_boxes", "normalised", "shared_images"]] = field(default_factory=list)
     seed: int = 0
     out: str = "runs/train"
 
@@ -99,6 +110,10 @@ class Recipe:
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} does not divide loader.batch_size {self.loader.batch_size}"
             )
+        if not self.student.name:
+            raise ValueError("student.name is missing; it must be text")
+        if self.teacher is not None and not self.teacher.name and self.teacher.weights is None:
+            raise ValueError("teacher.name is missing: give it, or the teacher's `weights` with their card beside them")
         if self.val_data is None and self.train.validate_every:
             raise ValueError("there is no val_data to validate on: give it, or set train.validate_every to 0")
         for key, kind in _settings_of(self.paradigm).items():
@@ -143,7 +158,8 @@ def read_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         config: a path, or the name of a shipped recipe (see `find_config`).
-        overrides: words `--group.key value` or `--group.key=value`; values are YAML.
+        overrides: words `--group.key value` or `--group.key=value`; values are YAML. `--run NAME` chooses one of the
+            file's `runs` (see `pick_run`).
 
     Raises:
         FileNotFoundError: no such recipe.
@@ -155,10 +171,54 @@ def read_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     try:
+        values, overrides = pick_run(values, overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    try:
         return recipe_from_dict(apply_overrides(values, overrides) if overrides else values)
     except ValueError as error:
         source = "command line" if overrides and _is_valid(values) else str(path)
         raise ValueError(f"{source}: {error}") from None
+
+
+def pick_run(values: Any, words: Sequence[str]) -> tuple[Any, list[str]]:
+    """One of the runs that a recipe file describes: `runs` maps a name to the keys in which that run differs.
+
+    A group of a run goes over the file's key by key. Its `out` is a folder of the run's name in the file's `out`,
+    unless it gives another.
+
+    Args:
+        values: of the file.
+        words: of the command line; `--run NAME`, or `--run=NAME`, is taken out.
+
+    Returns:
+        The values of that run, and the other words.
+
+    Raises:
+        ValueError: no run was chosen and there are several, or there is none of that name.
+    """
+    rest, chosen = list(words), None
+    for i, word in enumerate(rest):
+        if word == "--run" or word.startswith("--run="):
+            chosen = word.partition("=")[2] or (rest[i + 1] if i + 1 < len(rest) else "")
+            del rest[i : i + (1 if "=" in word else 2)]
+            break
+    runs = values.get("runs") if isinstance(values, Mapping) else None
+    if not isinstance(runs, Mapping):
+        if chosen is not None:
+            raise ValueError(f"--run {chosen}: the recipe has no `runs` to choose from")
+        return values, rest
+    if chosen not in runs:
+        given = "choose one of its runs with --run" if chosen is None else f"it has no run {chosen!r}"
+        raise ValueError(f"{given}: {', '.join(map(str, runs))}")
+    merged = {key: value for key, value in values.items() if key != "runs"}
+    merged["out"] = f"{values.get('out', 'runs')}/{chosen}"
+    for key, value in (runs[chosen] or {}).items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = {**below, **value}
+        merged[key] = value
+    return merged, rest
 
 
 def _is_valid(values: Any) -> bool:
@@ -210,8 +270,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 def apply_overrides(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """A copy of `values` with `--group.key value` words applied.
 
-    Another `name` for a method or a dataset drops the file's other keys of that group: they belong to the old
-    name.
+    Where a method or a dataset gets another `name`, keys that both have keep their values; the others are dropped, with
+    a warning that lists them.
 
     Raises:
         ValueError: a word that is no option, or an option without a value.
@@ -229,9 +289,27 @@ def apply_overrides(values: Mapping[str, Any], words: Sequence[str]) -> dict[str
                 raise ValueError(f"--{word}: {'.'.join(groups[: depth + 1])} is a value, not a group")
         value = yaml.safe_load(text)
         if last == "name" and len(groups) == 1 and groups[0] in CHOICES and place.get("name") != value:
-            place.clear()
+            _drop_foreign(groups[0], place, value)
         place[last] = value
     return result
+
+
+def _drop_foreign(group: str, place: dict[str, Any], name: Any) -> None:
+    """Drops the keys of a group that are not among those of its new name, and says so."""
+    kind = CHOICES[group].get(name) if isinstance(name, str) else None
+    if kind is None:  # an unknown name is refused later
+        return
+    known = {f.name for f in fields(kind)}
+    dropped = {key: place.pop(key) for key in list(place) if key not in known and key != "name"}
+    if dropped:
+        gone, kept = (
+            ", ".join(f"{group}.{key} {value!r}" for key, value in keys.items() if key != "name")
+            for keys in (dropped, place)
+        )
+        stays = f"; kept: {kept}" if kept else ""
+        warnings.warn(
+            f"{group}.name is {name} now, which lacks some keys of the old one: dropped: {gone}{stays}", stacklevel=4
+        )
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:

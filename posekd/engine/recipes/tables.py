@@ -60,7 +60,7 @@ def read_tables(method: str) -> list[Row]:
         raise FileNotFoundError(f"there are no tables of {method!r}; there are of {', '.join(known)}")
     tables = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [
-        Row(str(table["table"]), row["row"], table["recipe"], row["overrides"], row["published"])
+        Row(str(table["table"]), row["row"], row.get("recipe", table["recipe"]), row["overrides"], row["published"])
         for table in tables
         for row in table["rows"]
     ]

@@ -15,8 +15,10 @@ from posekd.data import CocoSettings, CocoSource, PoseRecords, PoseSource
 from posekd.engine.scoring.base import Metric, NotScoredError, Score
 from posekd.files import write_atomically
 from posekd.metrics import CocoResult, NoLabelsError, evaluate_people
+from posekd.metrics.coco_notes import OFFICIAL_MAX_DETECTIONS
 from posekd.structures import Instances
 from posekd.viz.tables import print_result
+from posekd.whole_body import split_result
 
 
 def coco_results(people: Instances, category_id: int = 1) -> list[dict[str, Any]]:
@@ -49,22 +51,40 @@ def category_id(truth: dict[str, Any]) -> int:
 
 def _results(truth: dict[str, Any], people: Instances) -> list[dict[str, Any]]:
     """People as results; of several categories each has that of the box that was cropped."""
-    results = coco_results(people, category_id(truth))
-    if len(truth.get("categories", ())) > 1:
-        categories = {a["id"]: a["category_id"] for a in truth["annotations"]}
-        for result, sample in zip(results, people.sample_ids.tolist(), strict=True):
-            result["category_id"] = categories[sample]
+    results, own = coco_results(people, category_id(truth)), truth.get("sample_categories", {})
+    for result, sample in zip(results, people.sample_ids.tolist(), strict=True):
+        result["category_id"] = own.get(sample, result["category_id"])
     return results
 
 
+def _as_one_category(truth: dict[str, Any], people: Instances) -> tuple[dict[str, Any], str]:
+    """The truth with all categories as the first, and a remark, where people were found whose category nobody knows.
+
+    That is so where a network sees whole images: no box says what it has found there.
+    """
+    own = truth.get("sample_categories", {})
+    if not own or all(sample in own for sample in people.sample_ids.tolist()):
+        return truth, ""
+    first = truth["categories"][0]
+    annotations = [{**a, "category_id": first["id"]} for a in truth["annotations"]]
+    count = len(truth["categories"])
+    note = f"the network does not tell the {count} categories apart: all are scored as one, {first.get('name')!r}"
+    return {**truth, "categories": [first], "annotations": annotations}, note
+
+
+def results_of(source: PoseSource, people: Instances) -> list[dict[str, Any]]:
+    """People that were found in a dataset of COCO's form, in the form of its results."""
+    return _results(cast(CocoSource, source).coco_ground_truth(), people)
+
+
 def _score(source: PoseSource, people: Instances) -> Score:
-    truth = cast(CocoSource, source).coco_ground_truth()
+    truth, note = _as_one_category(cast(CocoSource, source).coco_ground_truth(), people)
     found, sigmas = _results(truth, people), source.records.skeleton.sigmas
     try:
-        result = evaluate_people(truth, found, sigmas)
+        result = evaluate_people(truth, found, sigmas, truth.get("max_detections", OFFICIAL_MAX_DETECTIONS))
     except NoLabelsError:
         raise NotScoredError("no labels") from None
-    return _with_notes(_as_score(result), _uncropped(truth, found, sigmas))
+    return _with_notes(_as_score(result), _uncropped(truth, found, sigmas), note)
 
 
 def _uncropped(truth: dict[str, Any], found: Sequence[dict[str, Any]], sigmas: Sequence[float]) -> str:
@@ -72,10 +92,11 @@ def _uncropped(truth: dict[str, Any], found: Sequence[dict[str, Any]], sigmas: S
     uncropped = set(truth.get("uncropped", ()))
     if not uncropped:
         return ""
+    most = truth.get("max_detections", OFFICIAL_MAX_DETECTIONS)
     kept = [a for a in truth["annotations"] if a["id"] not in uncropped]
     reason = f"{len(uncropped)} labelled people have no crop (no area, or no box in the image) and count as missed"
     try:
-        AP = evaluate_people({**truth, "annotations": kept}, found, sigmas).AP
+        AP = evaluate_people({**truth, "annotations": kept}, found, sigmas, most).AP
     except NoLabelsError:
         return reason
     return f"{reason}: without them AP is {AP:.4f}"
@@ -90,7 +111,9 @@ def _as_score(result: CocoResult) -> Score:
 
 
 def _write(source: PoseSource, people: Instances, path: Path) -> None:
-    write_results(_results(cast(CocoSource, source).coco_ground_truth(), people), path)
+    truth = cast(CocoSource, source).coco_ground_truth()
+    results = _results(truth, people)
+    write_results([split_result(r) for r in results] if truth.get("whole_body") else results, path)
 
 
 def _check_file(source: PoseSource, path: Path) -> None:
@@ -104,7 +127,8 @@ def _score_file(settings: CocoSettings, labels: PoseRecords | None, path: Path) 
             f"category: {settings.category!r} chooses whom to crop; a results file is scored on all of its labels' "
             "categories"
         )
-    return _as_score(evaluate_people(settings.annotations, path, settings.sigmas))
+    rules = settings.sigmas, settings.max_detections, settings.whole_body
+    return _as_score(evaluate_people(settings.annotations, path, *rules))
 
 
 def _values(score: Score) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def fit(job: Job) -> dict[str, float] | None:
     weights = learner.method.weights()
     ticker.say(f"{job.label}: loss = " + " + ".join(f"{weight:g} {term}" for term, weight in weights.items()))
     try:
-        log.write("start", learner.step, weights=weights)
+        log.write("start", learner.step, weights=weights, threads=torch.get_num_threads())
         with StopSignal() as stop:
             while True:
                 _validate_if_due(job, log, ticker)
@@ -293,6 +293,7 @@ def state_dict(job: Job) -> dict[str, Any]:
     ema = learner.ema
     return {
         "step": learner.step,
+        "steps_per_epoch": job.steps_per_epoch,
         "method": dict(learner.method.state_dict()),
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
@@ -319,7 +320,9 @@ def load_state_dict(job: Job, state: dict[str, Any]) -> None:
         learner.method.load_state_dict(state["method"])
     except RuntimeError as error:
         found = _mismatch(dict(learner.method.state_dict()), state["method"])
-        raise ValueError(f"the checkpoint is of another architecture than the recipe's student: {found}") from error
+        raise ValueError(
+            f"the checkpoint is of another architecture than the recipe's student or method: {found}"
+        ) from error
     checkpoint.restore_optimizer(learner.optimizer, state["optimizer"])
     if state["scaler"]:  # a run that was begun without one takes a fresh scale
         learner.scaler.load_state_dict(state["scaler"])

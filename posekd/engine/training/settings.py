@@ -16,6 +16,7 @@ class LoopSettings:
         epochs: passes over the training persons.
         accumulate: forward passes that share one optimiser step; a batch is cut into that many.
         device: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of this process; `null` leaves torch's own number (`OMP_NUM_THREADS`, else all cores).
         precision: `fp32`, or autocast to `bf16` or `fp16` (with a gradient scaler).
         channels_last: memory format of networks and images.
         compile: which networks are compiled by `torch.compile`: `none`, `student`, `teacher` or `both`.
@@ -36,6 +37,7 @@ class LoopSettings:
     epochs: int = 210
     accumulate: int = 1
     device: str = "auto"
+    threads: int | None = None
     precision: Precision = "fp32"
     channels_last: bool = False
     compile: Literal["none", "student", "teacher", "both"] = "none"
@@ -57,6 +59,8 @@ class LoopSettings:
                 raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
         if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
             raise ValueError(f"train.checkpoint_steps must be 1 or more, or null; got {self.checkpoint_steps}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"train.threads must be 1 or more, or null; got {self.threads}")
         if self.validate_every < 0:
             raise ValueError(f"train.validate_every must be 0 (never) or more, got {self.validate_every}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:

@@ -211,8 +211,10 @@ class TestBadImages:
 
     def test_are_refused_by_name_from_a_worker_too(self, folder):
         truncate(Path(folder.images) / "2.png")
-        with pytest.raises(BadImageError, match=r"2.png: the file is truncated"):
+        with pytest.raises(BadImageError, match=r"2.png: the file is truncated") as e:
             list(self.loader(folder, "refuse", workers=1))
+        assert str(e.value).startswith(folder.images)  # no traceback of the worker's
+        assert "\n" not in str(e.value)
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_are_skipped_counted_and_reported_once(self, folder, workers):

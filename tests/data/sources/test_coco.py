@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from posekd.data import CocoKeypoints, CocoSettings
 from posekd.data.sources.coco import clip_box
+from posekd.engine.recipes.recipe import recipe_from_dict
 from posekd.skeleton import COCO
 
 
@@ -129,6 +130,20 @@ class TestDetections:
         records = CocoKeypoints(self.write_both(tmp_path, found, detection_threshold=0.5)).records
         assert records.sample_ids.tolist() == [0]
 
+    def test_those_left_out_by_a_score_of_zero_or_a_box_without_area_are_told(self, tmp_path):
+        one = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.9}
+        given = [one, {**one, "score": 0}, {**one, "score": 0.05}, {**one, "bbox": [1, 2, 0, 0]}, {**one, "score": 0.0}]
+        with pytest.warns(UserWarning, match="left out") as said:
+            source = CocoKeypoints(self.write_both(tmp_path, given, detection_threshold=0.1))
+        assert len(source.records) == 1
+        score, box = sorted(str(warning.message).partition("detections.json: ")[2] for warning in said)
+        assert score.startswith(
+            "detection 1 (image 1): the score is 0, below detection_threshold 0.1: left out (2 such"
+        )
+        assert box.startswith("detection 3 (image 1): the box has no area: left out (1 such")
+        with pytest.warns(UserWarning, match="no area"):  # a threshold of 0 takes them
+            assert len(CocoKeypoints(self.write_both(tmp_path, given)).records) == 4
+
     def test_detections_on_images_that_are_not_listed_are_counted(self, tmp_path):
         found = [self.detection(1, 0.9), self.detection(77, 0.9), self.detection(78, 0.9)]
         with pytest.warns(UserWarning, match="2 detections are on images"):
@@ -226,6 +241,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no person to learn from among 1 annotations"):
             CocoKeypoints(write(tmp_path, labels([person(1, 1, iscrowd=1)])))
 
+    def test_a_bare_list_of_images_needs_no_categories(self, tmp_path):
+        content = {"images": labels([])["images"]}
+        every = CocoKeypoints(write(tmp_path, content, keep_images="all")).records
+        assert (every.num_images, len(every), every.skeleton) == (3, 0, COCO)
+        mine = CocoKeypoints(write(tmp_path, content, keep_images="all", keypoints=["head", "tail"], sigmas=[0.1, 0.1]))
+        assert mine.records.skeleton.keypoints == ("head", "tail")
+        assert mine.coco_ground_truth()["categories"][0]["keypoints"] == ["head", "tail"]
+
+    def test_pairs_may_be_given_by_index(self, tmp_path):
+        values = {"name": "coco", "images": "i", "annotations": "a", "flip_pairs": [[0, 5]]}
+        recipe = {"student": {"name": "elpn_v1"}, "method": {"name": "supervised"}, "train_data": values}
+        assert recipe_from_dict({**recipe, "train": {"validate_every": 0}}).train_data.flip_pairs == [(0, 5)]
+
     def test_a_file_without_labels_or_detections(self, tmp_path):
         content = labels([])
         del content["annotations"]
@@ -241,7 +269,9 @@ class TestRefusals:
     def test_several_categories_with_keypoints(self, tmp_path):
         content = labels([person(1, 1)])
         content["categories"].append({"id": 2, "name": "dog", "keypoints": ["nose"]})
-        with pytest.raises(ValueError, match=r"\['person', 'dog'\]; choose one \(setting `category`\)"):
+        with pytest.raises(
+            ValueError, match=r"\['person', 'dog'\]; choose one \(setting `category`, option --category\)"
+        ):
             CocoKeypoints(write(tmp_path, content))
         assert len(CocoKeypoints(write(tmp_path, content, category="person")).records) == 1
         with pytest.raises(ValueError, match="no category 'cat'; it has"):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers.pck_folders import HEIGHT, WIDTH, hrnet_person, lsp_folder, mpii_folder
 
 from posekd.data import BadImageError
 from posekd.data.images import is_complete, read_rgb
+from posekd.data.sources.lsp import open_lsp
+from posekd.data.sources.mpii import open_mpii
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 RGB_PICTURE = np.ascontiguousarray(PICTURE[..., ::-1])
@@ -134,6 +139,37 @@ def test_an_orientation_that_keeps_the_size_is_told_once_and_applied_if_asked_fo
     assert len(said) == 1
     assert f"a.jpg: the picture has the EXIF orientation {tag}" in str(said[0].message)
     assert "set apply_orientation: true" in str(said[0].message)
+
+
+def turned_by(shown: np.ndarray, tag: int) -> bytes:
+    """A JPEG that viewers show as `shown`, stored on its side (orientation 6) or upside down (3)."""
+    stored = {3: shown[::-1, ::-1], 6: np.rot90(shown)}[tag]
+    data = cv2.imencode(".jpg", np.ascontiguousarray(stored))[1].tobytes()
+    tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + b"\x12\x01\x03\0\x01\0\0\0" + bytes([tag, 0, 0, 0]) + b"\0\0\0\0"
+    return data[:2] + b"\xff\xe1" + (len(tiff) + 8).to_bytes(2, "big") + b"Exif\0\0" + tiff + data[2:]
+
+
+@pytest.mark.parametrize("tag", [3, 6])
+@pytest.mark.parametrize("dataset", ["mpii", "lsp"])
+def test_mpii_and_lsp_apply_an_orientation_if_asked_for(tmp_path, dataset, tag):
+    """The shown picture is 240 x 320 (height, width), its upper left corner white."""
+    shown = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    shown[: HEIGHT // 2, : WIDTH // 2] = 255
+    if dataset == "mpii":
+        settings, opened = mpii_folder(tmp_path, [hrnet_person("a.jpg")]), open_mpii
+    else:
+        settings, opened = lsp_folder(tmp_path, range(1, 3), split="train", on_missing_image="skip")[0], open_lsp
+    for file in Path(settings.images).glob("*.jpg"):
+        file.write_bytes(turned_by(shown, tag))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pictures that are not there, and of the tag
+        turned, stored = opened(replace(settings, apply_orientation=True)), opened(settings)
+        assert turned.records.image_sizes[0].tolist() == [HEIGHT, WIDTH]
+        assert turned.load_image(0).shape == (HEIGHT, WIDTH, 3)
+        assert turned.load_image(0)[4, 4, 0] > 200
+        assert turned.load_image(0, 2).shape[0] in (HEIGHT, HEIGHT // 2)
+        assert stored.records.image_sizes[0].tolist() == ([HEIGHT, WIDTH] if tag == 3 else [WIDTH, HEIGHT])
+        assert stored.load_image(0)[4, 4, 0] < 50
 
 
 @pytest.mark.parametrize(("brightest", "warned"), [(4095, True), (65535, False)])

@@ -94,6 +94,15 @@ def test_missing_pictures(tmp_path):
         assert open_lsp(replace(settings, on_missing_image="skip")).records.sample_ids.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_a_labelled_keypoint_that_is_no_number_in_float32_is_refused(tmp_path, value):
+    settings, joints = lsp_folder(tmp_path, range(1, 3), on_missing_image="skip")
+    joints[4, 2, 0] = value
+    savemat(settings.annotations, {"joints": np.dstack((joints, np.zeros((2000, 14)))).transpose(2, 1, 0)})
+    with pytest.raises(ValueError, match="image 5 has a labelled keypoint that is NaN or infinite"):
+        open_lsp(settings)
+
+
 def test_predictions_become_a_file_in_order(tmp_path):
     settings, joints = lsp_folder(tmp_path, range(1, 4), image_ids=[1, 2, 3])
     source = open_lsp(settings)

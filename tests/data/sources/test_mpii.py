@@ -250,6 +250,8 @@ class TestRelease:
         ({"joints_vis": [1] * 3}, r"person 0: joints_vis must have shape \(16,\), got \(3,\)"),
         ({"joints": [["a", 0]] * 16}, "person 0: joints must be numbers"),
         ({"joints": [[float("nan"), 0.0]] * 16}, "person 0: a labelled keypoint is NaN or infinite"),
+        ({"joints": [[1e39, 0.0]] * 16}, "person 0: a labelled keypoint is NaN or infinite"),  # in float32
+        ({"joints": [[10**400, 0.0]] * 16}, "person 0: joints must be numbers"),
     ],
 )
 def test_broken_json_is_answered(tmp_path, change, message):

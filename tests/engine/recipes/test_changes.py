@@ -25,6 +25,16 @@ def test_an_equal_recipe_has_no_changes_wherever_it_is_written(tmp_path):
         ({"train__precision": "fp16"}, "train.precision 'fp32' -> 'fp16'"),
         ({"train__epochs": 9}, "train.epochs 2 -> 9"),
         (
+            {"optim": {"name": "adamw"}},
+            "optim.name 'adam' -> 'adamw' (Adam's averages of the gradient are kept; from now on the weight decay acts "
+            "the new optimiser's way)",
+        ),
+        (
+            {"loader": {"batch_size": 4, "workers": 0}},
+            "loader.batch_size 2 -> 4 (steps count on, and from now on each sees as many rows as this)",
+        ),
+        ({"train_data__images": 9}, "train_data.images 1000 -> 9 (from now on batches come from these data)"),
+        (
             {"student": {"name": "elpn_v1", "overrides": {**TINY_NET, "size": [64, 96]}}},
             "student.overrides.size [64, 64] -> [64, 96]",
         ),
@@ -39,6 +49,7 @@ def test_what_a_run_can_go_on_with(tmp_path, change, text):
     ("change", "text"),
     [
         ({"optim": {"name": "sgd"}}, "optim.name 'adam' -> 'sgd' (the optimiser's state is of the other kind)"),
+        ({"optim": {"name": "rmsprop"}}, "optim.name 'adam' -> 'rmsprop' (the optimiser's state is of the other kind)"),
         (
             {"student": {"name": "elpn_v2"}},
             "student.name 'elpn_v1' -> 'elpn_v2' (the weights are of the other network)",
@@ -60,6 +71,6 @@ def test_former_names_and_keys_that_came_later_are_no_changes(tmp_path):
     old = values(tmp_path)
     old["eval"] = old.pop("inference")
     old["eval"]["flip"] = old["eval"].pop("flip_test")
-    del old["train"]["fold_teacher"]
+    del old["train"]["fold_teacher"], old["train_data"]["difficulty"]
     changes = compare(old, values(tmp_path))
     assert (changes.taken, changes.refused) == ((), ())

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from posekd.data import CocoSettings
-from posekd.distill import METHODS, MAPDSettings, SupervisedSettings
+from posekd.distill import METHODS, FPDSettings, MAPDSettings, SupervisedSettings
 from posekd.engine.recipes.configs import find_config, list_configs
 from posekd.engine.recipes.recipe import read_recipe, recipe_from_dict, recipe_to_dict
 
@@ -33,9 +33,10 @@ def test_a_recipe_survives_the_way_through_yaml():
 
 @pytest.mark.parametrize("name", list_configs())
 def test_every_shipped_recipe_is_valid(name):
-    """A folder is a method; the teachers of tiny configurations, and bottom-up ones, stand beside their students."""
+    """A folder is a method; bottom-up and token teachers, and those of tiny configurations, stand beside their
+    students."""
     method, folder = recipe_to_dict(read_recipe(name))["method"]["name"], name.split("/")[0]
-    teachers = {("associative_embedding", "smallerhrnet"), ("supervised", "simple")}
+    teachers = {("associative_embedding", "smallerhrnet"), ("supervised", "distilpose"), ("supervised", "simple")}
     assert method == folder or (method, folder) in teachers
 
 
@@ -60,10 +61,23 @@ def test_overrides_change_one_key_and_leave_its_neighbours(write):
 
 
 def test_another_method_is_a_one_word_change():
-    """The file's alpha and beta belong to the old name, and go with it."""
-    recipe = read_recipe("mapd/elpn_v1_coco_256x192", ["--method.name", "supervised"])
+    """The file's alpha and beta belong to the old name, and go with it, aloud."""
+    with pytest.warns(
+        UserWarning, match=r"method.name is supervised now.*dropped: method.alpha 0.15, method.beta 0.07"
+    ):
+        recipe = read_recipe("mapd/elpn_v1_coco_256x192", ["--method.name", "supervised"])
     assert recipe.method == SupervisedSettings()
     assert isinstance(recipe.train_data, CocoSettings)
+
+
+def test_keys_that_both_names_have_keep_their_values(recwarn):
+    """The quickstart draws its labels with sigma 1, whatever the method."""
+    recipe = read_recipe("mapd/quickstart", ["--method.name", "fpd", "--val_data.name", "synthetic"])
+    assert recipe.method.sigma == 1.0
+    assert FPDSettings().sigma != 1.0
+    assert recipe.val_data.images == 250
+    (told,) = (str(w.message) for w in recwarn)
+    assert told.endswith("dropped: method.beta 0.075; kept: method.alpha 0.15, method.sigma 1.0")
 
 
 @pytest.mark.parametrize(

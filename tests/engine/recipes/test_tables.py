@@ -4,13 +4,20 @@ import pytest
 import torch
 
 from posekd.data import CropAugmentation
-from posekd.distill import FPDSettings, MAPDSettings, SupervisedSettings
+from posekd.distill import (
+    DistilPose,
+    DistilPoseSettings,
+    FPDSettings,
+    FrozenTeacher,
+    MAPDSettings,
+    SupervisedSettings,
+)
 from posekd.engine.recipes.configs import list_configs
 from posekd.engine.recipes.recipe import read_recipe
 from posekd.engine.recipes.tables import read_tables
 from posekd.models import create_model, profile_model
 
-FPD, MAPD = read_tables("fpd"), read_tables("mapd")
+FPD, MAPD, DISTILPOSE = read_tables("fpd"), read_tables("mapd"), read_tables("distilpose")
 
 
 def rows(tables, number):
@@ -62,6 +69,60 @@ def test_elpn_has_the_tables_4_to_7():
     assert all(row.resolve().method.beta == pytest.approx(row.resolve().method.alpha / 2) for row in rows(MAPD, "7"))
 
 
+@pytest.mark.parametrize("row", DISTILPOSE, ids=lambda row: f"{row.table} {row.row}")
+def test_every_row_of_distilpose_builds_its_method(row):
+    recipe = row.resolve()
+    with torch.device("meta"):
+        student = create_model(recipe.student.name, 17, **recipe.student.overrides)
+        teacher = recipe.teacher and FrozenTeacher(create_model(recipe.teacher.name, 17, **recipe.teacher.overrides))
+    method = DistilPose(student, teacher, recipe.method)
+    assert method.weights().keys() >= {"labels"}
+    if "parameters" in row.published:
+        said = {
+            "scores": True,
+            "sigmas": True,
+        }  # the paper counts the whole head, for students without distillation too
+        with torch.device("meta"):
+            profile = profile_model(create_model(recipe.student.name, 17, **said))
+        assert profile.params / 1e6 == pytest.approx(row.published["parameters"], abs=0.06)
+        assert profile.mmcv / 1e9 == pytest.approx(row.published["mmcv"], abs=0.005)
+
+
+def test_distilpose_has_its_eight_rows():
+    """The slides' table of terms: what each adds to 56.0 AP."""
+    terms = rows(DISTILPOSE, "distillation terms")
+    weights = [row.resolve().method.taught for row in terms]
+    used = [[name for name, weight in w.items() if weight] for w in weights]
+    heat, score, keypoint, visual = "simulated_heatmaps", "scores", "keypoint_tokens", "visual_tokens"
+    tokens = [keypoint, visual]
+    assert used == [[], [heat], [score], [heat, score], [keypoint], [visual], tokens, [heat, score, *tokens]]
+    assert [row.published["AP"] for row in terms] == [56.0, 63.2, 56.4, 64.1, 67.1, 61.7, 67.5, 71.6]
+    assert [row.resolve().student.overrides.get("scores", True) for row in terms] == [bool(score in u) for u in used]
+
+
+@pytest.mark.parametrize("size", ["s", "l"])
+def test_the_published_recipe_of_distilpose(size):
+    """Adam 1e-3, 256 images, 500 steps of warm-up, tenths at 200 and 260 of 300 epochs; 1, 1, 0.01, 5e-4, 5e-4."""
+    recipe = read_recipe(f"distilpose/{size}_coco_256x192")
+    assert recipe.method == DistilPoseSettings()
+    assert recipe.method.taught == {
+        "simulated_heatmaps": 1.0, "scores": 0.01, "keypoint_tokens": 5e-4, "visual_tokens": 5e-4
+    }  # fmt: skip
+    assert (recipe.optim.name, recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.clip_norm) == (
+        "adam", 1e-3, 0.0, None
+    )  # fmt: skip
+    assert (recipe.loader.batch_size, recipe.train.epochs, recipe.schedule.milestones) == (256, 300, (200, 260))
+    assert (recipe.schedule.warmup_steps, recipe.schedule.gamma) == (500, 0.1)
+    augmentation = recipe.augmentation
+    assert (augmentation.flip, augmentation.rotation, augmentation.scale, augmentation.half_body) == (
+        0.5,
+        45,
+        0.35,
+        0.3,
+    )
+    assert recipe.teacher.name == "distilpose_teacher_hrnet_w48"
+
+
 @pytest.mark.parametrize("student", ["hourglass_8x256", "hourglass_4x128"])
 @pytest.mark.parametrize(("data", "epochs"), [("mpii", 130), ("lsp", 70)])
 def test_the_papers_recipe_of_fpd(student, data, epochs):
@@ -100,7 +161,6 @@ def test_the_published_recipe_of_elpn_on_mpii(version):
 
 def test_tables_are_no_recipes():
     assert not any(name.endswith("/tables") for name in list_configs())
-    with pytest.raises(
-        FileNotFoundError, match="no tables of 'supervised'; there are of fpd, mapd, simple, smallerhrnet"
-    ):
+    listed = "distilpose, fpd, mapd, simple, sm"
+    with pytest.raises(FileNotFoundError, match=f"no tables of 'supervised'; there are of {listed}"):
         read_tables("supervised")

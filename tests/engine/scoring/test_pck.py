@@ -264,6 +264,7 @@ def lsp_run(tmp_path_factory):
             "loader": {"batch_size": 4, "workers": 0},
             "train": {"epochs": 3, "validate_every": 1, "log_every": 1},
             "out": str(folder / "run"),
+            "acknowledged": ["shared_images"],
         }
     )
     return Run(folder / "run", train(recipe))

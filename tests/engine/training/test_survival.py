@@ -233,7 +233,7 @@ class TestData:
         (tmp_path / "val").mkdir()
         val = write(tmp_path / "val", labels([person(10, 1), person(20, 2)], (1, 2)))
         people = {"name": "coco", "images": val.images, "annotations": val.annotations}
-        changes = {"val_data": people, "train__validate_every": 1}
+        changes = {"val_data": people, "train__validate_every": 1, "acknowledged": ["shared_images"]}
         train(coco_recipe(tmp_path / "whole", source, **changes))
         broken = Path(val.images) / "2.png"
         good = broken.read_bytes()

@@ -1,0 +1,192 @@
+"""`posekd export MODEL`: writes a network that takes images and gives keypoints, and checks that it says the same."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from posekd.cli import command_parser
+from posekd.cli.eval_options import add_inference, check_inference, pop_inference
+from posekd.files import check_writable
+
+if TYPE_CHECKING:
+    from posekd.data import PoseSource
+    from posekd.deploy.load import Ready
+    from posekd.deploy.verify import Deviation
+    from posekd.engine.scoring import Report
+    from posekd.models import PoseModel
+
+RUN = "the run's"
+
+EPILOG = """A checkpoint that `posekd train` wrote is exported as its run has tested it (flip test, decoding, padding),
+unless an option says otherwise. Any ONNX runtime takes the file (docs/export.md), and so do posekd predict and eval.
+
+examples:
+  posekd export runs/v1 --verify                        # beside the checkpoint; compared on the run's validation data
+  posekd export runs/v1 --no-flip --precision fp16 --verify labels.json --images photos --out small.onnx
+  posekd export runs/v1 --precision int8 --calibrate --verify --max-loss 1
+  posekd export hrnet_w32 --weights pose_hrnet_w32_256x192.pth --out hrnet.onnx"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exports a network and, if asked for, compares it with the file on the same people.
+
+    Raises:
+        ValueError: options that do not go together, or a network that cannot be exported.
+        FileNotFoundError: a file or folder does not exist.
+        ExportDriftError: the file does not say what the network says.
+    """
+    words = vars(_parser().parse_args(argv))
+    inference = pop_inference(words, precision=False)
+    options = argparse.Namespace(**words)
+    if options.precision == "int8" and options.calibrate is None:
+        raise ValueError("--precision int8 needs --calibrate: images from which the ranges of activations are taken")
+    if options.max_loss is not None and options.verify is None:
+        raise ValueError("--max-loss is a limit of --verify: give both")
+
+    from posekd.deploy.export import export_onnx
+    from posekd.deploy.load import ready
+    from posekd.paradigms import paradigm_of
+
+    found = ready(
+        options.model,
+        weights=options.weights,
+        weights_key=options.weights_key,
+        skeleton=options.skeleton,
+        size=None if options.size is None else tuple(options.size),
+        padding=options.padding,
+    )
+    check_inference(inference, paradigm_of(found.model), options.model)
+    found = replace(found, settings=replace(found.settings, **inference))
+    path = Path(options.out) if options.out is not None else _beside(options.model, found.model)
+    check_writable(path)
+    feeds = None
+    if options.precision == "int8":
+        feeds = calibration(_open(options, options.calibrate, "train_data", found), options.calibration_people)
+    facts = export_onnx(found, path, options.precision, feeds)
+    console = Console()
+    height, width = facts.spec.size
+    console.print(
+        f"{path}: {facts.model} at {height}x{width}, {facts.skeleton.num_keypoints} keypoints, {facts.precision}, "
+        f"{path.stat().st_size / 2**20:.1f} MiB",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if options.verify is not None:
+        _verify(options, found, path, console)
+    return 0
+
+
+def calibration(source: PoseSource, people: int) -> Iterator[dict[str, np.ndarray]]:
+    """Images with the boxes of their people, of at most so many people spread over the dataset."""
+    records = source.records
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(people, len(records))).astype(int))
+    for row in chosen.tolist():
+        image = source.load_image(int(records.image_rows[row]))
+        yield {"image": image, "boxes": records.boxes[row : row + 1].astype(np.float32)}
+
+
+def _beside(name: str, model: PoseModel) -> Path:
+    """Where the file goes if nobody says: beside the checkpoint, or into this folder under the model's name."""
+    from posekd.deploy.load import find_card
+
+    file = find_card(name)[0] if Path(name).exists() else None
+    return Path(f"{model.name}.onnx") if file is None else file.with_suffix(".onnx")
+
+
+def _open(options: argparse.Namespace, labels: str, group: str, found: Ready) -> PoseSource:
+    """The dataset of a label file, or that of the run."""
+    from posekd.cli.eval import open_data, recipe_of
+    from posekd.data import CocoSettings
+    from posekd.deploy.load import find_card
+    from posekd.paradigms import paradigm_of
+
+    keep = paradigm_of(found.model).evaluation_images
+    _, card = find_card(options.model, options.weights)
+    if labels != RUN:
+        images = options.images or str(Path(labels).parent)
+        return open_data(CocoSettings(images=images, annotations=labels), keep, card)
+    recipe = recipe_of(card)
+    data: Any = None if recipe is None else getattr(recipe, group)
+    if data is None:
+        raise ValueError(f"{options.model} does not say what it was trained on: give a label file, and --images")
+    return open_data(data, keep, card)
+
+
+def _verify(options: argparse.Namespace, found: Ready, path: Path, console: Console) -> None:
+    import time
+
+    from posekd.cli.progress import Bar
+    from posekd.deploy.onnx_finder import OnnxFinder
+    from posekd.deploy.verify import compare, judge
+    from posekd.engine.evaluate import report_people
+    from posekd.engine.scoring import METRICS
+    from posekd.paradigms import paradigm_of
+
+    source = _open(options, options.verify, "val_data", found)
+    finder, start = OnnxFinder(path, batch_size=options.batch_size), time.perf_counter()
+    with Bar("comparing") as on_person:
+        *both, deviation = compare(found, finder, source, batch_size=options.batch_size, on_person=on_person)
+    paradigm = paradigm_of(found.model)
+    reports = [
+        report_people(source, people, paradigm, found.settings, start=start, count=len(people)) for people in both
+    ]
+    scale = 100 / METRICS[reports[0].metrics[0]].scale if reports[0].metrics else 1.0
+    before, after = (_points(report, scale) for report in reports)
+    _show(deviation, reports, before, after, console)
+    judge(deviation, before, after, options.precision, options.max_loss)
+
+
+def _points(report: Report, scale: float) -> float:
+    """The main score in points of 100; 0 where nothing can be scored."""
+    return next(iter(report.main.numbers.values())) * scale if report.main is not None else 0.0
+
+
+def _show(deviation: Deviation, reports: Sequence[Report], before: float, after: float, console: Console) -> None:
+    console.print(f"PyTorch and onnxruntime on {deviation.persons} people: deviation in image pixels", highlight=False)
+    table = Table()
+    for name in ("keypoint", "median", "worst"):
+        table.add_column(name, justify="left" if name == "keypoint" else "right")
+    for name, median, worst in zip(deviation.names, deviation.median, deviation.worst, strict=True):
+        table.add_row(name, f"{median:.4f}", f"{worst:.4f}")
+    console.print(table)
+    console.print(
+        f"{deviation.sure} of {deviation.persons * len(deviation.names)} keypoints have a place beyond doubt; the "
+        f"worst of these deviates by {deviation.worst_sure:.4f} pixels, the worst score by {deviation.score:.2g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if reports[0].main is None:
+        console.print(f"nothing was scored: {reports[0].note}", highlight=False, soft_wrap=True)
+        return
+    name = next(iter(reports[0].main.numbers))
+    console.print(f"{name}: {before:.3f} before, {after:.3f} after ({after - before:+.3f} points)", highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("export", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", help="a run's folder, a .safetensors file with its card, or a model's name with --weights")
+    add("--format", choices=("onnx",), default="onnx", help="of the file (onnx)")
+    add("--out", metavar="FILE", help="where to write (default: beside the checkpoint, with the suffix .onnx)")
+    add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of weights and arithmetic (fp32)")
+    data = "COCO labels; without FILE the run's own "
+    add("--verify", nargs="?", const=RUN, metavar="FILE", help=f"compare with PyTorch on {data}validation data")
+    add("--calibrate", nargs="?", const=RUN, metavar="FILE", help=f"int8: take ranges from {data}training data")
+    add("--calibration-people", type=int, default=100, metavar="N", help="of --calibrate (100)")
+    add("--images", metavar="DIR", help="folder of the images of these files (default: the file's folder)")
+    add("--max-loss", type=float, metavar="POINTS", help="by which the score may move (0.1; int8: anything)")
+    add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
+    add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
+    add("--skeleton", metavar="NAME", help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
+    add_inference(parser, precision=False)
+    add("--batch-size", type=int, default=16, metavar="N", help="people per batch of --verify (16)")
+    return parser

@@ -1,0 +1,1 @@
+"""One's own labels: where they are, other tools' formats, splits, and how well they repeat."""

@@ -1,0 +1,190 @@
+"""Whether an exported network says what the network says: keypoint by keypoint, on the same people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posekd.data import LoaderSettings, PoseSource
+from posekd.deploy.load import Ready
+from posekd.deploy.onnx_finder import OnnxFinder
+from posekd.inputs import prepare_crops
+from posekd.names import match
+from posekd.paradigms.inference import evaluating, open_batches
+from posekd.paradigms.top_down import TopDownInference, as_people, ask
+from posekd.structures import Instances
+
+MANY = 500
+"""From so many people on the rule is AP's, below it that of single keypoints."""
+LARGEST_SHIFT = 0.1
+"""Pixels by which a keypoint may move whose place is beyond doubt."""
+LARGEST_CHANGE = 0.1
+"""Points (of 100) by which AP may move."""
+TIES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
+"""Precision -> share of a heatmap's range within which two of its values count as equal."""
+
+
+class ExportDriftError(RuntimeError):
+    """An exported network does not say what the network says."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far an exported network's keypoints are from the network's, in image pixels.
+
+    Attributes:
+        names: of the K keypoints, in the data's order.
+        persons: how many people were compared.
+        median: float64 `[K]`, over all people.
+        worst: float64 `[K]`.
+        sure: how many of the keypoints have a place beyond doubt: one highest pixel, and neighbours that differ.
+        worst_sure: the largest deviation among these.
+        score: the largest difference of a keypoint's score.
+    """
+
+    names: tuple[str, ...]
+    persons: int
+    median: np.ndarray
+    worst: np.ndarray
+    sure: int
+    worst_sure: float
+    score: float
+
+
+def compare(
+    found: Ready,
+    finder: OnnxFinder,
+    source: PoseSource,
+    *,
+    batch_size: int = 16,
+    on_person: Callable[[int, int], None] | None = None,
+) -> tuple[Instances, Instances, Deviation]:
+    """Runs a network and its export on a dataset.
+
+    Args:
+        found: the network, with the settings that were exported.
+        finder: the export.
+        source: the dataset, with as many keypoints as the network.
+        batch_size: people per batch.
+        on_person: called with (people done, twice their number) while both run.
+
+    Returns:
+        The people that the network has found, those of the export in the same order, before duplicates are removed,
+        and how far they are apart.
+
+    Raises:
+        ValueError: another number of keypoints, or nobody to compare.
+    """
+    records = source.records
+    if records.skeleton.num_keypoints != found.skeleton.num_keypoints or not len(records):
+        raise ValueError(
+            f"{len(records)} people with {records.skeleton.num_keypoints} keypoints cannot tell whether a network with "
+            f"{found.skeleton.num_keypoints} keypoints was exported well"
+        )
+    total = 2 * len(records)
+    people, sure = _of_network(found, source, batch_size, finder.facts.precision, on_person, total)
+    order = list(match(found.skeleton.keypoints, records.skeleton.keypoints))
+    people.keypoints, sure = people.keypoints[:, order], sure[:, order]
+
+    def on_image(done: int, images: int) -> None:
+        if on_person is not None:
+            on_person(len(records) + done * len(records) // images, total)
+
+    others = finder.find_in(source, on_image)
+    place = {sample: row for row, sample in enumerate(others.sample_ids.tolist())}
+    others = others.take([place[sample] for sample in people.sample_ids.tolist()])
+    gaps = (people.keypoints - others.keypoints).double().numpy()
+    shifts, certain = np.linalg.norm(gaps[..., :2], axis=-1), sure.numpy()
+    return (
+        people,
+        others,
+        Deviation(
+            names=records.skeleton.keypoints,
+            persons=len(people),
+            median=np.median(shifts, 0),
+            worst=shifts.max(0),
+            sure=int(certain.sum()),
+            worst_sure=float(shifts[certain].max(initial=0)),
+            score=float(np.abs(gaps[..., 2]).max()),
+        ),
+    )
+
+
+def _of_network(
+    found: Ready,
+    source: PoseSource,
+    batch_size: int,
+    precision: str,
+    on_person: Callable[[int, int], None] | None,
+    total: int,
+) -> tuple[Instances, Tensor]:
+    """The network's people, and which of their keypoints are beyond doubt, bool `[N, K]`."""
+    model, settings = found.model, found.settings
+    loader = LoaderSettings(batch_size, workers=0, padding=found.padding)
+    people: list[Instances] = []
+    sure: list[Tensor] = []
+    with evaluating(model):
+        for packed in open_batches(model, source, settings, loader=loader):
+            crops = prepare_crops(packed, model.spec, found.skeleton.flip)  # type: ignore[arg-type]
+            codec, said = ask(model, crops.images, found.skeleton.flip, settings)
+            people.append(as_people(crops, codec.decode(said, crops.matrices, model.spec.size, settings)))
+            sure.append(beyond_doubt(said, settings, TIES[precision]))
+            if on_person is not None:
+                on_person(sum(map(len, people)), total)
+    return Instances.concatenate(people, found.skeleton.num_keypoints), torch.cat(sure)
+
+
+def beyond_doubt(heatmaps: Tensor, settings: TopDownInference, share: float) -> Tensor:
+    """Which keypoints rounding cannot move by a pixel: bool `[B, K]`.
+
+    Their highest value is above 0 and above every other one, and the neighbours between which a quarter of a pixel is
+    decided differ, both by more than a share of the map's range.
+
+    Args:
+        heatmaps: `[B, K, h, w]`.
+        settings: how they are decoded.
+        share: what rounding may change, as a share of a map's range.
+    """
+    h, w = heatmaps.shape[2:]
+    flat = heatmaps.flatten(2)
+    least = share * (flat.amax(2) - flat.amin(2))
+    (first, second), place = flat.topk(2).values.unbind(2), flat.argmax(2)
+    sure = (first > least) & (first - second > least)
+    if settings.decode != "quarter":
+        return sure
+    x, y = place % w, place // w
+
+    def at(dy: int, dx: int) -> Tensor:
+        index = (y + dy).clamp(0, h - 1) * w + (x + dx).clamp(0, w - 1)
+        return flat.gather(2, index[..., None]).squeeze(2)
+
+    return sure & ((at(0, 1) - at(0, -1)).abs() > least) & ((at(1, 0) - at(-1, 0)).abs() > least)
+
+
+def judge(deviation: Deviation, before: float, after: float, precision: str, limit: float | None) -> None:
+    """Refuses an export that says something else than its network.
+
+    Args:
+        deviation: of the keypoints.
+        before: the network's main score in points (of 100).
+        after: the export's.
+        precision: int8's loss is told, and refused only beyond `limit`.
+        limit: points that the score may move; `LARGEST_CHANGE` (int8: anything) if None.
+
+    Raises:
+        ExportDriftError: it does.
+    """
+    allowed = limit if limit is not None else float("inf") if precision == "int8" else LARGEST_CHANGE
+    if abs(after - before) > allowed and (deviation.persons >= MANY or limit is not None):
+        raise ExportDriftError(
+            f"the exported network scores {after:.2f}, the network itself {before:.2f}: {allowed:g} points are allowed"
+        )
+    if deviation.persons < MANY and precision != "int8" and deviation.worst_sure > LARGEST_SHIFT:
+        raise ExportDriftError(
+            f"the exported network moves a keypoint whose place is beyond doubt by {deviation.worst_sure:.3f} pixels: "
+            f"{LARGEST_SHIFT:g} are allowed"
+        )
