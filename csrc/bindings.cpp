@@ -138,26 +138,24 @@ void bind_center_focal_loss(py::module_& module) {
                args.counter = counter, args.divided = divided;
                run(logits, args, threads, POSEKD_ENTRIES(center_focal_loss_forward));
              });
-  module.def("center_focal_loss_backward",
-             [](const TensorView& logits, const TensorView& boxes, const TensorView& counts, const TensorView& mask,
-                bool divided, const TensorView& upstream, const TensorView& points, const TensorView& gradient,
-                int threads) {
-               posekd::CenterFocalLoss args{logits, boxes, counts, mask, upstream, points};
-               args.gradient = gradient, args.divided = divided;
-               run(logits, args, threads, POSEKD_ENTRIES(center_focal_loss_backward));
-             });
+  module.def(
+      "center_focal_loss_backward",
+      [](const TensorView& logits, const TensorView& boxes, const TensorView& counts, const TensorView& mask,
+         bool divided, const TensorView& upstream, const TensorView& points, const TensorView& gradient, int threads) {
+        posekd::CenterFocalLoss args{logits, boxes, counts, mask, upstream, points};
+        args.gradient = gradient, args.divided = divided;
+        run(logits, args, threads, POSEKD_ENTRIES(center_focal_loss_backward));
+      });
 }
 
 void bind_decode_boxes(py::module_& module) {
-  module.def("pair_corners",
-             [](const TensorView& corners, const TensorView& centers, const TensorView& areas_scale,
-                const TensorView& boxes, const TensorView& scores, const TensorView& counts,
-                const TensorView& workspace, int mirrored, double sigma, int threads) {
-               const posekd::PairCorners args{corners,   centers,  areas_scale,
-                                              boxes,     scores,   counts,
-                                              workspace, mirrored, static_cast<float>(sigma)};
-               run(corners, args, threads, POSEKD_ENTRIES(pair_corners));
-             });
+  module.def("pair_corners", [](const TensorView& corners, const TensorView& centers, const TensorView& areas_scale,
+                                const TensorView& boxes, const TensorView& scores, const TensorView& counts,
+                                const TensorView& workspace, int mirrored, double sigma, int threads) {
+    const posekd::PairCorners args{
+        corners, centers, areas_scale, boxes, scores, counts, workspace, mirrored, static_cast<float>(sigma)};
+    run(corners, args, threads, POSEKD_ENTRIES(pair_corners));
+  });
 }
 
 void bind_tag_loss(py::module_& module) {

@@ -1,9 +1,9 @@
 // CenterNet's focal loss of corners and centres, targets drawn from boxes inside the kernel.
 //
-// Floor, float32, logits [48, 3, 128, 128] (9.4 MB): read once in the forward pass; read once and the gradient written in
-// the backward pass, 18.9 MB (H200: 2 and 4 us). Targets are never stored. A pixel takes an exponential and a logarithm,
-// and one exponential for each Gaussian whose window it is in: few, because windows are small.
-// How it gets near: rows (CPU) and strips of rows (CUDA) first find out whose windows reach them.
+// Floor, float32, logits [48, 3, 128, 128] (9.4 MB): read once in the forward pass; read once and the gradient written
+// in the backward pass, 18.9 MB (H200: 2 and 4 us). Targets are never stored. A pixel takes an exponential and a
+// logarithm, and one exponential for each Gaussian whose window it is in: few, because windows are small. How it gets
+// near: rows (CPU) and strips of rows (CUDA) first find out whose windows reach them.
 #pragma once
 
 #include "core/cpu_dispatch.h"

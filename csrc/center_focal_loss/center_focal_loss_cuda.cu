@@ -1,5 +1,5 @@
-// CUDA kernels of center_focal_loss. A block has a strip of rows of one map; it lists the Gaussians whose windows reach the
-// strip, in any order, because only their maximum counts.
+// CUDA kernels of center_focal_loss. A block has a strip of rows of one map; it lists the Gaussians whose windows reach
+// the strip, in any order, because only their maximum counts.
 #include "center_focal_loss/center_focal_loss.h"
 #include "center_focal_loss/center_focal_loss_math.h"
 #include "core/cuda_reduce.cuh"
@@ -164,17 +164,15 @@ void center_focal_loss_forward_cuda(const CenterFocalLoss& args, const CudaConte
   Params p = common(args);
   p.partial = args.partial.as<double>();
   p.counter = args.counter.as<unsigned>();
-  dispatch_float<false>(args.logits.dtype, [&](auto tag) {
-    launch_strips(context, forward_kernel<typename decltype(tag)::type>, p);
-  });
+  dispatch_float<false>(args.logits.dtype,
+                        [&](auto tag) { launch_strips(context, forward_kernel<typename decltype(tag)::type>, p); });
 }
 
 void center_focal_loss_backward_cuda(const CenterFocalLoss& args, const CudaContext& context) {
   Params p = common(args);
   p.gradient = args.gradient.data;
-  dispatch_float<false>(args.logits.dtype, [&](auto tag) {
-    launch_strips(context, backward_kernel<typename decltype(tag)::type>, p);
-  });
+  dispatch_float<false>(args.logits.dtype,
+                        [&](auto tag) { launch_strips(context, backward_kernel<typename decltype(tag)::type>, p); });
 }
 
 }  // namespace posekd

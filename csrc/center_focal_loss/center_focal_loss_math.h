@@ -62,18 +62,23 @@ struct FocalTerm {
   A value, slope;
 };
 
+POSEKD_HD float exp_of(float x) { return expf(x); }
+POSEKD_HD double exp_of(double x) { return exp(x); }
+POSEKD_HD float log_of(float x) { return logf(x); }
+POSEKD_HD double log_of(double x) { return log(x); }
+
 template <class A>
 POSEKD_HD FocalTerm<A> focal_term(A logit, A target, bool counted) {
-  const A raw = 1 / (1 + static_cast<A>(exp(-logit)));
+  const A raw = 1 / (1 + exp_of(-logit));
   const A p = raw < Clamps<A>::low ? Clamps<A>::low : raw > Clamps<A>::high ? Clamps<A>::high : raw;  // NaN stays
   const A q = 1 - p;
   const bool clamped = raw < Clamps<A>::low || raw > Clamps<A>::high;
   if (target == 1) {
-    const A log_p = static_cast<A>(log(p));
+    const A log_p = log_of(p);
     return {q * q * log_p, clamped ? A(0) : q * q * (q - 2 * p * log_p)};
   }
   if (!counted) return {A(0), A(0)};
-  const A far = (1 - target) * (1 - target), weight = far * far * p * p, log_q = static_cast<A>(log(q));
+  const A far = (1 - target) * (1 - target), weight = far * far * p * p, log_q = log_of(q);
   return {weight * log_q, clamped ? A(0) : weight * (2 * q * log_q - p)};
 }
 

@@ -1,9 +1,9 @@
 // Boxes from the corners and centres of a batch (CenterNet's decoding): `pair_corners`.
 //
-// Floor, B = 48, one view of 32 + 32 corners and 32 centres: 221 kB are read and 61 kB written (H200: 0.1 us). The work is
-// 1024 pairs an image with up to 32 centres each, and 32 rounds over the pairs that are boxes.
-// How it gets near: on the CPU those pairs are listed once, few of a trained network's; on the GPU a block has an image and
-// its scores stay in cache, so that nothing waits for the host.
+// Floor, B = 48, one view of 32 + 32 corners and 32 centres: 221 kB are read and 61 kB written (H200: 0.1 us). The work
+// is 1024 pairs an image with up to 32 centres each, and 32 rounds over the pairs that are boxes. How it gets near: on
+// the CPU those pairs are listed once, few of a trained network's; on the GPU a block has an image and its scores stay
+// in cache, so that nothing waits for the host.
 #pragma once
 
 #include "core/cpu_dispatch.h"

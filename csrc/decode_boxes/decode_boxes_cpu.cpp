@@ -39,7 +39,8 @@ void take_best(const Candidates& in, float sigma, int most, float* boxes, float*
     const int best = best_of(in);
     if (best < 0) break;
     const Box box = in.boxes[best];
-    boxes[4 * taken] = box.x1, boxes[4 * taken + 1] = box.y1, boxes[4 * taken + 2] = box.x2, boxes[4 * taken + 3] = box.y2;
+    boxes[4 * taken] = box.x1, boxes[4 * taken + 1] = box.y1, boxes[4 * taken + 2] = box.x2,
+              boxes[4 * taken + 3] = box.y2;
     scores[taken] = in.scores[best];
     in.scores[best] = 0.0f;
     for (int i = 0; i < in.count; ++i)

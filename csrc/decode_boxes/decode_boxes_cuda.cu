@@ -13,7 +13,8 @@ constexpr int kThreads = 256;
 using Key = unsigned long long;
 
 __device__ __forceinline__ Key key_of(float score, int index) {
-  return score > 0.0f ? static_cast<Key>(__float_as_uint(score)) << 32 | (0xffffffffu - static_cast<unsigned>(index)) : 0;
+  return score > 0.0f ? static_cast<Key>(__float_as_uint(score)) << 32 | (0xffffffffu - static_cast<unsigned>(index))
+                      : 0;
 }
 
 struct Params {
@@ -78,10 +79,18 @@ __global__ void __launch_bounds__(kThreads) pair_kernel(Params p) {
 }  // namespace
 
 void pair_corners_cuda(const PairCorners& args, const CudaContext& context) {
-  const Params p{args.corners.as<float>(), args.centers.as<float>(),   args.areas_scale.as<float>(),
-                 args.boxes.as<float>(),   args.scores.as<float>(),    args.workspace.as<float>(),
-                 args.counts.as<int64_t>(), args.views(),              args.points(),
-                 args.num_centers(),       args.mirrored,              args.max_boxes(),
+  const Params p{args.corners.as<float>(),
+                 args.centers.as<float>(),
+                 args.areas_scale.as<float>(),
+                 args.boxes.as<float>(),
+                 args.scores.as<float>(),
+                 args.workspace.as<float>(),
+                 args.counts.as<int64_t>(),
+                 args.views(),
+                 args.points(),
+                 args.num_centers(),
+                 args.mirrored,
+                 args.max_boxes(),
                  args.sigma};
   launch(context, pair_kernel, dim3(static_cast<unsigned>(args.images())), dim3(kThreads), 0, p);
 }
