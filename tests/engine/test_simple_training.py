@@ -72,10 +72,11 @@ def test_both_stages_by_the_ordinary_commands(tmp_path, capsys):
     assert {"AP", "box AP"} <= set(scores)
     capsys.readouterr()
     results = tmp_path / "scores.json"
-    words = ["--device", "cpu", "--workers", "0", "--scales", "0.5", "1", "--report", str(results)]
+    words = ["--device", "cpu", "--workers", "0", "--scales", "0.5", "1", "--letterbox", "--report", str(results)]
     assert main(["eval", str(tmp_path / "run" / "last.safetensors"), *words]) == 0
-    said = capsys.readouterr().out
-    assert "boxes: " in said
+    said = capsys.readouterr()
+    assert "boxes: " in said.out
+    assert "letterbox: True, where the checkpoint's run had False" in said.err
     assert {"AP", "coco_boxes"} <= set(json.loads(results.read_text()))
 
 
