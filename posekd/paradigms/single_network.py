@@ -46,8 +46,9 @@ class SingleNetworkInference:
         max_peaks: peaks listed of each keypoint's map.
         complete: give a person without a peak for some keypoint the best place inside the box. On ideal maps of
             coco-mini that is a keypoint AP of 0.96 instead of 0.91.
-        oks_threshold: of two people of one image with a higher OKS the weaker is removed; 1 keeps all, which is best for
-            AP, while a flip test finds most people twice, the second time with a low score (docs/simple.md has figures).
+        oks_threshold: of two people of one image with a higher OKS the weaker is removed; 1 keeps all, which is best
+            for AP, while a flip test finds most people twice, the second time with a low score (docs/simple.md has
+            figures).
         precision: `fp32`, or autocast to `bf16` or `fp16`.
         channels_last: images in channels-last memory; null follows `train.channels_last` in a run's validations, and is
             false elsewhere.
