@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     if not plan.flip:
         print(f"note: no mirror images: {plan.why_flip}")
     if own.val is None:
-        print(f"note: nothing is held out to validate on: posekd split {options.data} --out data, then init data")
+        print("note: no labels to validate on were given: the recipe holds out 15 % of these images (`hold_out`)")
     print("\nnow run")
     print(f"  posekd train {file} --run teacher")
     print(f"  posekd train {file} --run student")

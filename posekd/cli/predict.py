@@ -17,6 +17,7 @@ from posekd.files import check_writable
 
 if TYPE_CHECKING:
     from posekd.deploy.boxes import BoxFile
+    from posekd.deploy.detector import Detector
     from posekd.deploy.finder import Finder
     from posekd.deploy.frames import Clip
     from posekd.deploy.predict import Found
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
     from posekd.deploy.frames import open_clips
 
+    _check_boxes(options)
     finder = _open_finder(options, inference)
     clips = open_clips(options.source, options.apply_orientation)
     done = _Done()
@@ -69,6 +71,16 @@ def main(argv: Sequence[str]) -> int:
     finally:
         done.tell()
     return 0
+
+
+def _check_boxes(options: argparse.Namespace) -> None:
+    """Refuses options of boxes that do not go together."""
+    if options.boxes is not None and options.detector is not None:
+        raise ValueError("boxes come from a file or from a detector: give --boxes or --detector")
+    if options.detector is None:
+        for name in ("person_class", "detector_kind"):
+            if vars(options)[name] is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is of a detector: give --detector with it")
 
 
 @dataclass
@@ -108,8 +120,7 @@ def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Find
     )
     paradigm = paradigm_of(found.model)
     check_inference(inference, paradigm, options.model)
-    if options.boxes is not None and not paradigm.crops_boxes:
-        raise ValueError(f"--boxes are boxes to crop: {options.model} sees whole images and needs none")
+    _refuse_boxes(options, paradigm.crops_boxes)
     if options.detection_threshold is not None and not paradigm.crops_boxes:
         inference = {**inference, "detection_threshold": options.detection_threshold}
 
@@ -123,9 +134,13 @@ def _open_exported(options: argparse.Namespace, inference: dict[str, Any]) -> Fi
 
     refuse_settings(options.model, vars(options), inference)
     finder = OnnxFinder(options.model, batch_size=options.batch_size)
-    if options.boxes is not None and not finder.crops_boxes:
-        raise ValueError(f"--boxes are boxes to crop: {options.model} sees whole images and needs none")
+    _refuse_boxes(options, finder.crops_boxes)
     return finder
+
+
+def _refuse_boxes(options: argparse.Namespace, crops_boxes: bool) -> None:
+    if not crops_boxes and (options.boxes is not None or options.detector is not None):
+        raise ValueError(f"--boxes and --detector give boxes to crop: {options.model} sees whole images and needs none")
 
 
 def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], done: _Done) -> None:
@@ -133,16 +148,17 @@ def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], don
     from posekd.deploy.boxes import read_boxes
     from posekd.deploy.predict import stream
 
-    boxes: BoxFile | None = None
+    file: BoxFile | None = None
     if options.boxes is not None:
-        boxes = read_boxes(options.boxes, options.detection_threshold or 0.0)
+        file = read_boxes(options.boxes, options.detection_threshold or 0.0)
+    boxes = file if options.detector is None else _open_detector(options)
     counts = [clip.count for clip in clips]
     total = None if None in counts else sum(count or 0 for count in counts)
     found = stream(
         finder,
         clips,
         boxes,
-        image_id=None if boxes is None else boxes.image_id,
+        image_id=None if file is None else file.image_id,
         batch_size=options.batch_size,
         threads=options.threads,
     )
@@ -159,8 +175,18 @@ def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], don
             done.unreadable += one.frame.image is None
             done.seconds = time.perf_counter() - start
             on_frame(done.frames, total)
-    if boxes is not None:
-        boxes.check_matched()
+    if file is not None:
+        file.check_matched()
+
+
+def _open_detector(options: argparse.Namespace) -> Detector:
+    from posekd.deploy.detector import Detector
+
+    threshold = {} if options.detection_threshold is None else {"threshold": options.detection_threshold}
+    detector = Detector(options.detector, options.person_class or 0, kind=options.detector_kind, **threshold)
+    height, width = detector.size
+    print(f"detector {options.detector}: {detector.kind} at {height}x{width}", file=sys.stderr)
+    return detector
 
 
 def _followed(options: argparse.Namespace, found: Iterator[Found], skeleton: Skeleton) -> Iterator[Found]:
@@ -196,7 +222,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--jsonl", metavar="FILE", help="write a line of JSON for each frame; /dev/stdout works")
     add("--save-labels", metavar="FILE", help="write COCO labels to train from, with confidence (of image files)")
     add("--boxes", metavar="FILE", help="top-down: COCO labels, or detections (image_id, bbox, score)")
-    threshold_help = "leave out boxes with a lower score (0); bottom-up: peaks must be above it (0.1)"
+    add("--detector", metavar="FILE", help="top-down: a detector in an ONNX file (YOLO, RT-DETR, RTMDet)")
+    add("--person-class", type=int, metavar="N", help="index of the detector's class to look at (0)")
+    add("--detector-kind", metavar="KIND", help="what the detector gives, where its graph does not tell")
+    threshold_help = "leave out boxes with a lower score (0; a detector's 0.3); bottom-up: peaks must be above it (0.1)"
     add("--detection-threshold", type=float, metavar="S", help=threshold_help)
     threshold_help = "keypoints with a lower score are not drawn, not labelled and not tracked (0.2)"
     add("--keypoint-threshold", type=float, default=0.2, metavar="S", help=threshold_help)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from posekd import geometry
+from posekd.codecs.reordered import in_order_of
 from posekd.data import LoaderSettings
 from posekd.data.sources.arrays import ImagesInMemory
 from posekd.deploy.boxes import Boxes
@@ -37,7 +38,7 @@ class NetworkFinder:
 
     Args:
         model: on any device.
-        skeleton: its K keypoints.
+        skeleton: its K keypoints, which are matched by name where its card tells them.
         settings: its paradigm's settings of inference.
         padding: factor by which crops are larger than boxes.
         batch_size: crops or images per batch.
@@ -51,7 +52,9 @@ class NetworkFinder:
         padding: float = geometry.PADDING,
         batch_size: int = 16,
     ) -> None:
-        self.model, self.skeleton, self.paradigm = model, skeleton, paradigm_of(model)
+        self.paradigm = paradigm_of(model)
+        names = getattr(model, "keypoint_names", None)
+        self.model, self.skeleton = in_order_of(model, names, skeleton.keypoints, "the network"), skeleton
         self.crops_boxes = self.paradigm.crops_boxes
         self.settings = settings_for(self.paradigm, settings)
         self.loader = LoaderSettings(batch_size, workers=0, padding=padding, pin_memory=True)

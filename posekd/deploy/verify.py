@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posekd.codecs import heatmaps
 from posekd.data import LoaderSettings, PoseSource
 from posekd.deploy.load import Ready
 from posekd.deploy.onnx_finder import OnnxFinder
@@ -132,7 +133,8 @@ def _of_network(
             crops = prepare_crops(packed, model.spec, found.skeleton.flip)  # type: ignore[arg-type]
             codec, said = ask(model, crops.images, found.skeleton.flip, settings)
             people.append(as_people(crops, codec.decode(said, crops.matrices, model.spec.size, settings)))
-            sure.append(beyond_doubt(said, settings, TIES[precision]))
+            certain = torch.ones(said.shape[:2], dtype=torch.bool)  # nothing is chosen in a regression
+            sure.append(beyond_doubt(said, settings, TIES[precision]) if codec is heatmaps else certain)
             if on_person is not None:
                 on_person(sum(map(len, people)), total)
     return Instances.concatenate(people, found.skeleton.num_keypoints), torch.cat(sure)

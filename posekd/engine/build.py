@@ -19,6 +19,8 @@ from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
 from posekd.engine.examine import examine_run
+from posekd.engine.hold_out import with_held_out
+from posekd.engine.networks import build_model, names_in_card
 from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.recipes.recipe import ModelSettings, Recipe, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
@@ -26,10 +28,8 @@ from posekd.engine.training.ema import Ema
 from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.training.step import Learner
-from posekd.models import PoseModel, create_model, create_model_from_card, init_backbone, save_weights
+from posekd.models import PoseModel, save_weights
 from posekd.models.fold import fold_norms
-from posekd.models.registry import override
-from posekd.models.weights import card_keypoints, read_card
 from posekd.names import match
 from posekd.paradigms import paradigm_of
 from posekd.precision import DTYPES
@@ -56,31 +56,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees no GPU here (`posekd doctor` says why)")
     return device
-
-
-def build_model(settings: ModelSettings, num_keypoints: int) -> PoseModel:
-    """The network that `settings` describe, with its weights; of a name, or of the card beside the weights.
-
-    Raises:
-        FileNotFoundError: neither a name nor a card.
-    """
-    if not settings.name and settings.weights is not None:
-        return _of_card(settings, settings.weights)
-    key = {} if settings.weights_key is None else {"weights_key": settings.weights_key}
-    model = create_model(settings.name, num_keypoints, weights=settings.weights, **key, **settings.overrides)
-    if settings.backbone is not None:
-        init_backbone(model, settings.backbone, settings.backbone_key)
-    return model
-
-
-def _of_card(settings: ModelSettings, weights: str) -> PoseModel:
-    card = read_card(weights) if Path(weights).suffix == ".safetensors" else None
-    if card is None:
-        there = "there is no such file" if not Path(weights).is_file() else "it has no card (.json) beside it"
-        raise FileNotFoundError(f"{weights} should tell which network the teacher is, and {there}: give teacher.name")
-    model = create_model_from_card(card, weights)
-    model.config = override(model.config, settings.overrides)
-    return model
 
 
 def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Method:
@@ -158,13 +133,6 @@ def _same_order(theirs: Sequence[str], ours: Sequence[str]) -> bool:
         return match(theirs, ours) == tuple(range(len(ours)))
     except ValueError:  # other keypoints
         return False
-
-
-def names_in_card(settings: ModelSettings) -> tuple[str, ...] | None:
-    """Names of a network's keypoints, from the card beside its weights; None where nobody knows."""
-    if settings.weights is None or Path(settings.weights).suffix != ".safetensors":
-        return None
-    return card_keypoints(read_card(settings.weights))
 
 
 def _check_teacher(method: type[Method], model: PoseModel) -> None:
@@ -366,6 +334,7 @@ def build_job(recipe: Recipe, label: str = "train") -> Job:
         ValueError, FileNotFoundError: data, weights or settings that do not fit, or data that look wrong (see
             `examine_run`); the message says which.
     """
+    recipe = with_held_out(recipe)
     device = pick_device(recipe.train.device)
     source = open_training_data(recipe)
     keep = recipe.paradigm.evaluation_images

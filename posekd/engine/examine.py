@@ -22,6 +22,12 @@ TOLD_ELSEWHERE = ("sigmas", "orientation")
 """Kinds of judgement that the short form leaves out: opening the data, or reading the images, warns of them."""
 
 
+SAME_DATA = (
+    "  note: val_data are the training data: their scores say what was learnt by heart, and the best network is chosen "
+    "by them"
+)
+
+
 def examine_run(recipe: Recipe, source: PoseSource, validation: PoseSource | None) -> None:
     """Tells what a run's data hold, on standard error, and refuses what the recipe has not acknowledged.
 
@@ -31,13 +37,16 @@ def examine_run(recipe: Recipe, source: PoseSource, validation: PoseSource | Non
         validation: what it is validated on.
 
     Raises:
-        ValueError: boxes that look like corners, coordinates that look normalised, or images that both splits hold.
+        ValueError: boxes that look like corners, coordinates that look normalised, or images that both splits hold
+            (which is only noted where both are the same data).
     """
     flip = getattr(recipe.augmentation, "flip", 0.0)
     examine(source, recipe.train_data, "train_data", recipe.acknowledged, flip=flip)
     if validation is not None:
         examine(validation, recipe.val_data, "val_data", recipe.acknowledged)
-        if "shared_images" not in recipe.acknowledged:
+        if recipe.val_data == recipe.train_data:  # which nobody writes by mistake
+            _console().print(SAME_DATA, highlight=False, markup=False, soft_wrap=True)
+        elif "shared_images" not in recipe.acknowledged:
             pairs = same_images(source, validation)
             _refuse(shared(pairs, source.records.num_images), "train_data and val_data", recipe.acknowledged)
 
@@ -67,10 +76,14 @@ def examine(
     facts = gather_facts(source.records, settings, card=card)
     judgements = judge(source, facts, flip=flip, orientation=False)
     told = [j for j in judgements if j.kind not in TOLD_ELSEWHERE and not j.refused]
-    console = Console(file=sys.stderr, quiet=not distributed.is_main())
+    console = _console()
     for line in short_lines(facts, told, title):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     _refuse(judgements, title, acknowledged)
+
+
+def _console() -> Console:
+    return Console(file=sys.stderr, quiet=not distributed.is_main())
 
 
 def _refuse(judgements: Sequence[Judgement], title: str, acknowledged: Sequence[str]) -> None:

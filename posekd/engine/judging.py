@@ -9,8 +9,9 @@ import numpy as np
 
 from posekd.data import PoseSource
 from posekd.engine.scoring import Report
-from posekd.engine.scoring.coco import results_of
+from posekd.engine.scoring.coco import truth_and_results
 from posekd.metrics import NoLabelsError, evaluate_people, paired_bootstrap
+from posekd.metrics.coco_notes import OFFICIAL_MAX_DETECTIONS
 from posekd.metrics.errors import ErrorResult, Found, assign, bootstrap_pck, keypoint_errors
 
 FACTORS = (0.5, 1.0, 2.0)
@@ -88,11 +89,11 @@ def judge_report(source: PoseSource, report: Report, pair: tuple[str, str] | Non
 def compare_reports(source: PoseSource, first: Report, second: Report) -> list[Difference]:
     """The differences of two networks on one dataset, with intervals: AP where the data have it, and PCK by the box."""
     differences = []
-    truth = _truth(source)
-    if truth is not None and len(truth["categories"]) == 1:
-        before, after = (results_of(source, report.found) for report in (first, second))
-        gain = paired_bootstrap(truth, before, after, source.records.skeleton.sigmas)
-        differences.append(Difference("AP", gain.before, gain.after, gain.low, gain.high))
+    if hasattr(source, "coco_ground_truth"):
+        (truth, before), (_, after) = (truth_and_results(source, report.found) for report in (first, second))
+        if len(truth["categories"]) == 1:
+            gain = paired_bootstrap(truth, before, after, source.records.skeleton.sigmas)
+            differences.append(Difference("AP", gain.before, gain.after, gain.low, gain.high))
     found = [match_people(source, report) for report in (first, second)]
     if found[0] is not None and found[1] is not None:
         differences.append(Difference("PCK@0.1 of the box", *bootstrap_pck(found[0], found[1])))
@@ -161,12 +162,12 @@ def _truth(source: PoseSource) -> dict[str, Any] | None:
 
 
 def _ap_at(source: PoseSource, report: Report) -> dict[float, float]:
-    truth = _truth(source)
-    if truth is None:
+    if not hasattr(source, "coco_ground_truth"):
         return {}
-    results, sigmas = results_of(source, report.found), source.records.skeleton.sigmas
+    truth, results = truth_and_results(source, report.found)
+    sigmas, most = source.records.skeleton.sigmas, truth.get("max_detections", OFFICIAL_MAX_DETECTIONS)
     try:
-        return {factor: evaluate_people(truth, results, [s * factor for s in sigmas]).AP for factor in FACTORS}
+        return {f: evaluate_people(truth, results, [s * f for s in sigmas], most).AP for f in FACTORS}
     except NoLabelsError:
         return {}
 

@@ -26,7 +26,7 @@ def recipe_text(plan: Plan, facts: Facts, train: CocoSettings, val: CocoSettings
         file: name of the recipe, for its own comments.
     """
     what = BUDGETS[plan.budget]
-    every = max(1, plan.epochs // 10) if val is not None else 0
+    every = max(1, plan.epochs // 10)
     sigmas = "  # no OKS sigmas are known for these keypoints: 0.05 for each; `posekd sigmas` estimates them\n"
     flip_comment = f"mirror images: {plan.why_flip}"
     counts = f"{facts.images} images with {facts.people} people of {facts.skeleton.num_keypoints} keypoints"
@@ -42,7 +42,7 @@ runs:
     method: {{name: supervised, sigma: {what.sigma}}}
   student:
     # the card beside the weights knows the teacher's architecture
-    teacher: {{weights: {_value(f"{out}/teacher/{'best' if val is not None else 'last'}.safetensors")}}}
+    teacher: {{weights: {_value(f"{out}/teacher/best.safetensors")}}}
     method: {{name: mapd, alpha: 0.15, beta: 0.075, sigma: {what.sigma}}}  # MAPD's weights of the teacher's terms
   alone:
     method: {{name: supervised, sigma: {what.sigma}}}
@@ -96,7 +96,7 @@ def _dataset(settings: CocoSettings) -> str:
 
 def _validation(settings: CocoSettings | None) -> str:
     if settings is None:
-        return "val_data: null  # nothing is held out: `posekd split` does it\n"
+        return "# no other labels were given to validate on, so a part of these is held out\nhold_out: 0.15\n"
     return f"val_data:\n{_dataset(settings)}"
 
 

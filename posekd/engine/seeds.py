@@ -34,7 +34,7 @@ def train_seeds(
         ValueError: no validation data, so that nothing could be compared, or a seed twice.
         And whatever `train` raises.
     """
-    if recipe.val_data is None or not recipe.train.validate_every:
+    if (recipe.val_data is None and recipe.hold_out is None) or not recipe.train.validate_every:
         raise ValueError("--seeds compares scores: the recipe needs val_data and train.validate_every above 0")
     if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise ValueError(f"--seeds are different numbers from 0 on, got {list(seeds)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from posekd.engine import distributed
 from posekd.engine.build import build_job, pick_device
+from posekd.engine.hold_out import with_held_out
 from posekd.engine.recipes.changes import compare
 from posekd.engine.recipes.recipe import Recipe, recipe_to_dict, save_recipe
 from posekd.engine.threads import oversubscribed, using_threads
@@ -49,10 +51,11 @@ def train(recipe: Recipe, resume: str | None = None) -> dict[str, float] | None:
     device = pick_device(recipe.train.device)
     with using_threads(recipe.train.threads), distributed.group(device):
         if device.type == "cpu" and distributed.is_main() and (told := oversubscribed(torch.get_num_threads())):
-            warnings.warn(told, stacklevel=2)
+            print(f"posekd: note: {told}", file=sys.stderr)
         if distributed.is_main():
             check_writable(folder / "recipe.yaml")
         state = _state_to_resume(folder, resume)
+        recipe = with_held_out(recipe)
         if state is not None:
             _check_changes(state["facts"]["recipe"], recipe_to_dict(recipe))
         job = build_job(recipe, label=recipe.student.name)

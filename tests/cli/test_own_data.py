@@ -76,10 +76,16 @@ def test_init_writes_a_recipe_that_trains_as_it_says(folder, capsys):
     assert "mine.yaml is there already" in capsys.readouterr().err
 
 
-def test_init_says_that_nothing_is_held_out(folder, capsys):
+def test_without_other_labels_a_part_is_held_out(folder, capsys):
     assert main(["init", "data/train.json", "--out", "mine.yaml"]) == 0
-    assert "note: nothing is held out to validate on: posekd split data/train.json" in capsys.readouterr().out
-    assert main(["train", "mine.yaml", "--run", "alone", "--show"]) == 0
+    assert "note: no labels to validate on were given" in capsys.readouterr().out
+    with threads(1):
+        assert main(["train", "mine.yaml", "--run", "alone", *TINY]) == 0
+        assert main(["eval", "runs/mine/alone", "--workers", "0"]) == 0
+    told = capsys.readouterr().err
+    assert "train_data: 8 images" in told  # of ten, 15 % are one and a half
+    assert "val_data: 2 images" in told
+    assert "data: 2 images" in told
 
 
 class TestRefusals:

@@ -24,6 +24,7 @@ from posekd.deploy.predict import predict, predict_with
 from posekd.deploy.verify import Deviation, ExportDriftError, beyond_doubt, compare, judge
 from posekd.engine.evaluate import evaluate
 from posekd.geometry import box_to_center_scale, crop_matrices
+from posekd.models import create_model
 from posekd.ops import corner_pool, crop_warp, render_heatmaps
 from posekd.paradigms import TopDownInference
 from posekd.skeleton import COCO
@@ -305,3 +306,12 @@ def test_other_kinds_of_networks_are_refused_in_a_sentence(tmp_path):
 
     with pytest.raises(ValueError, match="a bottom-up network cannot be exported yet"):
         export_onnx(Ready(bottom_up, COCO, BottomUpInference(), 1.0), tmp_path / "b.onnx")
+
+
+def test_regression_networks_have_a_graph_too():
+    model = create_model("deeppose_r50", 17, size=(64, 64), width=8, blocks=(1, 1, 1, 1)).eval()
+    boxes = np.array([[5.0, 5, 40, 30], [-20, 0, 60, 50]])
+    with torch.no_grad():
+        said = TopDownGraph(model, COCO, SETTINGS, 1.25)(torch.from_numpy(picture(0)), torch.from_numpy(boxes).float())
+    people = predict(model, picture(0), boxes=[boxes], settings=SETTINGS)
+    torch.testing.assert_close(people.keypoints[torch.argsort(people.sample_ids)], said, rtol=1e-4, atol=1e-2)

@@ -85,8 +85,8 @@ def test_what_is_written_is_three_recipes_that_can_be_read(tmp_path, budget):
         values = yaml.safe_load(recipe_text(plan, facts, own, val, "runs/mine", "mine.yaml"))
         recipes = {name: recipe_from_dict(pick_run(values, ["--run", name])[0]) for name in NAMES}
         assert recipes["teacher"].out == "runs/mine/teacher"
-        which = "best" if val else "last"
-        assert recipes["student"].teacher.weights == f"runs/mine/teacher/{which}.safetensors"
+        assert recipes["student"].teacher.weights == "runs/mine/teacher/best.safetensors"
+        assert recipes["student"].hold_out == (None if val else 0.15)
         assert recipes["alone"].student == recipes["student"].student
         assert recipes["alone"].teacher is None
         assert recipes["student"].train_data == own

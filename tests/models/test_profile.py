@@ -9,7 +9,7 @@ from torch import nn
 from posekd.cli import profile as cli
 from posekd.models import create_model, format_profile, profile_model, save_weights
 from posekd.models.hrnet import HRNetConfig, HRNetTrunk
-from posekd.models.latency import measure_latency
+from posekd.models.latency import measure_latency, measure_ratios
 from posekd.models.profile import profile_rows
 
 # name, height and width, keypoints, parameters, HRNet tool's count, exact MACs, GFLOPs printed in the
@@ -190,3 +190,14 @@ def test_latency_leaves_the_model_as_it_was_and_grows_with_the_batch():
     assert one.low <= one.median <= one.high
     assert many.median > one.median
     assert many.images_per_second == 32 / many.median
+
+
+def test_networks_side_by_side(capsys):
+    """The first is the measure; the others' sizes are their own."""
+    cli.main(["elpn_v1", "--size", "64", "64", "--beside", "hrnet_w32", "elpn_v1"])
+    out = capsys.readouterr().out.split("side by side")[1]
+    assert "28,536,113 │ 25.75" in out
+    small = create_model("elpn_v1", size=(64, 64), width=8, modules=(1,), blocks=1)
+    same, other = measure_ratios([small, small.eval(), small.train()], [(64, 64), (64, 64), (256, 256)], 1, 0.05)[1:]
+    assert other[1] > same[2]  # sixteen times the pixels, whatever else the machine does
+    assert small.training

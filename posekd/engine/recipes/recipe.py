@@ -73,6 +73,8 @@ class Recipe:
         method: settings of a method; its type says which (`distill.METHODS`).
         train_data: settings of a dataset; its type says which (`engine.recipes.datasets.DATASETS`).
         val_data: the dataset to validate on; `null` for no validation.
+        hold_out: share of `train_data`'s images, in 0..1, that is validated on and not learnt from, where there is no
+            `val_data`; `null` for none.
         labels: which of `train_data`'s labels are used; `null` for all.
         unlabelled_data: a dataset that is mixed into `train_data` without its labels; `null` for none.
         teacher: the network that the student learns from.
@@ -92,6 +94,7 @@ class Recipe:
     method: Any
     train_data: Any
     val_data: Any = None
+    hold_out: float | None = None
     labels: LabelSettings | None = None
     unlabelled_data: Any = None
     teacher: ModelSettings | None = None
@@ -114,8 +117,14 @@ class Recipe:
             raise ValueError("student.name is missing; it must be text")
         if self.teacher is not None and not self.teacher.name and self.teacher.weights is None:
             raise ValueError("teacher.name is missing: give it, or the teacher's `weights` with their card beside them")
-        if self.val_data is None and self.train.validate_every:
-            raise ValueError("there is no val_data to validate on: give it, or set train.validate_every to 0")
+        if self.hold_out is not None and (not 0 < self.hold_out < 1 or self.val_data is not None):
+            what = "it is a share between 0 and 1" if self.val_data is None else "there is val_data already"
+            raise ValueError(f"hold_out {self.hold_out}: {what}")
+        if self.val_data is None and self.hold_out is None and self.train.validate_every:
+            raise ValueError(
+                "there is no val_data to validate on: give it, or hold_out (a share of train_data), or set "
+                "train.validate_every to 0"
+            )
         for key, kind in _settings_of(self.paradigm).items():
             if type(getattr(self, key)) is not kind:
                 found = type(getattr(self, key)).__name__

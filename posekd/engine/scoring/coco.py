@@ -72,9 +72,10 @@ def _as_one_category(truth: dict[str, Any], people: Instances) -> tuple[dict[str
     return {**truth, "categories": [first], "annotations": annotations}, note
 
 
-def results_of(source: PoseSource, people: Instances) -> list[dict[str, Any]]:
-    """People that were found in a dataset of COCO's form, in the form of its results."""
-    return _results(cast(CocoSource, source).coco_ground_truth(), people)
+def truth_and_results(source: PoseSource, people: Instances) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """COCO's ground truth of a dataset, and the people found in the form of its results, in the same categories."""
+    truth, _ = _as_one_category(cast(CocoSource, source).coco_ground_truth(), people)
+    return truth, _results(truth, people)
 
 
 def _score(source: PoseSource, people: Instances) -> Score:

@@ -63,6 +63,7 @@ class Job:
         best: the best main score of a validation so far.
         scores: scores of the last validation.
         validated: optimiser step of the last validation.
+        stale: validations in a row that were no better than the best before.
     """
 
     learner: Learner
@@ -82,6 +83,7 @@ class Job:
     best: float = float("-inf")
     scores: dict[str, float] | None = None
     validated: int = 0
+    stale: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,7 +119,7 @@ def fit(job: Job) -> dict[str, float] | None:
         raise ValueError(
             f"{len(job.loader)} batches per epoch are too few for train.accumulate {job.settings.accumulate}"
         )
-    learner = job.learner
+    learner, settings = job.learner, job.settings
     log = RunLog(job.folder, learner.step, job.validated, quiet=not distributed.is_main())
     ticker = Ticker(job.label, job.total_steps, learner.step, quiet=not distributed.is_main())
     weights = learner.method.weights()
@@ -128,6 +130,10 @@ def fit(job: Job) -> dict[str, float] | None:
             while True:
                 _validate_if_due(job, log, ticker)
                 if learner.step == job.total_steps:
+                    break
+                if settings.patience is not None and job.stale >= settings.patience:
+                    ticker.say(f"{job.label}: no better for {job.stale} validations: stopped (train.patience)")
+                    log.write("stopped", learner.step, stale=job.stale)
                     break
                 _train_epoch(job, log, ticker, stop)
         if not job.settings.validate_every and distributed.is_main():  # otherwise the last validation has drawn them
@@ -229,6 +235,7 @@ def _validate_if_due(job: Job, log: RunLog, ticker: Ticker) -> None:
         log.write("validation", step, epoch=epoch, seconds=seconds, main=name, scale=job.scale, **job.scores)
         ticker.say(f"{job.label}: epoch {epoch}  {name} {score:.3f}  ({seconds:.0f} s)")
         better, job.best = score > job.best, max(score, job.best)
+        job.stale = 0 if better else job.stale + 1
         if distributed.is_main():
             if better:
                 job.save_weights(network, job.folder / "best.safetensors", {"metrics": job.scores, "epoch": epoch})
@@ -302,6 +309,7 @@ def state_dict(job: Job) -> dict[str, Any]:
         "validated": job.validated,
         "best": job.best if job.scores is not None else None,
         "scores": job.scores,
+        "stale": job.stale,
         "facts": job.facts,
     }
 
@@ -331,6 +339,7 @@ def load_state_dict(job: Job, state: dict[str, Any]) -> None:
         learner.ema.updates = state["ema"]["updates"]
     learner.step, learner.skips = state["step"], state["skips"]
     job.validated, job.scores = state["validated"], state["scores"]
+    job.stale = state.get("stale", 0)  # older checkpoints do not have it
     if state["best"] is not None:
         job.best = state["best"]
 

@@ -28,6 +28,7 @@ class LoopSettings:
         max_skips: under fp16, the largest number of steps in a row that the gradient scaler may skip.
         ema_decay: decay, in 0..1, of an exponential moving average of the student, which is evaluated; `null` for none.
         validate_every: epochs between validations, and always at the end; 0 for never.
+        patience: stop after so many validations in a row that were no better than the best before; `null` for never.
         checkpoint_every: epochs between checkpoints.
         checkpoint_steps: optimiser steps between further checkpoints, for long epochs; `null` for none.
         keep_checkpoints: number of the last checkpoints to keep.
@@ -48,6 +49,7 @@ class LoopSettings:
     max_skips: int = 20
     ema_decay: float | None = None
     validate_every: int = 10
+    patience: int | None = None
     checkpoint_every: int = 1
     checkpoint_steps: int | None = None
     keep_checkpoints: int = 2
@@ -63,5 +65,7 @@ class LoopSettings:
             raise ValueError(f"train.threads must be 1 or more, or null; got {self.threads}")
         if self.validate_every < 0:
             raise ValueError(f"train.validate_every must be 0 (never) or more, got {self.validate_every}")
+        if self.patience is not None and (self.patience < 1 or not self.validate_every):
+            raise ValueError(f"train.patience counts validations: 1 or more, or null; got {self.patience}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must be in [0, 1), or null; got {self.ema_decay}")
