@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "center_focal_loss/center_focal_loss.h"
 #include "center_pool/center_pool.h"
 #include "core/cpu_dispatch.h"
 #include "core/dlpack_caster.h"
@@ -11,6 +12,7 @@
 #include "core/parallel.h"
 #include "corner_pool/corner_pool.h"
 #include "crop_warp/crop_warp.h"
+#include "decode_boxes/decode_boxes.h"
 #include "decode_heatmaps/decode_heatmaps.h"
 #include "distill_loss/distill_loss.h"
 #include "group_keypoints/group_keypoints.h"
@@ -124,6 +126,35 @@ void bind_center_pool(py::module_& module) {
                                         const TensorView& vertical, const TensorView& horizontal, int threads) {
     run(dy, posekd::CenterPoolGradient{dy, columns, rows, vertical, horizontal}, threads,
         POSEKD_ENTRIES(center_pool_backward));
+  });
+}
+
+void bind_center_focal_loss(py::module_& module) {
+  module.def("center_focal_loss_forward",
+             [](const TensorView& logits, const TensorView& boxes, const TensorView& counts, const TensorView& mask,
+                bool divided, const TensorView& loss, const TensorView& points, const TensorView& partial,
+                const TensorView& counter, int threads) {
+               posekd::CenterFocalLoss args{logits, boxes, counts, mask, loss, points, partial};
+               args.counter = counter, args.divided = divided;
+               run(logits, args, threads, POSEKD_ENTRIES(center_focal_loss_forward));
+             });
+  module.def(
+      "center_focal_loss_backward",
+      [](const TensorView& logits, const TensorView& boxes, const TensorView& counts, const TensorView& mask,
+         bool divided, const TensorView& upstream, const TensorView& points, const TensorView& gradient, int threads) {
+        posekd::CenterFocalLoss args{logits, boxes, counts, mask, upstream, points};
+        args.gradient = gradient, args.divided = divided;
+        run(logits, args, threads, POSEKD_ENTRIES(center_focal_loss_backward));
+      });
+}
+
+void bind_decode_boxes(py::module_& module) {
+  module.def("pair_corners", [](const TensorView& corners, const TensorView& centers, const TensorView& areas_scale,
+                                const TensorView& boxes, const TensorView& scores, const TensorView& counts,
+                                const TensorView& workspace, int mirrored, double sigma, int threads) {
+    const posekd::PairCorners args{
+        corners, centers, areas_scale, boxes, scores, counts, workspace, mirrored, static_cast<float>(sigma)};
+    run(corners, args, threads, POSEKD_ENTRIES(pair_corners));
   });
 }
 
@@ -314,6 +345,8 @@ PYBIND11_MODULE(_C, module) {
   bind_distill_loss(module);
   bind_corner_pool(module);
   bind_center_pool(module);
+  bind_center_focal_loss(module);
+  bind_decode_boxes(module);
   bind_tag_loss(module);
   bind_simulated_heatmap_loss(module);
   bind_render_heatmaps(module);

@@ -201,6 +201,7 @@ class PackedImageBatch:
         flips: bool `[B]`, whether augmentation mirrors the image.
         image_ids: int64 `[B]`.
         image_sizes: int64 `[B, 2]`, height and width of the whole images.
+        outlines: float32 `[B, P, V, 2]`, points that bound each person, in image pixels; all alike for nobody.
         masks: rectangles around the ignored regions of M images, 255 inside; at most one per image.
         mask_rows: int64 `[M]`, row of the image that each mask belongs to.
         skipped: int64 `[S]`, dataset rows of images left out because they could not be read.
@@ -214,6 +215,7 @@ class PackedImageBatch:
     flips: Tensor
     image_ids: Tensor
     image_sizes: Tensor
+    outlines: Tensor = field(default_factory=lambda: torch.empty(0))
     masks: Pixels = field(default_factory=lambda: Pixels.none(1))
     mask_rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     skipped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -249,6 +251,8 @@ class ImageBatch:
         masks: for each output resolution, bool `[B, h, w]`: false in ignored regions and outside the image.
         matrices: float32 `[B, 2, 3]`, input pixel to original-image pixel.
         image_ids: int64 `[B]`.
+        boxes: float32 `[B, P, 4]` (x1, y1, x2, y2) in input pixels, of the same people, within the input; zeros for
+            whom nothing is to be seen there. None where nobody asks for them.
         pixels: the pixels that the images were cut from, so that a method can cut again (`inputs.warp`).
     """
 
@@ -257,6 +261,7 @@ class ImageBatch:
     masks: list[Tensor]
     matrices: Tensor
     image_ids: Tensor
+    boxes: Tensor | None = field(default=None, kw_only=True)
     pixels: Pixels | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:

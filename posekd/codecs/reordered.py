@@ -44,6 +44,18 @@ class Reordered(nn.Module):
         """The network's output, reordered by its codec."""
         return CODECS[self.output].reorder(self.model(images), self.order)
 
+    def group(self, crops: Tensor) -> Tensor:
+        """What the network's second half says of heatmaps inside boxes (`codecs.people`), in the wanted order.
+
+        Args:
+            crops: `[R, K, h, w]`; keypoints that are not wanted are empty maps to the network.
+        """
+        network: Any = self.model
+        own = crops.new_zeros((crops.shape[0], network.num_keypoints, *crops.shape[2:]))
+        own[:, self.order] = crops
+        said: Tensor = network.group(own)
+        return said[:, self.order]
+
 
 def in_order_of(model: nn.Module, names: Sequence[str] | None, wanted: Sequence[str], who: str) -> nn.Module:
     """A network that says its keypoints in the wanted order: itself, or `Reordered` with a warning.

@@ -64,6 +64,8 @@ class PoseRecords:
         sample_ids: int64 `[N]`, annotation id, or the detection's row in its file.
         exact_boxes: bool `[N]`, boxes that are crops already (LSP's whole images): no padding enlarges them. None
             for none.
+        outlines: float32 `[N, V, 2]`, points that bound each person in V directions (`data.outlines`); None where only
+            boxes are known.
         ignored: regions that bottom-up training ignores.
         metrics: names of the dataset's metrics (`engine.scoring.METRICS`); the first decides which network is the best.
         reference_lengths: float64 `[N]`, what PCK divides by, in pixels; NaN where it is not known. None where no
@@ -83,6 +85,7 @@ class PoseRecords:
     box_scores: np.ndarray
     sample_ids: np.ndarray
     exact_boxes: np.ndarray | None = None
+    outlines: np.ndarray | None = None
     ignored: Regions = field(default_factory=Regions)
     metrics: tuple[str, ...] = ("coco_keypoints",)
     reference_lengths: np.ndarray | None = None

@@ -9,6 +9,7 @@ from posekd.distill.base import CachedTeacher, FrozenTeacher, Method
 from posekd.distill.distilpose import DistilPose, DistilPoseSettings
 from posekd.distill.fpd import FPD, FPDSettings
 from posekd.distill.mapd import MAPD, MAPDSettings
+from posekd.distill.simple import Simple, SimpleSettings
 from posekd.distill.smallerhrnet import SmallerHRNet, SmallerHRNetSettings
 from posekd.distill.supervised import Supervised, SupervisedSettings
 
@@ -17,6 +18,7 @@ METHODS: dict[str, tuple[type[Any], type]] = {
     "distilpose": (DistilPose, DistilPoseSettings),
     "fpd": (FPD, FPDSettings),
     "mapd": (MAPD, MAPDSettings),
+    "simple": (Simple, SimpleSettings),
     "smallerhrnet": (SmallerHRNet, SmallerHRNetSettings),
     "supervised": (Supervised, SupervisedSettings),
 }
@@ -35,6 +37,8 @@ __all__ = [
     "FrozenTeacher",
     "MAPDSettings",
     "Method",
+    "Simple",
+    "SimpleSettings",
     "SmallerHRNet",
     "SmallerHRNetSettings",
     "Supervised",

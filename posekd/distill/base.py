@@ -158,6 +158,13 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def start_epoch(self, epoch: int) -> None:
+        """Is told before the first batch of each epoch (and when a run goes on in the midst of one) which one begins.
+
+        Args:
+            epoch: counted from 0.
+        """
+
     def weights(self) -> dict[str, float]:
         """The resolved factor of each term that `forward` returns."""
         raise NotImplementedError

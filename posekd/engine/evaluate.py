@@ -121,7 +121,9 @@ def report_people(
     given = bool(records.metrics) and METRICS[records.metrics[0]].given
     told = found if given else people
     failure = _write(source, told, results_file) if results_file is not None and distributed.is_main() else None
-    scores, notes = score(source, found, people, written=results_file is not None and failure is None)
+    scores, notes = score(
+        source, found, people, written=results_file is not None and failure is None, boxes=paradigm.finds_boxes
+    )
     ties = "" if given else _ties(found, people, lambda everybody: paradigm.suppress(everybody, skeleton, settings))
     seconds = time.perf_counter() - start
     note = "; ".join(remark for remark in (note, ties, *notes) if remark)
@@ -141,7 +143,7 @@ def _write(source: PoseSource, people: Instances, file: str | os.PathLike[str]) 
 
 
 def score(
-    source: PoseSource, found: Instances, people: Instances, *, written: bool = False
+    source: PoseSource, found: Instances, people: Instances, *, written: bool = False, boxes: bool = False
 ) -> tuple[dict[str, Score], list[str]]:
     """Scores people by each of the dataset's metrics.
 
@@ -150,14 +152,19 @@ def score(
         found: all people that the network has found, for metrics of given persons.
         people: those that `suppress` has kept, for the other metrics.
         written: whether the people have been written to a file, for the note.
+        boxes: whether `found` has detected boxes, which are scored too.
 
     Returns:
         The scores by metric, without those that could score nothing, and remarks on the numbers.
     """
     otherwise = "results written, not scored" if written else "not scored"
-    return _score_each(
-        source.records.metrics, lambda metric: metric.score(source, found if metric.given else people), otherwise
+    metrics = source.records.metrics
+    scores, notes = _score_each(
+        metrics, lambda metric: metric.score(source, found if metric.given else people), otherwise
     )
+    of_boxes = [name for metric in metrics if (name := METRICS[metric].boxes) is not None] if boxes else []
+    more, remarks = _score_each(of_boxes, lambda metric: metric.score(source, found), otherwise)
+    return scores | more, notes + [note for note in remarks if note not in notes]
 
 
 def score_file(dataset: Dataset, settings: Any, path: Path) -> tuple[dict[str, Score], list[str]]:

@@ -59,6 +59,7 @@ def prepare_images(
     flip_permutation: Sequence[int] | Tensor,
     strides: Sequence[int] = STRIDES,
     *,
+    boxes: bool = False,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> ImageBatch:
@@ -69,6 +70,7 @@ def prepare_images(
         spec: size, normalisation and colour order of the network.
         flip_permutation: K keypoint indices that a mirror exchanges.
         strides: input pixels per pixel of each output resolution.
+        boxes: make people's boxes, too.
         dtype: of the images.
         memory_format: of the images.
 
@@ -86,4 +88,23 @@ def prepare_images(
         points = geometry.swap_flipped(points, packed.flips, flip_permutation)
         keypoints.append(torch.where(points[..., 2:] > 0, points, 0.0))
         masks.append(valid_masks(packed, output, size))
-    return ImageBatch(images, keypoints, masks, matrices, packed.image_ids, pixels=packed.pixels)
+    found = people_boxes(packed, matrices, spec.size) if boxes else None
+    return ImageBatch(images, keypoints, masks, matrices, packed.image_ids, boxes=found, pixels=packed.pixels)
+
+
+def people_boxes(packed: PackedImageBatch, matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    """The boxes of people within the input, float32 `[B, P, 4]` (x1, y1, x2, y2) in its pixels.
+
+    A box is the upright hull of the person's outline as augmentation has turned it, clipped to the input's pixels;
+    zeros for somebody of whom less than a pixel's width or height is left.
+
+    Args:
+        packed: the images.
+        matrices: `[B, 2, 3]`, input pixel to image pixel.
+        size: `(height, width)` of the input.
+    """
+    outlines = geometry.transform_keypoints(packed.outlines, geometry.invert_matrices(matrices)[:, None])
+    last = outlines.new_tensor([size[1] - 1.0, size[0] - 1.0])
+    low, high = (corner.clamp(min=0).minimum(last) for corner in (outlines.amin(2), outlines.amax(2)))
+    seen = (high - low).amin(-1, keepdim=True) >= 1
+    return torch.where(seen, torch.cat((low, high), -1), 0.0)

@@ -160,10 +160,10 @@ _Eval = _quiet(COCOeval, "evaluate", "accumulate", "summarize")
 def run_cocoeval(
     labels: Labels,
     detections: list[dict[str, Any]],
-    sigmas: np.ndarray,
+    sigmas: np.ndarray | None,
     max_detections: int = OFFICIAL_MAX_DETECTIONS,
 ) -> COCOeval:
-    """The finished evaluation of pycocotools, which prints nothing."""
+    """The finished evaluation of pycocotools, which prints nothing: of keypoints, or of boxes where sigmas is None."""
     truth = _Index()
     truth.dataset = {
         "images": [{"id": i} for i in labels.image_ids],
@@ -179,9 +179,11 @@ def run_cocoeval(
         found = _Index()
         found.dataset = {**truth.dataset, "annotations": []}
         found.createIndex()
-    run = _Eval(truth, found, "keypoints")
-    run.params.kpt_oks_sigmas = sigmas  # hard-coded to COCO's 17 otherwise
-    official, run.params.maxDets = run.params.maxDets, [max_detections]
+    run = _Eval(truth, found, "bbox" if sigmas is None else "keypoints")
+    official = run.params.maxDets
+    if sigmas is not None:
+        run.params.kpt_oks_sigmas = sigmas  # hard-coded to COCO's 17 otherwise
+        run.params.maxDets = [max_detections]
     run.evaluate()
     run.accumulate()
     run.params.maxDets = official  # `summarize` looks its one entry up by this number

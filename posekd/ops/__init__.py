@@ -1,8 +1,10 @@
 """Kernels of pose distillation: plain functions of tensors, one file per kernel family."""
 
+from posekd.ops.center_focal_loss import center_focal_loss
 from posekd.ops.center_pool import center_pool
 from posekd.ops.corner_pool import corner_pool, corner_pool_add, corner_pool_sum
 from posekd.ops.crop_warp import PackedImages, crop_warp
+from posekd.ops.decode_boxes import box_points, decode_boxes, pair_corners
 from posekd.ops.decode_heatmaps import decode_heatmaps
 from posekd.ops.distill_loss import distill_loss
 from posekd.ops.group_keypoints import group_keypoints, group_keypoints_list
@@ -18,12 +20,15 @@ from posekd.ops.tag_loss import tag_loss
 __all__ = [
     "GroupedKeypoints",
     "PackedImages",
+    "box_points",
     "build_info",
+    "center_focal_loss",
     "center_pool",
     "corner_pool",
     "corner_pool_add",
     "corner_pool_sum",
     "crop_warp",
+    "decode_boxes",
     "decode_heatmaps",
     "distill_loss",
     "group_keypoints",
@@ -32,6 +37,7 @@ __all__ = [
     "mimic_loss",
     "oks",
     "oks_nms",
+    "pair_corners",
     "refine",
     "render_heatmaps",
     "roi_align",

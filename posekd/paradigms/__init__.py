@@ -1,4 +1,4 @@
-"""Kinds of networks by what they see: crops of persons, whole images. One file each, and one entry here."""
+"""Kinds of networks by what they see: crops of persons, whole images (twice). One file each, and one entry here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from torch import nn
 
 from posekd.paradigms.base import Paradigm
 from posekd.paradigms.bottom_up import BOTTOM_UP, BottomUpInference
+from posekd.paradigms.single_network import SINGLE_NETWORK, SingleNetworkInference
 from posekd.paradigms.top_down import TOP_DOWN, TopDownInference
 
-PARADIGMS = {paradigm.name: paradigm for paradigm in (TOP_DOWN, BOTTOM_UP)}
+PARADIGMS = {paradigm.name: paradigm for paradigm in (TOP_DOWN, BOTTOM_UP, SINGLE_NETWORK)}
 """Name, as models, methods and cards have it -> the record."""
 
 
@@ -27,9 +28,11 @@ def paradigm_of(model: nn.Module) -> Paradigm:
 __all__ = [
     "BOTTOM_UP",
     "PARADIGMS",
+    "SINGLE_NETWORK",
     "TOP_DOWN",
     "BottomUpInference",
     "Paradigm",
+    "SingleNetworkInference",
     "TopDownInference",
     "paradigm_of",
 ]

@@ -88,6 +88,7 @@ class Paradigm:
         evaluation_images: likewise for evaluation.
         crops_boxes: whether a row is a box that is given, by labels or a detector. Such a row may lack labels
             (`labels`, `unlabelled_data`), and a teacher's heatmaps of it can be stored (`train.teacher_cache`).
+        finds_boxes: whether people come with boxes that the network has detected, which are scored as such.
         open_loader: see `OpenLoader`.
         prepare: see `Prepare`.
         predict: see `Predict`.
@@ -102,6 +103,7 @@ class Paradigm:
     training_images: KeepImages
     evaluation_images: KeepImages
     crops_boxes: bool
+    finds_boxes: bool
     open_loader: OpenLoader
     prepare: Prepare
     predict: Predict

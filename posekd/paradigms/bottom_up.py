@@ -327,20 +327,25 @@ def predict(
 
 def suppress(found: Instances, skeleton: Skeleton, settings: BottomUpInference) -> Instances:
     """People without duplicates, see `Paradigm.suppress`; the official way, an OKS of 1, keeps all of them."""
+    return without_duplicates(found, skeleton, settings.oks_threshold)
+
+
+def without_duplicates(found: Instances, skeleton: Skeleton, oks_threshold: float) -> Instances:
+    """People by image and descending score; of two of one image with a higher OKS the weaker is removed."""
     image_ids, scores = found.image_ids.numpy(), found.scores.numpy()
     order = np.lexsort((-scores, image_ids))  # stable: by image, then by descending score
-    if settings.oks_threshold < 1:
+    if oks_threshold < 1:
         groups = np.split(order, np.flatnonzero(np.diff(image_ids[order])) + 1) if len(order) else []
         order = np.concatenate(
-            [np.zeros(0, np.int64), *(_originals(found, rows, skeleton, settings) for rows in groups)]
+            [np.zeros(0, np.int64), *(_originals(found, rows, skeleton, oks_threshold) for rows in groups)]
         )
     return found.take(torch.from_numpy(order))
 
 
-def _originals(found: Instances, rows: np.ndarray, skeleton: Skeleton, settings: BottomUpInference) -> np.ndarray:
+def _originals(found: Instances, rows: np.ndarray, skeleton: Skeleton, oks_threshold: float) -> np.ndarray:
     """Those of some rows, all of one image, that OKS-NMS keeps, in their order."""
     given = found.keypoints.numpy()[rows], found.scores.numpy()[rows], found.areas.numpy()[rows]
-    return rows[np.sort(oks_nms(*given, settings.oks_threshold, sigmas=skeleton.sigmas))]
+    return rows[np.sort(oks_nms(*given, oks_threshold, sigmas=skeleton.sigmas))]
 
 
 def open_loader(
@@ -386,6 +391,7 @@ BOTTOM_UP = Paradigm(
     training_images="annotated",
     evaluation_images="all",
     crops_boxes=False,
+    finds_boxes=False,
     open_loader=open_loader,
     prepare=prepare_images,
     predict=predict,

@@ -176,6 +176,7 @@ TOP_DOWN = Paradigm(
     training_images="labelled",
     evaluation_images="labelled",
     crops_boxes=True,
+    finds_boxes=False,
     open_loader=open_loader,
     prepare=prepare_crops,
     predict=predict,

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from posekd.metrics.boxes import BoxResult
 from posekd.metrics.coco import CocoResult
 from posekd.metrics.pck import PckResult
 
@@ -33,7 +34,13 @@ def print_result(result: CocoResult, console: Console | None = None, title: str 
         console.print(f"note: {result.note}", highlight=False, markup=False)
 
 
-def _numbers_table(result: CocoResult, frame: box.Box | None) -> Table:
+def print_boxes(result: BoxResult, console: Console) -> None:
+    """Prints the numbers of boxes in the official order."""
+    console.print(f"\nboxes: {result.labelled} people, {result.predictions} predictions", highlight=False)
+    console.print(_numbers_table(result, box.SIMPLE if console.is_terminal else None))
+
+
+def _numbers_table(result: CocoResult | BoxResult, frame: box.Box | None) -> Table:
     table = Table(box=frame, pad_edge=False)
     numbers = result.numbers()
     for name in numbers:

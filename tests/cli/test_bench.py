@@ -85,6 +85,8 @@ SMALL = {
     "mimic_loss": (((2, 3, 16, 12), 4, (8, 6)),),
     "tag_loss": ((2, 3, 16, 16, 3),),
     "simulated_heatmap_loss": ((2, 3, 16, 12),),
+    "center_focal_loss": ((2, 16, 12, 2),),
+    "decode_boxes": ((2, 32, 32, 2),),
 }
 
 
@@ -94,6 +96,8 @@ WRONG = {
     "center_pool": "closed_form",
     "tag_loss": "loop",
     "simulated_heatmap_loss": "composed",
+    "center_focal_loss": "composed",
+    "decode_boxes": "composed",
 }
 
 

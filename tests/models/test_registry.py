@@ -57,7 +57,8 @@ def test_names():
         "distilpose_teacher_hrnet_w48",
     }
     regression = {"distilpose_s", "distilpose_l", "deeppose_r50"}
-    assert set(list_models()) == wanted | tables | hourglasses | tokens | regression
+    people = {"simple_w18", "simple_w32"}
+    assert set(list_models()) == wanted | tables | hourglasses | tokens | regression | people
 
 
 def test_a_model_carries_its_facts():

@@ -60,6 +60,11 @@ CASES: dict[str, tuple[int, Callable[[int], list[Tensor]], Call]] = {
         lambda x, t: ops.distill_loss(x, t, t),
     ),
     "tag_loss": (1, lambda s: [make(2, 3, 16, 16, seed=s), keypoints(s)], ops.tag_loss),
+    "center_focal_loss": (
+        1,
+        lambda s: [make(2, 3, 16, 16, seed=s), make(2, 3, 4, seed=s).cumsum(-1) * 4],
+        lambda x, b: ops.center_focal_loss(x, b, torch.full((2,), 3, device=x.device)),
+    ),
     "simulated_heatmap_loss": (
         2,
         lambda s: [make(2, 3, 2, seed=s), make(2, 3, 2, seed=s + 1) + 0.5, make(2, 3, 16, 16, seed=s)],

@@ -57,7 +57,7 @@ class Pictures(SyntheticPeople):
         rows = [np.full(len(p.records), i) for i, p in enumerate(self.parts)]
         stacked = {
             name: np.concatenate([getattr(p.records, name) for p in self.parts])
-            for name in ("keypoints", "boxes", "box_scores", "sample_ids")
+            for name in ("keypoints", "boxes", "box_scores", "sample_ids", "outlines")
         }
         self.records = replace(
             first,

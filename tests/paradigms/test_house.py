@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": CODECS,
     "data": CODECS,
     "metrics": CODECS,
-    "distill": CODECS,
+    "distill": CODECS | {"inputs"},
     "inputs": CODECS | {"data"},
     "viz": CODECS | ROOMS,
     "paradigms": CODECS | ROOMS | {"viz"},

@@ -67,13 +67,14 @@ class ImageDataset(PackedDataset):
         B, unit = len(rows), min(self.size)
         batch = PackedImageBatch(
             pixels=Pixels.none(3),
-            keypoints=self._people(rows),
+            keypoints=self._padded(rows, self.source.records.keypoints),
             centers=torch.tensor([d.center for d in draws], dtype=torch.float32).reshape(-1, 2),
             scales=torch.tensor([[d.side * s / unit for s in self.size[::-1]] for d in draws]).reshape(-1, 2),
             rotations=torch.tensor([d.rotation for d in draws], dtype=torch.float32),
             flips=torch.tensor([d.flip for d in draws], dtype=torch.bool),
             image_ids=torch.from_numpy(records.image_ids[rows]),
             image_sizes=torch.from_numpy(records.image_sizes[rows]),
+            outlines=self._padded(rows, self._outlines()),
         )
         sizes = records.image_sizes[rows]
         batch.pixels = pack_regions([images[row] for row in rows.tolist()], sizes, np.arange(B), self._corners(batch))
@@ -81,11 +82,19 @@ class ImageDataset(PackedDataset):
             batch.masks, batch.mask_rows = _pack_masks([self._mask(row) for row in rows.tolist()])
         return batch
 
-    def _people(self, rows: np.ndarray) -> Tensor:
-        """Keypoints `[B, P, K, 3]` of the people of each image, padded with zeros."""
-        keypoints = self.source.records.keypoints
-        groups = [keypoints[self._first[row] : self._first[row + 1]] for row in rows]
-        padded = np.zeros((len(rows), max([1, *map(len, groups)]), *keypoints.shape[1:]), np.float32)
+    def _outlines(self) -> np.ndarray:
+        """The points that bound people, `[N, V, 2]`: at least the corners of their boxes."""
+        records = self.source.records
+        if records.outlines is not None:
+            return records.outlines
+        low, high = records.boxes[:, :2], records.boxes[:, :2] + records.boxes[:, 2:]
+        corners = (low, high, np.stack((low[:, 0], high[:, 1]), 1), np.stack((high[:, 0], low[:, 1]), 1))
+        return np.stack(corners, 1)
+
+    def _padded(self, rows: np.ndarray, facts: np.ndarray) -> Tensor:
+        """Facts about N people `[N, ...]` as those of the people of each image `[B, P, ...]`, padded with zeros."""
+        groups = [facts[self._first[row] : self._first[row + 1]] for row in rows]
+        padded = np.zeros((len(rows), max([1, *map(len, groups)]), *facts.shape[1:]), np.float32)
         for out, group in zip(padded, groups, strict=True):
             out[: len(group)] = group
         return torch.from_numpy(padded)

@@ -21,6 +21,7 @@ from posekd import coco_rules
 from posekd.coco_rules import Remarks
 from posekd.data.images import missing_files, read_rgb
 from posekd.data.inspection.judge import looks_normalised
+from posekd.data.outlines import outline_of
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco_json import (
@@ -208,6 +209,7 @@ class _Person:
     box: tuple[float, float, float, float]
     score: float = 1.0
     keypoints: np.ndarray | None = None
+    outline: np.ndarray | None = None
     stated: tuple[float, ...] | None = None
 
 
@@ -297,9 +299,18 @@ def _labelled_persons(
             coco_rules.remark(remarks, f"no area, or none inside the image: {coco_rules.LEFT_OUT}", whose)
             left_out["without an area, or with none inside the image"] += 1
             continue
-        stated = tuple(annotation["bbox"])
+        outline = None if keep == "labelled" else outline_of(raw.get("segmentation"), box)
         persons.append(
-            _Person(annotation["image_id"], annotation["id"], annotation["category_id"], clean, 1.0, keypoints, stated)
+            _Person(
+                annotation["image_id"],
+                annotation["id"],
+                annotation["category_id"],
+                clean,
+                1.0,
+                keypoints,
+                outline,
+                stated=tuple(annotation["bbox"]),
+            )
         )
     coco_rules.refuse_repeated(scored, str(file))
     return persons
@@ -347,6 +358,7 @@ def _to_records(
     persons = sorted(persons, key=lambda person: rows[person.image_id])  # stable: file order within an image
     K = skeleton.num_keypoints
     unlabelled = np.zeros((K, 3), np.float32)
+    outlines = [p.outline for p in persons if p.outline is not None]
     return PoseRecords(
         skeleton=skeleton,
         image_ids=np.array(list(images), np.int64),
@@ -358,6 +370,7 @@ def _to_records(
         boxes=np.array([p.box for p in persons], np.float32).reshape(-1, 4),
         box_scores=np.array([p.score for p in persons], np.float32),
         sample_ids=np.array([p.sample_id for p in persons], np.int64),
+        outlines=np.array(outlines) if outlines and len(outlines) == len(persons) else None,
         ignored=ignored,
         stated_boxes=np.array([p.box if p.stated is None else p.stated for p in persons], np.float32).reshape(-1, 4),
     )

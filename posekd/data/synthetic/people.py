@@ -11,6 +11,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from posekd.data.outlines import outline_of
 from posekd.data.records import PoseRecords
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco import CocoSettings
@@ -189,4 +190,5 @@ def _to_records(labelled: list[dict[str, Any]], settings: SyntheticSettings) -> 
         boxes=np.array([a["bbox"] for a in labelled], np.float32),
         box_scores=np.ones(len(labelled), np.float32),
         sample_ids=np.array([a["id"] for a in labelled], np.int64),
+        outlines=np.array([outline_of(a["segmentation"], a["bbox"]) for a in labelled]),
     )

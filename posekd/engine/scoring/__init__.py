@@ -1,11 +1,13 @@
 """Metrics by name, as datasets name them (`PoseRecords.metrics`): one file per family, and one entry here."""
 
 from posekd.engine.scoring.base import Metric, NotScoredError, Report, Score
+from posekd.engine.scoring.boxes import COCO_BOXES
 from posekd.engine.scoring.coco import COCO_KEYPOINTS
 from posekd.engine.scoring.pck import PCK, PCK_TORSO, PCKH
 
 METRICS: dict[str, Metric] = {
     "coco_keypoints": COCO_KEYPOINTS,
+    "coco_boxes": COCO_BOXES,
     "pckh": PCKH,
     "pck": PCK,
     "pck_torso": PCK_TORSO,

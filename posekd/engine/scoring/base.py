@@ -48,6 +48,8 @@ class Metric:
         values: the score as plain values for JSON, for a file of its own.
         show: prints the score's tables: (score, console, title).
         curve: draws the score over its threshold: (score, path, title); None for a metric without one.
+        boxes: name of the metric of boxes that goes with it, for networks that detect people: it scores all the boxes
+            found, before people are removed; None where the dataset has none.
 
     Raises:
         NotScoredError: by `score` and `score_file`, where the labels do not allow a score.
@@ -62,6 +64,7 @@ class Metric:
     values: Callable[[Score], dict[str, Any]]
     show: Callable[[Score, Console, str], None]
     curve: Callable[[Score, Path, str], None] | None = None
+    boxes: str | None = None
 
 
 @dataclass(frozen=True)

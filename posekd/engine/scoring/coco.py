@@ -44,13 +44,14 @@ def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
     write_atomically(path, json.dumps(list(results)))
 
 
-def _category_id(truth: dict[str, Any]) -> int:
+def category_id(truth: dict[str, Any]) -> int:
+    """The label file's id of its first category; 1 where it lists none."""
     return int(truth["categories"][0]["id"]) if truth.get("categories") else 1
 
 
 def _results(truth: dict[str, Any], people: Instances) -> list[dict[str, Any]]:
     """People as results; of several categories each has that of the box that was cropped."""
-    results, own = coco_results(people, _category_id(truth)), truth.get("sample_categories", {})
+    results, own = coco_results(people, category_id(truth)), truth.get("sample_categories", {})
     for result, sample in zip(results, people.sample_ids.tolist(), strict=True):
         result["category_id"] = own.get(sample, result["category_id"])
     return results
@@ -151,4 +152,5 @@ COCO_KEYPOINTS = Metric(
     score_file=_score_file,
     values=_values,
     show=_show,
+    boxes="coco_boxes",
 )

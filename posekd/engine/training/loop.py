@@ -155,6 +155,7 @@ def _train_epoch(job: Job, log: RunLog, ticker: Ticker, stop: StopSignal) -> Non
     """The rest of the epoch that the learner is in."""
     learner, settings = job.learner, job.settings
     epoch, done = divmod(learner.step, job.steps_per_epoch)
+    learner.method.start_epoch(epoch)
     learner.method.train()
     batches = job.loader.epoch(epoch, done * settings.accumulate)
     for _ in range(done, job.steps_per_epoch):

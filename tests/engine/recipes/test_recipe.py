@@ -33,9 +33,10 @@ def test_a_recipe_survives_the_way_through_yaml():
 
 @pytest.mark.parametrize("name", list_configs())
 def test_every_shipped_recipe_is_valid(name):
-    """A folder is a method; bottom-up and token teachers stand beside their students."""
+    """A folder is a method; bottom-up and token teachers, and those of tiny configurations, stand beside their
+    students."""
     method, folder = recipe_to_dict(read_recipe(name))["method"]["name"], name.split("/")[0]
-    teachers = {("associative_embedding", "smallerhrnet"), ("supervised", "distilpose")}
+    teachers = {("associative_embedding", "smallerhrnet"), ("supervised", "distilpose"), ("supervised", "simple")}
     assert method == folder or (method, folder) in teachers
 
 
