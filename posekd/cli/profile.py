@@ -131,7 +131,7 @@ def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> None:
     size = None if options.size is None else (options.size[0], options.size[1])
     profiles = [profile_model(models[0], size), *(profile_model(model) for model in models[1:])]
     table = Table(title="side by side: how many times the first", title_justify="left")
-    headings = ["network", "parameters", "times", "GMAC", "times"]
+    headings = ["network", "parameters", "compute"]
     ratios = []
     if options.latency:
         device = pick_device(options.device)
@@ -142,11 +142,14 @@ def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> None:
         headings.append("latency")
         table.title = f"{table.title}; one image, {where}, median and quartiles"
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if i else "left", overflow="fold")
     first = profiles[0]
     for i, profile in enumerate(profiles):
-        row = [profile.name, f"{profile.params:,}", f"{profile.params / first.params:.2f}"]
-        row += [f"{profile.macs / 1e9:.3f}", f"{profile.macs / max(first.macs, 1):.2f}"]
+        row = [
+            profile.name,
+            f"{profile.params / 1e6:.2f} M, {profile.params / first.params:.2f}",
+            f"{profile.macs / 1e9:.2f} GMAC, {profile.macs / max(first.macs, 1):.2f}",
+        ]
         if ratios:
             median, low, high = ratios[i]
             row.append(f"{median:.2f} ({low:.2f} to {high:.2f})" if i else "1")

@@ -196,7 +196,7 @@ def test_networks_side_by_side(capsys):
     """The first is the measure; the others' sizes are their own."""
     cli.main(["elpn_v1", "--size", "64", "64", "--beside", "hrnet_w32", "elpn_v1"])
     out = capsys.readouterr().out.split("side by side")[1]
-    assert "28,536,113 │ 25.75" in out
+    assert "28.54 M, 25.75" in out
     small = create_model("elpn_v1", size=(64, 64), width=8, modules=(1,), blocks=1)
     same, other = measure_ratios([small, small.eval(), small.train()], [(64, 64), (64, 64), (256, 256)], 1, 0.05)[1:]
     assert other[1] > same[2]  # sixteen times the pixels, whatever else the machine does
