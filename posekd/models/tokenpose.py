@@ -42,6 +42,7 @@ class TokenPoseConfig:
         chained: transformers one behind the other.
         hidden: inner width of the blocks' MLP.
         head_hidden: inner width of the head, which has one layer only where the tokens are longer than half of it.
+        learned_positions: a learnt table of positions, for keypoint tokens too, instead of the fixed sine table.
         scale_by_dim: attention scaled by dim^-1/2 instead of (dim / heads)^-1/2.
         spec: default input; the position table fits its size and no other.
     """
@@ -58,6 +59,7 @@ class TokenPoseConfig:
     chained: int = 1
     hidden: int = 576
     head_hidden: int = 384
+    learned_positions: bool = False
     scale_by_dim: bool = False
     spec: InputSpec = _COCO_INPUT
 
@@ -136,7 +138,7 @@ def make_encoder(config: TokenPoseConfig, num_keypoints: int) -> TokenEncoder:
     (height, width), (rows, columns) = config.heatmap_size, config.patch
     return TokenEncoder(
         config.channels, (height // rows, width // columns), (rows, columns), num_keypoints, config.dim, config.depth,
-        config.heads, config.hidden, config.scale, config.chained,
+        config.heads, config.hidden, config.scale, config.chained, config.learned_positions,
     )  # fmt: skip
 
 

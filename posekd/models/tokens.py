@@ -2,7 +2,8 @@
 
 Attribute names are those of TokenPose and DistilPose, whose checkpoints load strictly. Keypoint tokens stand first, the
 256 visual tokens (of a 64x48 map in patches of 4x3) behind them. The fixed position table is added to the visual tokens
-at the embedding and again before every block but the first, as both released code bases do.
+at the embedding and again before every block but the first, as both released code bases do (`sine-full` there). A
+learnt table has rows for the keypoint tokens too, and is added at the embedding alone (`learnable` there).
 """
 
 from __future__ import annotations
@@ -94,10 +95,10 @@ class _Blocks(nn.Module):
             for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Tokens `[B, N, D]` after the last block; `positions` is `[1, N, D]`, 0 for keypoint tokens."""
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Tokens `[B, N, D]` after the last block; `positions`, if any, is `[1, N, D]`, 0 for keypoint tokens."""
         for i, block in enumerate(self.layers):
-            x = x if i == 0 else x + positions
+            x = x if i == 0 or positions is None else x + positions
             for part in block.children():
                 x = part(x)
         return x
@@ -117,16 +118,18 @@ class TokenEncoder(nn.Module):
         hidden: inner width of the blocks' MLP.
         scale: what attention's products are multiplied by.
         chained: transformers one behind the other (TokenPose-L has three); the keypoint tokens of all are concatenated.
+        learned: whether the table of positions is learnt.
     """
 
     def __init__(
         self, channels: int, grid: tuple[int, int], patch: tuple[int, int], num_keypoints: int, dim: int, depth: int,
-        heads: int, hidden: int, scale: float, chained: int = 1,
+        heads: int, hidden: int, scale: float, chained: int = 1, learned: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.patch, self.num_keypoints, self.chained = patch, num_keypoints, chained
+        self.patch, self.num_keypoints, self.chained, self.learned = patch, num_keypoints, chained, learned
         self.keypoint_token = nn.Parameter(torch.zeros(1, num_keypoints, dim))
-        self.pos_embedding = nn.Parameter(sine_positions(*grid, dim), requires_grad=False)
+        table = torch.zeros(1, num_keypoints + grid[0] * grid[1], dim) if learned else sine_positions(*grid, dim)
+        self.pos_embedding = nn.Parameter(table, requires_grad=learned)
         self.patch_to_embedding = nn.Linear(channels * patch[0] * patch[1], dim)
         names = ["transformer"] if chained == 1 else [f"transformer{i + 1}" for i in range(chained)]
         for name in names:
@@ -138,17 +141,19 @@ class TokenEncoder(nn.Module):
         height, width = self.patch
         visual = features.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, rows, height, columns, width]
         visual = self.patch_to_embedding(visual.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
-        x = torch.cat((self.keypoint_token.expand(visual.shape[0], -1, -1), visual + self.pos_embedding), dim=1)
-        positions = functional.pad(self.pos_embedding, (0, 0, self.num_keypoints, 0))
+        table = self.pos_embedding
+        positions = table if self.learned else functional.pad(table, (0, 0, self.num_keypoints, 0))
+        x = torch.cat((self.keypoint_token.expand(visual.shape[0], -1, -1), visual), dim=1) + positions
+        again = None if self.learned else positions
         keypoints = []
         for name in self._names:
-            x = getattr(self, name)(x, positions)
+            x = getattr(self, name)(x, again)
             keypoints.append(x[:, : self.num_keypoints])
         return torch.cat(keypoints, dim=2), x[:, self.num_keypoints :]
 
 
 def init_tokens(model: nn.Module) -> None:
-    """Linear layers and keypoint tokens from a truncated normal distribution of deviation 0.02, biases 0."""
+    """Linear layers, keypoint tokens, learnt positions: a truncated normal of standard deviation 0.02; biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -156,3 +161,5 @@ def init_tokens(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, TokenEncoder):
             nn.init.trunc_normal_(module.keypoint_token, std=0.02)
+            if module.learned:
+                nn.init.trunc_normal_(module.pos_embedding, std=0.02)

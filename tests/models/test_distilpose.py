@@ -72,6 +72,22 @@ def test_token_networks_compute_their_definition(name):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)  # the table is stored in float32
 
 
+def test_learned_positions():
+    """A row for every token, keypoints first, added once; fresh weights draw it."""
+    model = tiny("distilpose_s", learned_positions=True, depth=2)
+    encoder = model.keypoint_head.tokenhead
+    assert encoder.pos_embedding.shape == (1, 5 + 4, 8)
+    assert encoder.pos_embedding.requires_grad
+    x = torch.randn(1, 3, *SIZE)
+    plain = model(x).keypoint_tokens
+    with torch.no_grad():  # what the table adds to keypoint tokens, they can say themselves: it comes once
+        encoder.keypoint_token += encoder.pos_embedding[:, :5]
+        encoder.pos_embedding[:, :5] = 0
+    torch.testing.assert_close(model(x).keypoint_tokens, plain)
+    fresh = create_model("tokenpose_s", 5, **TINY, learned_positions=True).keypoint_head.tokenpose.pos_embedding
+    assert 0.005 < fresh.std() < 0.04
+
+
 def test_deeppose_computes_its_definition():
     model = tiny("deeppose_r50", scores=True, sigmas=True).double()
     x = torch.randn(2, 3, 64, 32, dtype=torch.float64)
