@@ -16,16 +16,13 @@ from torch import Tensor, nn
 from posekd import geometry, ops
 from posekd.codecs import people as codec
 from posekd.codecs.people import MergedPeople
-from posekd.data import ImageAugmentation, LoaderSettings, PackedLoader, PoseSource, image_loader
-from posekd.data.loading.teacher_maps import TeacherMaps
+from posekd.data import ImageAugmentation
 from posekd.inputs import prepare_images, warp
-from posekd.paradigms import bottom_up as whole_images
 from posekd.paradigms.base import Paradigm
+from posekd.paradigms.whole_images import MULTIPLE, loader_of_images, resize_matrices, without_duplicates
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import ImageBatch, InputSpec, Instances, PackedImageBatch
-
-MULTIPLE = whole_images.MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def input_matrices(image_sizes: Tensor, size: tuple[int, int], letterbox: bool) 
         letterbox: the whole image fits into `size`; otherwise its short side fills the short side.
     """
     if not letterbox:
-        return whole_images.resize_matrices(image_sizes, size)
+        return resize_matrices(image_sizes, size)
     centers = image_sizes.flip(1) / 2
     longest = image_sizes.amax(1, keepdim=True).expand(-1, 2)
     return geometry.crop_matrices(centers, longest, None, None, size)
@@ -288,7 +285,7 @@ def predict(
 def suppress(found: Instances, skeleton: Skeleton, settings: SingleNetworkInference) -> Instances:
     """People with at least one keypoint and without duplicates, see `Paradigm.suppress`."""
     with_keypoints = found.take((found.keypoints[..., 2] > 0).any(1))
-    return whole_images.without_duplicates(with_keypoints, skeleton, settings.oks_threshold)
+    return without_duplicates(with_keypoints, skeleton, settings.oks_threshold)
 
 
 def prepare(
@@ -302,40 +299,7 @@ def prepare(
     return prepare_images(packed, spec, flip_permutation, (codec.STRIDE,), boxes=True, memory_format=memory_format)
 
 
-def open_loader(
-    source: PoseSource,
-    spec: InputSpec,
-    loader: LoaderSettings | None,
-    *,
-    training: bool,
-    augmentation: ImageAugmentation | None = None,
-    inference: SingleNetworkInference | None = None,
-    seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    teacher_maps: TeacherMaps | None = None,
-) -> PackedLoader:
-    """Batches of whole images, see `paradigms.base.OpenLoader`.
-
-    Raises:
-        ValueError: a teacher cache, which holds crops of persons.
-    """
-    if teacher_maps is not None:
-        raise ValueError("a teacher cache holds crops of persons: a network that sees whole images cannot use it")
-    settings = inference or SingleNetworkInference()
-    short = settings.size or min(spec.size)
-    return image_loader(
-        source,
-        spec.size,
-        loader,
-        training=training,
-        augmentation=augmentation,
-        size_class=lambda height, width: input_sizes(height, width, short, settings),
-        seed=seed,
-        rank=rank,
-        world=world,
-    )
-
+open_loader = loader_of_images(SingleNetworkInference, input_sizes)
 
 SINGLE_NETWORK = Paradigm(
     name="single_network",
