@@ -39,7 +39,7 @@ COMPARISONS = {
     **{f"none to {arm}": ("none", arm) for arm in MODES if arm != "none"},
     "labels to both": ("labels", "both"),
 }
-TASK = ["--train_data.images=1600", "--val_data.images=510", "--train.epochs=5", "--train.validate_every=0"]
+TASK = ["--train_data.images=1600", "--val_data.images=510", "--train.epochs=5", "--train.precision=bf16"]
 EXPERIMENT = Experiment(ARMS, "none", COMPARISONS, TASK, "runs/simple_modes")
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from posekd.data import ImageAugmentation
 from posekd.inputs import prepare_images, warp
 from posekd.inputs.images import share_inside
 from posekd.paradigms.base import Paradigm
-from posekd.paradigms.whole_images import MULTIPLE, loader_of_images, resize_matrices, without_duplicates
+from posekd.paradigms.whole_images import MULTIPLE, loader_of_images, resize_matrices, square_side, without_duplicates
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, Instances, PackedImageBatch
@@ -126,13 +126,8 @@ def input_size(height: int, width: int, short: int, scale: float, settings: Bott
                 "pieces, or use a square of it (inference.square)"
             )
         return size
-    side = short * settings.square * scale
-    if side % MULTIPLE:
-        raise ValueError(
-            f"inference.square {settings.square} times {short} pixels, the short side, at scale {scale} is {side:g}: "
-            f"choose them so that it is a multiple of {MULTIPLE}"
-        )
-    return int(side), int(side)
+    side = square_side(short, settings.square, scale)
+    return side, side
 
 
 def _round_up(side: float) -> int:

@@ -42,6 +42,21 @@ def resize_matrices(image_sizes: Tensor, size: tuple[int, int], square: float | 
     return geometry.crop_matrices(centers, scales, None, None, size)
 
 
+def square_side(short: int, square: float, scale: float) -> int:
+    """The side of a square of `square` times the short side, in pixels of the network's input.
+
+    Raises:
+        ValueError: it is not a multiple of 64.
+    """
+    side = short * square * scale
+    if side % MULTIPLE:
+        raise ValueError(
+            f"inference.square {square} times {short} pixels, the short side, at scale {scale} is {side:g}: "
+            f"choose them so that it is a multiple of {MULTIPLE}"
+        )
+    return int(side)
+
+
 def loader_of_images(default: Callable[[], Any], size_class: Callable[[int, int, int, Any], Any]) -> OpenLoader:
     """The `paradigms.base.OpenLoader` of a paradigm.
 
