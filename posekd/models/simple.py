@@ -175,7 +175,7 @@ class Simple(HRNetTrunk, PoseModel):
         self.pose_head = pose_head(shared, num_keypoints)
         self.detection = _branch(config)
         if config.detection == "anchors":
-            self.output = anchored_people.NAME
+            self.output = anchored_people.NAME  # type: ignore[misc]  # the only family whose settings decide it
         widths = config.grouping_widths
         self.grouping = PersonGrouping(num_keypoints, widths) if widths is not None else None
         init_weights(self)
