@@ -161,7 +161,7 @@ def resize_matrices(image_sizes: Tensor, size: tuple[int, int], square: float | 
     # the official centre is a whole pixel
     centers = torch.stack(((widths / 2 + 0.5).floor(), (heights / 2 + 0.5).floor()), 1)
     zoom = torch.where(widths < heights, widths / size[1], heights / size[0])
-    scales = zoom[:, None] * zoom.new_tensor([size[1], size[0]])
+    scales = torch.stack((zoom * size[1], zoom * size[0]), 1)
     return geometry.crop_matrices(centers, scales, None, None, size)
 
 
@@ -275,16 +275,26 @@ def group_people(
     keypoints, scores, counts = tagged_heatmaps.decode(heatmaps, tags, matrices, settings)
     rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
     image, person = torch.tensor(rows, dtype=torch.int64, device=scores.device).view(-1, 2).unbind(1)
-    keypoints = keypoints[image, person]
+    return as_people(keypoints[image, person], scores[image, person], image_ids[image])
+
+
+def as_people(keypoints: Tensor, scores: Tensor, image_ids: Tensor) -> Instances:
+    """People whose boxes are those around their keypoints.
+
+    Args:
+        keypoints: `[N, K, 3]`, at least one found of each.
+        scores: `[N]`.
+        image_ids: int64 `[N]`.
+    """
     boxes = boxes_around(keypoints)
     return Instances(
         keypoints=keypoints,
-        scores=scores[image, person],
+        scores=scores,
         boxes=boxes,
         box_scores=torch.ones_like(boxes[:, 0]),
         areas=boxes[:, 2:].clamp_min(1).prod(1),
-        image_ids=image_ids[image],
-        sample_ids=torch.full_like(image, -1),
+        image_ids=image_ids,
+        sample_ids=torch.full_like(image_ids, -1),
     )
 
 
