@@ -20,9 +20,10 @@ from posekd.deploy import grouping
 from posekd.deploy.facts import Facts, to_texts
 from posekd.deploy.forms import FORMS, Feed, Form
 from posekd.deploy.load import Ready
-from posekd.deploy.plain import replacements
+from posekd.deploy.plain import STAND_INS
 from posekd.files import replacing, write_atomically
 from posekd.models.fold import fold_norms
+from posekd.ops import library
 from posekd.packages import need
 from posekd.paradigms import paradigm_of
 
@@ -93,7 +94,7 @@ def write_beside(form: Form, path: str | os.PathLike[str]) -> None:
         write_atomically(Path(path).parent / GROUPING, Path(grouping.__file__).read_text(encoding="utf-8"))
 
 
-def trace(found: Ready, form: Form, half: bool, instead: Mapping[Any, Callable[..., Any]]) -> torch.export.ExportedProgram:
+def trace(found: Ready, form: Form, half: bool, instead: Mapping[str, Callable[..., Any]]) -> torch.export.ExportedProgram:
     """A network and everything around it as one graph, for images and numbers of them of any size.
 
     Args:
@@ -110,26 +111,24 @@ def trace(found: Ready, form: Form, half: bool, instead: Mapping[Any, Callable[.
         network.half()
     module, inputs = form.module(replace(found, model=network), half).eval(), form.inputs()
     sizes = {name: {d: torch.export.Dim(size) for d, size in form.dynamic[name].items()} for name in inputs}
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad(), library.stood_in(instead):
         # strict about what may vary: `torch.onnx.export` by itself falls back to fixed sizes, and says nothing
         program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=sizes, strict=False)
-        return program.run_decompositions(dict(instead))
+        return program.run_decompositions({})  # without which ONNX's exporter loses count of sizes that are calculated
 
 
 def _proto(found: Ready, form: Form, half: bool) -> Any:
     """The graph in ONNX's form."""
-    instead = dict(replacements())
-    roi_align = torch.ops.posekd.roi_align.default
-    del instead[roi_align]  # which ONNX has
-    program = trace(found, form, half, instead)
-    with _quietly(), torch.no_grad():
+    stand_ins = {name: function for name, function in STAND_INS.items() if name != "roi_align"}  # which ONNX has
+    program = trace(found, form, half, stand_ins)
+    with quietly(), torch.no_grad():
         exported = torch.onnx.export(
             program,
             dynamo=True,
             input_names=list(form.inputs()),
             output_names=list(form.outputs),
             opset_version=OPSET,
-            custom_translation_table={roi_align: _roi_align},
+            custom_translation_table={torch.ops.posekd.roi_align.default: _roi_align},
             verbose=False,
         )
     assert exported is not None
@@ -173,7 +172,7 @@ def _name_sizes(proto: Any, dynamic: Mapping[str, Mapping[int, str]]) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without remarks on packages that we do not use, on progress, and on models of another kind."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -199,7 +198,7 @@ def quantised(proto: Any, calibration: Iterable[Feed]) -> Any:
         def get_next(self) -> Feed | None:
             return next(feeds, None)
 
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, quietly():
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(proto, str(source))
         quantization.quantize_static(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from posekd.ops.decode_heatmaps import METHODS
 from posekd.ops.reference import decode_boxes, decode_heatmaps, roi_align
 from posekd.ops.reference import group_keypoints as definition
 
-LARGEST_MAP = 2048  # pixels of a side of a feature map that corner pooling may meet in an exported graph
+LARGEST_MAP = 1024  # pixels of a side of a feature map that corner pooling may meet in an exported graph
 
 
 # ---- Corner and center pooling -----------------------------------------------------------------------------------
@@ -32,8 +32,9 @@ def running_max(x: Tensor, dim: int, backwards: bool) -> Tensor:
     while step < LARGEST_MAP:
         before, after = (step, 0) if backwards else (0, step)
         ends = (before, after, 0, 0) if dim == 3 else (0, 0, before, after)
+        kept = slice(None, -step) if backwards else slice(step, None)
         padded = F.pad(x, ends, value=float("-inf"))
-        x = torch.maximum(x, padded.narrow(dim, 0 if backwards else step, x.shape[dim]))
+        x = torch.maximum(x, padded[..., kept] if dim == 3 else padded[..., kept, :])
         step *= 2
     return x
 
@@ -94,15 +95,13 @@ def _decode_heatmaps(heatmaps: Tensor, matrices: Tensor | None, method: int, blu
     return decode_heatmaps.decode_heatmaps(heatmaps, METHODS[method], matrices, blur)
 
 
-def replacements() -> Mapping[Any, Callable[..., Any]]:
-    """Of each op of ours that a network or its decoding may call: what to do instead."""
-    ours = torch.ops.posekd
-    return {
-        ours.corner_pool.default: _corner_pool,
-        ours.corner_pool_sum.default: _corner_pool_sum,
-        ours.center_pool.default: _center_pool,
-        ours.top_k_peaks.default: top_k_peaks,
-        ours.pair_corners.default: decode_boxes.pair_corners,
-        ours.roi_align.default: _roi_align,
-        ours.decode_heatmaps.default: _decode_heatmaps,
-    }
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "corner_pool": _corner_pool,
+    "corner_pool_sum": _corner_pool_sum,
+    "center_pool": _center_pool,
+    "top_k_peaks": top_k_peaks,
+    "pair_corners": decode_boxes.pair_corners,
+    "roi_align": _roi_align,
+    "decode_heatmaps": _decode_heatmaps,
+}
+"""Of each op of ours that a network or its decoding may call: what an exporter puts in its place."""
