@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posekd.cli import command_parser
 from posekd.cli.eval_options import add_inference, check_inference, pop_inference, refuse_settings
+from posekd.cli.networks import add_network, open_network
 from posekd.files import check_writable
 
 if TYPE_CHECKING:
@@ -103,39 +104,26 @@ class _Done:
 
 
 def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
-    if options.model.endswith(".onnx"):
-        return _open_exported(options, inference)
+    from posekd.deploy.exported import is_exported, open_exported
     from posekd.deploy.finder import NetworkFinder
-    from posekd.deploy.load import ready
     from posekd.engine.build import pick_device
     from posekd.paradigms import paradigm_of
 
-    found = ready(
-        options.model,
-        weights=options.weights,
-        weights_key=options.weights_key,
-        skeleton=options.skeleton,
-        size=None if options.size is None else tuple(options.size),
-        padding=options.padding,
-    )
+    if is_exported(options.model):
+        refuse_settings(options.model, vars(options), inference)
+        exported = open_exported(options.model, options.batch_size)
+        _refuse_boxes(options, exported.crops_boxes)
+        return exported
+    found = open_network(options, inference)
     paradigm = paradigm_of(found.model)
-    check_inference(inference, paradigm, options.model)
     _refuse_boxes(options, paradigm.crops_boxes)
+    settings = found.settings
     if options.detection_threshold is not None and not paradigm.crops_boxes:
-        inference = {**inference, "detection_threshold": options.detection_threshold}
-
-    settings = replace(found.settings, **inference)
+        inference = {"detection_threshold": options.detection_threshold}
+        check_inference(inference, paradigm, options.model)
+        settings = replace(settings, **inference)
     finder = NetworkFinder(found.model, found.skeleton, settings, found.padding, options.batch_size)
     return finder.to(pick_device(options.device or "auto"))
-
-
-def _open_exported(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
-    from posekd.deploy.onnx_finder import OnnxFinder
-
-    refuse_settings(options.model, vars(options), inference)
-    finder = OnnxFinder(options.model, batch_size=options.batch_size)
-    _refuse_boxes(options, finder.crops_boxes)
-    return finder
 
 
 def _refuse_boxes(options: argparse.Namespace, crops_boxes: bool) -> None:
@@ -215,7 +203,10 @@ def _writers(options: argparse.Namespace, skeleton: Skeleton) -> Iterator[Writer
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("predict", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", help="a run's folder, a .safetensors file with its card, an exported .onnx, or a name with --weights")
+    add(
+        "model",
+        help="a run's folder, a .safetensors file with its card, an exported .onnx or .pt2, or a name with --weights",
+    )
     add("source", nargs="+", help="images, videos, folders, patterns ('*.jpg'), or the number of a webcam")
     add("--draw", metavar="DIR", help=f"draw people into PNGs and MP4s there ({DRAWINGS}, if nothing is asked for)")
     add("--results", metavar="FILE", help="write people in COCO's results format (JSON)")
@@ -231,10 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--keypoint-threshold", type=float, default=0.2, metavar="S", help=threshold_help)
     add("--track", action="store_true", help="number people over the frames of each video or folder, by OKS")
     add("--smooth", action="store_true", help="track people, and filter their keypoints (One-Euro)")
-    add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
-    add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
-    add("--skeleton", metavar="NAME", help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
+    add_network(parser)
     add_inference(parser)
     add("--apply-orientation", action="store_true", help="turn images as their EXIF tags say (as viewers do)")
     add("--batch-size", type=int, default=16, metavar="N", help="people or images per batch (16)")

@@ -281,7 +281,9 @@ def keypoints(
     in_crop = geometry.transform_keypoints(own[..., :2].flatten(1, 2), inverse).unflatten(1, own.shape[1:3])
     masks = group(crops).float()
     shares, inside = masks_at(masks, in_crop)
-    choice, score = _shared_out(own[..., 2] * shares * inside, shares, scores, images, maps.shape[0], rounds, used_rounds)
+    choice, score = _shared_out(
+        own[..., 2] * shares * inside, shares, scores, images, maps.shape[0], rounds, used_rounds
+    )
     points = own[..., :2].gather(2, choice[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
     points = points + _quarter(maps, points, images)
     found = torch.where((score > 0)[..., None], torch.cat((points, score[..., None]), -1), 0.0)

@@ -94,7 +94,9 @@ def write_beside(form: Form, path: str | os.PathLike[str]) -> None:
         write_atomically(Path(path).parent / GROUPING, Path(grouping.__file__).read_text(encoding="utf-8"))
 
 
-def trace(found: Ready, form: Form, half: bool, instead: Mapping[str, Callable[..., Any]]) -> torch.export.ExportedProgram:
+def trace(
+    found: Ready, form: Form, half: bool, instead: Mapping[str, Callable[..., Any]]
+) -> torch.export.ExportedProgram:
     """A network and everything around it as one graph, for images and numbers of them of any size.
 
     Args:
@@ -137,9 +139,7 @@ def _proto(found: Ready, form: Form, half: bool) -> Any:
     return proto
 
 
-def _roi_align(
-    maps: Any, boxes: Any, height: int, width: int, scale: float, ratio: int, aligned: bool
-) -> Any:
+def _roi_align(maps: Any, boxes: Any, height: int, width: int, scale: float, ratio: int, aligned: bool) -> Any:
     """`ops.roi_align` as ONNX's RoiAlign, which since opset 16 knows `aligned` by another name."""
     op = need("onnxscript").opset18
     images = op.Cast(op.Gather(boxes, op.Constant(value_int=0), axis=1), to=7)  # int64

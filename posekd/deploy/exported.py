@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from posekd.deploy.forms import FORMS, Run
 from posekd.names import match
 from posekd.skeleton import Skeleton
 from posekd.structures import Instances
+
+SUFFIXES = (".onnx", ".pt2")
+"""Of exported files."""
 
 
 class ExportedFinder:
@@ -69,3 +74,26 @@ class ExportedFinder:
             return found
         order = list(match(self.skeleton.keypoints, wanted))
         return replace(found, keypoints=found.keypoints[:, order])
+
+
+def is_exported(name: str | os.PathLike[str]) -> bool:
+    """Whether a network's name is that of an exported file."""
+    return Path(name).suffix in SUFFIXES
+
+
+def open_exported(path: str | os.PathLike[str], batch_size: int = 16) -> ExportedFinder:
+    """Opens a file that `posekd export` wrote, by its suffix.
+
+    Raises:
+        MissingPackageError: onnxruntime, which the file needs, is not installed.
+        FileNotFoundError: no such file.
+        ValueError: another suffix, or not such a file.
+    """
+    from posekd.deploy.onnx_finder import OnnxFinder
+    from posekd.deploy.program import ProgramFinder
+
+    if not is_exported(path):
+        raise ValueError(f"{path} is no exported network: their names end in {' or '.join(SUFFIXES)}")
+    if Path(path).suffix == SUFFIXES[0]:
+        return OnnxFinder(path, batch_size=batch_size)
+    return ProgramFinder(path, batch_size)

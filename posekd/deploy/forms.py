@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ class Form:
         outputs: names of the outputs.
         find: the people of one image (row) of a dataset, before duplicates are removed; the last argument is how many
             boxes go through the network together.
+        feed: inputs of the graph, for calibration, from a row of a dataset: a person's, or an image's.
         grouped: whether people are grouped outside the graph (`deploy.grouping`).
     """
 
@@ -48,10 +49,11 @@ class Form:
     dynamic: Mapping[str, Mapping[int, str]]
     outputs: tuple[str, ...]
     find: Callable[[Run, Facts, PoseSource, int, int], Instances]
+    feed: Callable[[PoseSource, int], Feed]
     grouped: bool = False
 
 
-# ---- Boxes that are given --------------------------------------------------------------------------------------------
+# ---- Boxes that are given ------------------------------------------------------------------------------------------
 
 
 def _find_in_boxes(run: Run, facts: Facts, source: PoseSource, row: int, batch_size: int) -> Instances:
@@ -101,7 +103,7 @@ def refuse_non_finite(finite: bool, source: PoseSource, row: int) -> None:
         )
 
 
-# ---- Whole images ----------------------------------------------------------------------------------------------------
+# ---- Whole images --------------------------------------------------------------------------------------------------
 
 
 def _find_peaks(run: Run, facts: Facts, source: PoseSource, row: int, batch_size: int) -> Instances:
@@ -126,8 +128,9 @@ def _find_given_people(run: Run, facts: Facts, source: PoseSource, row: int, bat
     ((high, wide),) = single.input_sizes(height, width, short, facts.settings)
     if max(high, wide) > LARGEST_MAP * single.codec.STRIDE:
         raise ValueError(
-            f"an image of {height} x {width} pixels would become an input of {high} x {wide}, and exported networks see "
-            f"up to {LARGEST_MAP * single.codec.STRIDE} pixels of a side: cut it into pieces, or export with --letterbox"
+            f"an image of {height} x {width} pixels would become an input of {high} x {wide}, and exported networks "
+            f"see up to {LARGEST_MAP * single.codec.STRIDE} pixels of a side: cut it into pieces, or export with "
+            "--letterbox"
         )
     outputs = {name: torch.from_numpy(value[0]) for name, value in run({"image": image[None]}).items()}
     finite = all(bool(value.isfinite().all()) for value in outputs.values())
@@ -140,7 +143,7 @@ def _find_given_people(run: Run, facts: Facts, source: PoseSource, row: int, bat
     return single.as_people(keypoints, scores, boxes, box_scores, ids)
 
 
-# ---- The table -------------------------------------------------------------------------------------------------------
+# ---- The table -----------------------------------------------------------------------------------------------------
 
 # Of the example sizes no two are equal, or 1, which an exporter might take for a rule.
 _IMAGES = {"image": {0: "B", 1: "H", 2: "W"}}
@@ -148,6 +151,10 @@ _IMAGES = {"image": {0: "B", 1: "H", 2: "W"}}
 
 def _images() -> dict[str, Tensor]:
     return {"image": torch.zeros(2, 97, 143, 3, dtype=torch.uint8)}
+
+
+def _image_of(source: PoseSource, row: int) -> Feed:
+    return {"image": source.load_image(row)[None]}
 
 
 FORMS = {
@@ -163,6 +170,10 @@ FORMS = {
             {"image": {0: "H", 1: "W"}, "boxes": {0: "N"}},
             ("keypoints",),
             _find_in_boxes,
+            lambda source, row: {
+                "image": source.load_image(int(source.records.image_rows[row])),
+                "boxes": source.records.boxes[row : row + 1].astype(np.float32),
+            },
         ),
         Form(
             BOTTOM_UP,
@@ -171,6 +182,7 @@ FORMS = {
             _IMAGES,
             ("peaks", "scores", "tags", "heatmaps", "tag_maps", "matrices"),
             _find_peaks,
+            _image_of,
             grouped=True,
         ),
         Form(
@@ -180,7 +192,15 @@ FORMS = {
             _IMAGES,
             ("keypoints", "scores", "boxes", "box_scores"),
             _find_given_people,
+            _image_of,
         ),
     )
 }
 """Paradigm -> how its networks are exported."""
+
+
+def calibration(source: PoseSource, paradigm: Paradigm, rows: int) -> Iterator[Feed]:
+    """Inputs of a graph from at most so many people (or images, where a network sees whole ones) over a dataset."""
+    count = len(source.records) if paradigm.crops_boxes else source.records.num_images
+    for row in np.unique(np.linspace(0, count - 1, min(rows, count)).astype(int)).tolist():
+        yield FORMS[paradigm.name].feed(source, row)

@@ -114,7 +114,7 @@ def _distances(tags: Array, means: Array) -> Array:
     return np.minimum(np.sqrt(squares), FARTHEST)
 
 
-# ---- The cheapest assignment -------------------------------------------------------------------------------------------
+# ---- The cheapest assignment ---------------------------------------------------------------------------------------
 
 
 def assign(costs: Array) -> Array:
@@ -186,7 +186,7 @@ def _least(pairs: Array, among: Array) -> int:
     return int(np.where(least, pairs[:, 1], np.inf).argmin()) if least.sum() > 1 else int(least.argmax())
 
 
-# ---- Refinement --------------------------------------------------------------------------------------------------------
+# ---- Refinement ----------------------------------------------------------------------------------------------------
 
 
 def refine(heatmaps: Array, tag_maps: Array, rows: Array, adjust: bool, fill: bool) -> Array:
@@ -224,7 +224,7 @@ def refine(heatmaps: Array, tag_maps: Array, rows: Array, adjust: bool, fill: bo
 
 
 def _toward_higher(heatmaps: Array, joints: Array, x: Array, y: Array) -> Array:
-    """Pixel centres and a quarter towards the higher neighbour, `[..., 2]`; equal neighbours count as the lower side."""
+    """Pixel centres and a quarter towards the higher neighbour `[..., 2]`; equal ones count as the lower side."""
     _, height, width = heatmaps.shape
     right, left = heatmaps[joints, y, np.minimum(x + 1, width - 1)], heatmaps[joints, y, np.maximum(x - 1, 0)]
     below, above = heatmaps[joints, np.minimum(y + 1, height - 1), x], heatmaps[joints, np.maximum(y - 1, 0), x]

@@ -85,9 +85,7 @@ def top_k_peaks(heatmaps: Tensor, tags: Tensor, max_people: int, threshold: floa
     return torch.where(found[..., None], rows, 0.0)
 
 
-def _roi_align(
-    maps: Tensor, boxes: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool
-) -> Tensor:
+def _roi_align(maps: Tensor, boxes: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool) -> Tensor:
     return roi_align.roi_align(maps, boxes, (height, width), scale, ratio, aligned)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,24 @@ def _open(path: str | os.PathLike[str]) -> tuple[Any, Mapping[str, str]]:
     """A program that can be called, and its metadata; nothing is unpickled but tensors."""
     extra = {FACTS: ""}
     try:
-        with quietly():
+        with quietly(), _only_tensors():
             program = torch.export.load(path, extra_files=extra)
         if extra[FACTS]:
             return program.module(), json.loads(extra[FACTS])
     except Exception as error:  # torch's errors share no class
         raise ValueError(f"{path} cannot be opened as a program of torch.export: {error}") from error
     return None, {}
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Within the block `torch.load` unpickles nothing but tensors, whatever its caller asks for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
