@@ -18,10 +18,12 @@ from helpers.tiny_models import tiny_model
 from posekd.cli import main
 from posekd.codecs import heatmaps
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
-from posekd.deploy.graphs import TopDownGraph, cut, running_max
+from posekd.deploy.deviation import Deviation, ExportDriftError, judge
+from posekd.deploy.graphs import TopDownGraph, cut
 from posekd.deploy.load import Ready
+from posekd.deploy.plain import running_max
 from posekd.deploy.predict import predict, predict_with
-from posekd.deploy.verify import Deviation, ExportDriftError, beyond_doubt, compare, judge
+from posekd.deploy.verify import beyond_doubt, compare
 from posekd.engine.evaluate import evaluate
 from posekd.geometry import box_to_center_scale, crop_matrices
 from posekd.models import create_model
@@ -298,14 +300,6 @@ def write_identity(path):
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", value[:1], value[1:])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), str(path))
-
-
-def test_other_kinds_of_networks_are_refused_in_a_sentence(tmp_path):
-    bottom_up = tiny_model("higherhrnet_w32", 17)
-    from posekd.paradigms import BottomUpInference
-
-    with pytest.raises(ValueError, match="a bottom-up network cannot be exported yet"):
-        export_onnx(Ready(bottom_up, COCO, BottomUpInference(), 1.0), tmp_path / "b.onnx")
 
 
 def test_regression_networks_have_a_graph_too():
