@@ -130,7 +130,7 @@ def read() -> dict[str, dict[str, object]]:
 def table(rows: dict[str, dict[str, object]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| model | input | MiB | operations | scores: worst, of the largest | keypoints beyond doubt | the worst of them |",
+        "| model | input | MiB | operations | scores: worst, of the largest | beyond doubt | the worst of them |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, values in rows.items():

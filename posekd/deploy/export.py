@@ -20,7 +20,7 @@ from posekd.deploy import grouping
 from posekd.deploy.facts import Facts, to_texts
 from posekd.deploy.forms import FORMS, Feed, Form
 from posekd.deploy.load import Ready
-from posekd.deploy.plain import STAND_INS
+from posekd.deploy.plain import ONNX_STAND_INS
 from posekd.files import replacing, write_atomically
 from posekd.models.fold import fold_norms
 from posekd.ops import library
@@ -121,8 +121,7 @@ def trace(
 
 def _proto(found: Ready, form: Form, half: bool) -> Any:
     """The graph in ONNX's form."""
-    stand_ins = {name: function for name, function in STAND_INS.items() if name != "roi_align"}  # which ONNX has
-    program = trace(found, form, half, stand_ins)
+    program = trace(found, form, half, ONNX_STAND_INS)
     with quietly(), torch.no_grad():
         exported = torch.onnx.export(
             program,

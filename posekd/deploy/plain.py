@@ -69,14 +69,38 @@ def _nothing(x: Tensor) -> Tensor:
 
 
 def top_k_peaks(heatmaps: Tensor, tags: Tensor, max_people: int, threshold: float, nms_kernel: int) -> Tensor:
-    """See `posekd.ops.top_k_peaks`, with `topk` instead of a sort. NaN is no peak."""
+    """See `posekd.ops.top_k_peaks`, without sorting whole maps. NaN is no peak."""
+    return _peaks(heatmaps, tags, max_people, threshold, nms_kernel, _first_largest)
+
+
+def _top_k_peaks_of_onnx(heatmaps: Tensor, tags: Tensor, max_people: int, threshold: float, nms_kernel: int) -> Tensor:
+    """The same where `topk` gives equal values by their place, as ONNX promises and PyTorch does not."""
+    return _peaks(heatmaps, tags, max_people, threshold, nms_kernel, lambda flat, count: flat.topk(count, -1))
+
+
+def _first_largest(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`topk` of values that are not negative; of equal ones the first. Their bits and their place are one number."""
+    place = torch.arange(flat.shape[-1], device=flat.device)
+    key = (flat.contiguous().view(torch.int32).long() << 32) - place
+    index = key.topk(count, -1).indices
+    return flat.gather(-1, index), index
+
+
+def _peaks(
+    heatmaps: Tensor,
+    tags: Tensor,
+    max_people: int,
+    threshold: float,
+    nms_kernel: int,
+    largest: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+) -> Tensor:
     maps, planes = heatmaps.float(), definition.tag_planes(tags, heatmaps)
     width = maps.shape[3]
     highest = F.max_pool2d(maps, nms_kernel, 1, nms_kernel // 2)
     is_peak = (maps == highest) & (maps > threshold) & maps.isfinite()
     # a map may have fewer pixels than peaks are listed
     flat = F.pad(torch.where(is_peak, maps, 0.0).flatten(2), (0, max_people))
-    score, pixel = flat.topk(max_people, -1)
+    score, pixel = largest(flat, max_people)
     found = score > 0
     pixel = torch.where(found, pixel, 0)
     tag = planes.gather(2, pixel[..., None].expand(-1, -1, -1, planes.shape[-1]))
@@ -103,3 +127,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "decode_heatmaps": _decode_heatmaps,
 }
 """Of each op of ours that a network or its decoding may call: what an exporter puts in its place."""
+
+ONNX_STAND_INS = {**STAND_INS, "top_k_peaks": _top_k_peaks_of_onnx}
+"""The same for ONNX, which has an operation for the one that is missing here."""
+del ONNX_STAND_INS["roi_align"]

@@ -73,7 +73,7 @@ def test_tied_assignments_are_those_of_the_definition(rows, columns):
 def test_crowds_whose_tags_tie():
     """Rounded distances of many peaks tie, and peaks of no number are none."""
     rng = np.random.default_rng(1)
-    for seed in range(5):
+    for _ in range(5):
         peaks = torch.zeros(1, 4, 25, 4)
         peaks[..., :2] = torch.from_numpy(rng.integers(0, 50, (1, 4, 25, 2))).float()
         peaks[..., 2] = torch.from_numpy(-np.sort(-rng.uniform(0.05, 1, (1, 4, 25)))).float()
