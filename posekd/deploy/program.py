@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,16 +114,32 @@ class ProgramFinder(ExportedFinder):
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[Any, Mapping[str, str]]:
-    """A program that can be called, and its metadata; nothing is unpickled but tensors."""
-    extra = {FACTS: ""}
+    """A program that can be called, and its metadata. Nothing is unpickled but tensors; a compiled one is machine code.
+
+    Raises:
+        ValueError: not such a file.
+    """
     try:
-        with quietly(), _only_tensors():
-            program = torch.export.load(path, extra_files=extra)
-        if extra[FACTS]:
-            return program.module(), json.loads(extra[FACTS])
+        with zipfile.ZipFile(path) as archive:
+            compiled = any("/aotinductor/" in name for name in archive.namelist())
+        with quietly():
+            return _open_compiled(path) if compiled else _open_saved(path)
     except Exception as error:  # torch's errors share no class
         raise ValueError(f"{path} cannot be opened as a program of torch.export: {error}") from error
-    return None, {}
+
+
+def _open_saved(path: str | os.PathLike[str]) -> tuple[Any, Mapping[str, str]]:
+    extra = {FACTS: ""}
+    with _only_tensors():
+        program = torch.export.load(path, extra_files=extra)
+    return program.module(), json.loads(extra[FACTS] or "{}")
+
+
+def _open_compiled(path: str | os.PathLike[str]) -> tuple[Any, Mapping[str, str]]:
+    from torch._inductor import aoti_load_package
+
+    program = aoti_load_package(str(path))
+    return program, json.loads(program.get_metadata().get(COMPILED, "{}"))
 
 
 @contextmanager
