@@ -124,11 +124,7 @@ def input_size(height: int, width: int, short: int, scale: float, settings: Bott
     """
     if settings.square is None:
         size = resized(height, width, short, scale, min(settings.scales))
-        if size[0] * size[1] > LARGEST:
-            raise ValueError(
-                f"an image of {height} x {width} pixels would become an input of {size[0]} x {size[1]}: cut it into "
-                "pieces, or use a square of it (inference.square)"
-            )
+        refuse_large(height, width, size, "use a square of it (inference.square)")
         return size
     side = short * settings.square * scale
     if side % MULTIPLE:
@@ -137,6 +133,19 @@ def input_size(height: int, width: int, short: int, scale: float, settings: Bott
             f"choose them so that it is a multiple of {MULTIPLE}"
         )
     return int(side), int(side)
+
+
+def refuse_large(height: int, width: int, size: tuple[int, int], remedy: str) -> None:
+    """Refuses an image that would fill the memory.
+
+    Raises:
+        ValueError: the input has more than `LARGEST` pixels.
+    """
+    if size[0] * size[1] > LARGEST:
+        raise ValueError(
+            f"an image of {height} x {width} pixels would become an input of {size[0]} x {size[1]}: cut it into "
+            f"pieces, or {remedy}"
+        )
 
 
 def _round_up(side: float) -> int:

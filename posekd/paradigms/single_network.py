@@ -97,12 +97,16 @@ def input_sizes(height: int, width: int, short: int, settings: SingleNetworkInfe
         width: width of the image in pixels.
         short: the short side at scale 1.
         settings: scales, and whether the whole image is fitted into a square.
+
+    Raises:
+        ValueError: an image too narrow (`bottom_up.LARGEST`).
     """
     sizes = []
     for scale in settings.scales:
         least = _round_up(short * scale)
         longer = least if settings.letterbox else _round_up(least / min(height, width) * max(height, width))
         sizes.append((least, longer) if height <= width else (longer, least))
+        whole_images.refuse_large(height, width, sizes[-1], "fit it into a square (inference.letterbox)")
     return tuple(sizes)
 
 

@@ -127,6 +127,15 @@ def test_a_network_that_finds_people_has_a_graph_for_any_image():
     assert found > 3
 
 
+def test_images_too_long_for_a_graph_are_refused():
+    found = Ready(PeoplePainter().eval(), COCO, PEOPLE, 1.0)
+    for shape, message in (((1, 20_000), "become an input of 128 x 2560000"), ((20, 800), "up to 4096 pixels of a")):
+        with pytest.raises(ValueError, match=message):
+            predict_with(eager(found), np.zeros((*shape, 3), np.uint8))
+    with pytest.raises(ValueError, match="of 1 x 20000 pixels would become an input of 128 x 2560000: cut it into"):
+        predict(found.model, np.zeros((1, 20_000, 3), np.uint8), settings=PEOPLE)
+
+
 def test_ops_of_ours_have_equals():
     torch.manual_seed(0)
     x, other = torch.randn(2, 3, 9, 14), torch.randn(2, 3, 9, 14)
@@ -206,7 +215,7 @@ def test_the_commands_of_a_bottom_up_file(tagged, tmp_path, monkeypatch, capsys)
     )
     data = ["--annotations", "labels.json", "--images", "."]
     assert main(["eval", "best.onnx", *data, "--report", "a.json", "--results", "results.json"]) == 0
-    source = CocoKeypoints(CocoSettings(images=".", annotations="labels.json"), "all")
+    source = CocoKeypoints(CocoSettings(images=".", annotations="labels.json"), keep_images="all")
     report = evaluate(found.model, source, TAGGED, loader=LoaderSettings(workers=0))
     assert json.loads((tmp_path / "a.json").read_text())["AP"] == pytest.approx(report.numbers()["AP"])
     results = json.loads((tmp_path / "results.json").read_text())
@@ -228,6 +237,23 @@ def test_the_commands_of_a_bottom_up_file(tagged, tmp_path, monkeypatch, capsys)
         said = capsys.readouterr().err
         assert message in said, said
         assert "Traceback" not in said
+
+
+def test_a_full_disk_is_said_in_a_sentence(tagged, tmp_path, monkeypatch, capsys):
+    found, path = tagged
+    onnx = __import__("onnx")
+    save(found.model, tmp_path / "best.safetensors", {"inference": {"max_people": 10}})
+    monkeypatch.setattr("posekd.deploy.export._proto", lambda *arguments, **options: onnx.load(str(path)))
+
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", refuse)
+    assert main(["export", str(tmp_path / "best.safetensors")]) != 0
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "Traceback" not in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.json", "best.safetensors"]
 
 
 @pytest.mark.slow
