@@ -215,7 +215,7 @@ def test_the_commands_of_a_bottom_up_file(tagged, tmp_path, monkeypatch, capsys)
     )
     data = ["--annotations", "labels.json", "--images", "."]
     assert main(["eval", "best.onnx", *data, "--report", "a.json", "--results", "results.json"]) == 0
-    source = CocoKeypoints(CocoSettings(images=".", annotations="labels.json"), keep_images="all")
+    source = CocoKeypoints(CocoSettings(images=".", annotations="labels.json"))
     report = evaluate(found.model, source, TAGGED, loader=LoaderSettings(workers=0))
     assert json.loads((tmp_path / "a.json").read_text())["AP"] == pytest.approx(report.numbers()["AP"])
     results = json.loads((tmp_path / "results.json").read_text())
