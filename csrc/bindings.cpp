@@ -331,6 +331,7 @@ PYBIND11_MODULE(_posekd_emu, module) {
       .value("reverse", posekd::emu::Order::reverse)
       .value("shuffled", posekd::emu::Order::shuffled);
   module.def("set_order", &posekd::emu::set_order, py::arg("order"), py::arg("seed") = 0);
+  module.def("set_grid_rows", &posekd::emu::set_grid_rows, py::arg("largest") = 65535);
   module.def("selftest_sum", &posekd::selftest_sum);
   module.def("selftest_divergent", &posekd::selftest_divergent);
   module.def("selftest_overrun", &posekd::selftest_overrun);
