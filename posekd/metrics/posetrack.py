@@ -87,16 +87,19 @@ class PoseTrackResult:
     track_recall: Floats
     sequences: int
 
-    def numbers(self) -> dict[str, float]:
-        """The means in the order of the papers' tables: mAP, MOTA, MOTP, precision, recall."""
-        named = {
+    def rows(self) -> dict[str, Floats]:
+        """The arrays in the order of the papers' tables; precision and recall are those of tracking."""
+        return {
             "mAP": self.AP,
             "MOTA": self.MOTA,
             "MOTP": self.MOTP,
             "precision": self.track_precision,
             "recall": self.track_recall,
         }
-        return {name: float(values[-1]) for name, values in named.items()}
+
+    def numbers(self) -> dict[str, float]:
+        """The means of all keypoints: mAP, MOTA, MOTP, precision, recall."""
+        return {name: float(values[-1]) for name, values in self.rows().items()}
 
     def columns(self, values: Floats) -> dict[str, float]:
         """The papers' columns of one of the arrays: groups of keypoints, then the total."""
