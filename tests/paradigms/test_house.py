@@ -27,7 +27,7 @@ GROUND = {
 }  # fmt: skip
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
-INFERENCE = CODECS | ROOMS | {"viz", "paradigms"}
+INFERENCE = CODECS | ROOMS | {"viz", "paradigms", "tracking"}
 EVERYTHING = INFERENCE | {"engine", "cli", "deploy"}
 ALLOWED: dict[str, set[str]] = {
     "geometry": set(),
@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "distill": CODECS | {"inputs"},
     "inputs": CODECS | {"data"},
     "viz": CODECS | ROOMS,
+    "tracking": CODECS | {"metrics"},
     "paradigms": CODECS | ROOMS | {"viz"},
     "deploy": INFERENCE,
     "engine": INFERENCE | {"__version__"},
