@@ -322,7 +322,7 @@ def make_validate(recipe: Recipe, source: PoseSource, on_report: Callable[[Repor
     settings, loader = validation_settings(recipe), replace(recipe.loader, batch_size=batch_share(recipe))
 
     def run(model: nn.Module) -> dict[str, float]:
-        report = evaluate(model, source, settings, loader=loader)
+        report = evaluate(model, source, settings, loader=loader, tracking=recipe.tracking)
         if on_report is not None:
             on_report(report)
         numbers = report.numbers()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -180,6 +180,9 @@ def predict_maps(
 
     Returns:
         Maps at scale 1, and the matrices from their pixels to those of the images, `[B, 2, 3]`.
+
+    Raises:
+        FloatingPointError: the network's output is not finite.
     """
     short = settings.size or min(spec.size)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -200,12 +203,17 @@ def predict_maps(
         for i, (maps, own) in enumerate(parts)
         if i != first
     ]
-    together = base._replace(
+    maps = base._replace(
         heatmaps=torch.stack([base.heatmaps, *(maps.heatmaps for maps in others)]).mean(0),
         corners=torch.cat([base.corners, *(maps.corners for maps in others)], 1),
         mirrored=torch.cat([base.mirrored, *(maps.mirrored for maps in others)], 1),
     )
-    return together, to_image
+    if not bool(torch.isfinite(maps.heatmaps.sum() + maps.centers.sum() + maps.offsets.sum())):
+        raise FloatingPointError(
+            f"the network gives NaN or infinite maps for images {packed.image_ids.tolist()}: check its weights, or "
+            "evaluate in fp32"
+        )
+    return maps, to_image
 
 
 # ---- People ----------------------------------------------------------------------------------------------------
@@ -234,19 +242,34 @@ def find_people(
     *counts, used = torch.cat(((scores > settings.box_threshold).sum(1), most[None])).tolist()
     rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
     image, place = torch.tensor(rows, dtype=torch.int64, device=scores.device).view(-1, 2).unbind(1)
+    shown = peaks[:, :, : max(used, 1)]
     boxes, scores = boxes[image, place], scores[image, place]
+    return _in_boxes(model, maps, shown, boxes, scores, image, max(counts), to_image, packed, settings)
+
+
+def _in_boxes(
+    model: Any,
+    maps: MergedPeople,
+    peaks: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    image: Tensor,
+    rounds: int,
+    to_image: Tensor,
+    packed: PackedImageBatch,
+    settings: SingleNetworkInference,
+) -> Instances:
+    """One person for each of R boxes `[R, 4]` in map pixels, see `find_people` and `codec.keypoints`."""
     K = maps.heatmaps.shape[1]
-    found = boxes.new_zeros((len(rows), K, 3))
-    if rows:
+    found = boxes.new_zeros((len(boxes), K, 3))
+    if len(boxes):
 
         def group(crops: Tensor) -> Tensor:
             with autocast(crops.device, settings.precision):
                 masks: Tensor = model.group(crops)
                 return masks
 
-        found = codec.keypoints(
-            maps.heatmaps, peaks[:, :, : max(used, 1)], boxes, scores, image, max(counts), group, settings
-        )
+        found = codec.keypoints(maps.heatmaps, peaks, boxes, scores, image, rounds, group, settings)
     seen = found[..., 2] > 0
     keypoints = geometry.transform_keypoints(found, to_image[image])
     corners = geometry.transform_keypoints(boxes.unflatten(-1, (2, 2)), to_image[image])
@@ -277,12 +300,30 @@ def predict(
         FloatingPointError: the network's output is not finite.
     """
     maps, to_image = predict_maps(model, packed, spec, flip_permutation, settings)
-    if not bool(torch.isfinite(maps.heatmaps.sum() + maps.centers.sum() + maps.offsets.sum())):
-        raise FloatingPointError(
-            f"the network gives NaN or infinite maps for images {packed.image_ids.tolist()}: check its weights, or "
-            "evaluate in fp32"
-        )
     return find_people(model, maps, to_image, packed, settings)
+
+
+def look(
+    model: nn.Module,
+    packed: PackedImageBatch,
+    spec: InputSpec,
+    flip_permutation: Sequence[int] | Tensor,
+    settings: SingleNetworkInference,
+) -> Instances:
+    """The people in the boxes that the dataset gives for one image, see `Paradigm.look`: grouping goes by these boxes.
+
+    Raises:
+        FloatingPointError: the network's output is not finite.
+    """
+    maps, to_image = predict_maps(model, packed, spec, flip_permutation, settings)
+    corners = geometry.transform_keypoints(packed.outlines.flatten(1, 2), geometry.invert_matrices(to_image))
+    corners = corners.unflatten(1, packed.outlines.shape[1:3]).flatten(0, 1)
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
+    count = packed.outlines.shape[1]
+    image = torch.arange(len(packed), device=boxes.device).repeat_interleave(count)
+    peaks, scores = codec.peaks_of(maps.heatmaps, settings), torch.ones_like(boxes[:, 0])
+    found = _in_boxes(model, maps, peaks, boxes, scores, image, count, to_image, packed, settings)
+    return replace(found, sample_ids=torch.arange(len(boxes), device=boxes.device))
 
 
 def suppress(found: Instances, skeleton: Skeleton, settings: SingleNetworkInference) -> Instances:
@@ -350,4 +391,5 @@ SINGLE_NETWORK = Paradigm(
     prepare=prepare,
     predict=predict,
     suppress=suppress,
+    look=look,
 )

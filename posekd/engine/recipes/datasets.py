@@ -10,6 +10,7 @@ from posekd.data import CocoKeypoints, CocoSettings, LspSettings, MpiiSettings, 
 from posekd.data.sources.coco import KeepImages
 from posekd.data.sources.lsp import lsp_labels, open_lsp
 from posekd.data.sources.mpii import mpii_labels, open_mpii
+from posekd.data.sources.posetrack import PoseTrackSettings, PoseTrackVideos
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 
 
@@ -35,6 +36,7 @@ DATASETS: dict[str, Dataset] = {
     "coco": Dataset(CocoSettings, CocoKeypoints),
     "mpii": Dataset(MpiiSettings, open_mpii, ("pckh", "pck_torso"), mpii_labels),
     "lsp": Dataset(LspSettings, open_lsp, ("pck",), lsp_labels),
+    "posetrack": Dataset(PoseTrackSettings, PoseTrackVideos, ("posetrack",)),
     "synthetic": Dataset(SyntheticSettings, SyntheticPeople),
 }
 """Name in a recipe -> the dataset."""
