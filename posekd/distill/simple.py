@@ -172,6 +172,11 @@ class Simple(Method):
         mimicked = [*self.adapters, *(["features"] if self.features is not None else [])]
         return {**own, **{f"mimic_{name}": s.beta for name in mimicked}}
 
+    @classmethod
+    def why_not_partial(cls, settings: SimpleSettings) -> str | None:
+        """See `Method.why_not_partial`: the heatmaps always learn from labels."""
+        return None
+
     def _pose(self, maps: Tensor, batch: ImageBatch) -> dict[str, Tensor]:
         """Equation 8: squares summed over the pixels, their mean over keypoints and batch, outside crowds."""
         size = (maps.shape[2], maps.shape[3])
@@ -213,7 +218,8 @@ class Simple(Method):
         for name, adapter in self.adapters.items():
             if name == "teacher":
                 target = cast(Tensor, taught)
-                weight = target.new_ones(target.shape[:2])
+                assert self.teacher is not None
+                weight = self.teacher.known(target.new_ones(target.shape[:2]))
             else:
                 persons = batch.keypoints[0][images, matched.persons[:N]]
                 inside = geometry.transform_keypoints(persons, geometry.invert_matrices(matrices))
