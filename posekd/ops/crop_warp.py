@@ -168,10 +168,10 @@ def crop_warp(
 
     Output pixel (x, y) is sampled at `matrix @ (x, y, 1)`, integers being pixel centres, which is
     `cv2.warpAffine` with `WARP_INVERSE_MAP`. Each of the four neighbours that lies outside the image
-    contributes zero. `color` then mixes red, green and blue. Bytes are divided by 255; then `(value - mean) / std`, so that a zero pixel of the
-    border becomes `-mean / std`. A crop whose matrix is not finite, whose index names no image, or whose
-    image reaches beyond the packed buffer, consists of zero pixels (on the CPU the last two are errors).
-    There is no derivative, not even for float images.
+    contributes zero. `color`, if given, then mixes red, green and blue. Bytes are divided by 255; then
+    `(value - mean) / std`, so that a zero pixel of the border becomes `-mean / std`. A crop whose matrix is not
+    finite, whose index names no image, or whose image reaches beyond the packed buffer, consists of zero pixels (on
+    the CPU the last two are errors). There is no derivative, not even for float images.
 
     Args:
         images: a list of uint8 `[H, W, C]` tensors, or `PackedImages`, C = 1 or 3; or a float `[N, C, H, W]`
@@ -182,7 +182,7 @@ def crop_warp(
         image_index: int64 or int32 `[M]`, the image of each crop; None for crop m from image m.
         color: float32 `[M, 3, 4]`, of byte images of 3 channels: what a crop's sampled bytes (red, green, blue, 1),
             0 to 255, are multiplied by; the border's zeros too. The result is clamped to 0..255; NaN stays NaN.
-            `posekd.color` composes such matrices.
+            `posekd.data.color_matrix` composes such matrices.
         mean: C numbers in units of the scaled pixels, or None for 0.
         std: C numbers, or None for 1.
         dtype: of the crops. float64 for float64 images only.
