@@ -206,10 +206,10 @@ void bind_decode_heatmaps(py::module_& module) {
 
 void bind_crop_warp(py::module_& module) {
   module.def("crop_warp", [](const TensorView& images, const TensorView& offsets, const TensorView& shapes,
-                             const TensorView& matrices, const TensorView& image_index, const TensorView& out,
-                             const std::vector<double>& scale, const std::vector<double>& shift, bool channels_last,
-                             bool fresh, int threads) {
-    posekd::CropWarp args{images, offsets, shapes, matrices, image_index, out};
+                             const TensorView& matrices, const TensorView& image_index, const TensorView& color,
+                             const TensorView& out, const std::vector<double>& scale, const std::vector<double>& shift,
+                             bool channels_last, bool fresh, int threads) {
+    posekd::CropWarp args{images, offsets, shapes, matrices, image_index, color, out};
     args.set_normalisation(scale.data(), shift.data(), scale.size());
     args.bytes = offsets.present, args.channels_last = channels_last, args.fresh = fresh;
     run(out, args, threads, POSEKD_ENTRIES(crop_warp));

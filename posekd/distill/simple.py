@@ -246,7 +246,9 @@ class Simple(Method):
         spec = self.teacher.spec
         to_input = geometry.heatmap_matrices(matrices, 1 / people.STRIDE) * people.STRIDE
         pixels = replace(batch.pixels, index=batch.pixels.index[images])
-        crops = warp(pixels, geometry.compose_matrices(batch.matrices[images], to_input), spec, spec.size)
+        color = None if batch.colors is None else batch.colors[images]  # the teacher sees the student's colours
+        moves = geometry.compose_matrices(batch.matrices[images], to_input)
+        crops = warp(pixels, moves, spec, spec.size, color=color)
         asked = heatmaps.read(self.teacher.outputs(crops, spec))[-1].float()
         if tuple(asked.shape[2:]) != _quarter(spec.size):
             raise ValueError(f"the teacher's heatmaps are {tuple(asked.shape)}, a quarter of {spec.size} was expected")
