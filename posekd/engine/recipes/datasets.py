@@ -11,7 +11,7 @@ from posekd.data.sources.coco import KeepImages
 from posekd.data.sources.lsp import lsp_labels, open_lsp
 from posekd.data.sources.mpii import mpii_labels, open_mpii
 from posekd.data.sources.posetrack import PoseTrackSettings, PoseTrackVideos
-from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+from posekd.data.synthetic import SyntheticPeople, SyntheticSettings, SyntheticVideos, SyntheticVideoSettings
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ DATASETS: dict[str, Dataset] = {
     "lsp": Dataset(LspSettings, open_lsp, ("pck",), lsp_labels),
     "posetrack": Dataset(PoseTrackSettings, PoseTrackVideos, ("posetrack",)),
     "synthetic": Dataset(SyntheticSettings, SyntheticPeople),
+    "synthetic_video": Dataset(SyntheticVideoSettings, SyntheticVideos, ("posetrack",)),
 }
 """Name in a recipe -> the dataset."""
 
