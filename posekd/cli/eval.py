@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     """
     options = read_options(argv)
     for file in filter(None, (options.results, options.report, options.curve) if is_main_process() else ()):
-        check_writable(file)
+        folder = file is options.results and Path(file).is_dir()  # of a video each; others refuse it
+        check_writable(Path(file) / "video.json" if folder else file)
     if options.draw is not None and is_main_process():
         check_writable(Path(options.draw) / "best.png")
     if options.compare is not None:

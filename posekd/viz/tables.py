@@ -114,7 +114,7 @@ def print_posetrack(result: PoseTrackResult, console: Console | None = None, tit
     for name in ("", *rows["mAP"]):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, *map(_percent, row.values()))
+        table.add_row(name, *("-" if math.isnan(value) else f"{value:.1f}" for value in row.values()))
     console.print(table)
 
 
