@@ -55,6 +55,7 @@ struct Scheduler {
 };
 
 Order order = Order::forward;
+unsigned grid_rows = 65535;  // the largest second and third dimension of a grid
 std::mt19937 shuffler;
 Scheduler* scheduler = nullptr;
 
@@ -204,6 +205,8 @@ void set_order(Order new_order, unsigned seed) {
   shuffler.seed(seed);
 }
 
+void set_grid_rows(unsigned largest) { grid_rows = largest; }
+
 void* dynamic_shared() { return scheduler->shared.data(); }
 
 unsigned lane() { return scheduler->current->linear % 32; }
@@ -230,7 +233,7 @@ void run(const std::function<void()>& thread, dim3 grid, dim3 block, size_t shar
     throw std::runtime_error("posekd emulation: a block of " + std::to_string(threads) + " threads cannot be launched");
   if (shared_bytes > 227 * 1024)
     throw std::runtime_error("posekd emulation: " + std::to_string(shared_bytes) + " bytes of shared memory");
-  if (grid.y > 65535 || grid.z > 65535 || grid.x > INT_MAX)
+  if (grid.y > grid_rows || grid.z > grid_rows || grid.x > INT_MAX)
     throw std::runtime_error("posekd emulation: the grid exceeds CUDA's limits");
   Scheduler local;
   local.thread = thread;

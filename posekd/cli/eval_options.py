@@ -227,13 +227,17 @@ def add_inference(parser: argparse.ArgumentParser, precision: bool = True) -> No
     add("--padding", type=float, metavar="F", help="how much larger crops are than boxes (the run's, else 1.25)")
     if precision:
         add("--precision", choices=("fp32", "bf16", "fp16"))
-    add("--decode", choices=("argmax", "quarter", "dark"), help="top-down (quarter)")
+    add(
+        "--decode",
+        choices=("argmax", "quarter", "dark", "gaussian"),
+        help="top-down: argmax, quarter or dark; single-network: quarter or gaussian (quarter)",
+    )
     add("--blur-kernel", type=int, metavar="N", help="top-down, of dark: 11 for sigma 2 (default), 17 for sigma 3")
     add("--scales", type=float, nargs="+", metavar="S", help="whole images: sizes of the image to average over (1)")
     add("--project", action=flag, default=None, help="bottom-up: group at the input's size, not the maps' (on)")
     add("--refine", action=flag, default=None, help="bottom-up: fill in people's missing keypoints (on)")
     add("--border", action=flag, default=None, help="bottom-up: look for keypoints beyond the image too (on)")
-    add("--square", type=float, metavar="R", help="bottom-up: use a square with R times the image's short side")
+    add("--square", type=float, metavar="R", help="whole images: use a square with R times the image's short side")
     add("--letterbox", action=flag, default=None, help="single-network: fit the whole image into a square (off)")
     add("--max-people", type=int, metavar="N", help="bottom-up: peaks kept per keypoint (100; HigherHRNet's is 30)")
 

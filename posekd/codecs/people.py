@@ -19,6 +19,7 @@ NAME = "people"
 STRIDE = 4  # input pixels per map pixel
 CROP = (64, 48)  # (height, width) of the heatmaps inside a box: those of a top-down network that sees 256 x 192
 PADDING = geometry.PADDING  # by which these boxes are larger than people's, as top-down crops are
+_FLOOR = 1e-4  # of heatmap values whose logarithm is taken
 PEAK_WINDOW = 5  # side, in map pixels, of the window in which a keypoint's peak is the highest value
 
 Grouper = Callable[[Tensor], Tensor]
@@ -78,6 +79,9 @@ class PeopleSettings(Protocol):
 
     @property
     def complete(self) -> bool: ...  # noqa: D102
+
+    @property
+    def decode(self) -> str: ...  # noqa: D102
 
 
 def read(output: Any, num_keypoints: int | None = None) -> PeopleMaps:
@@ -266,10 +270,10 @@ def keypoints(
         rounds: how often the losers choose again; as often as an image has boxes is nearly always enough, and whoever
             is then still in dispute goes without.
         group: the network's second half.
-        settings: `complete` and `keypoint_threshold`.
+        settings: `complete`, `decode` and `keypoint_threshold`.
 
     Returns:
-        float32 `[R, K, 3]` (x, y in map pixels, moved a quarter towards the higher neighbour; the product as score);
+        float32 `[R, K, 3]` (x, y in map pixels, moved inside the peak's pixel as `decode` says; the product as score);
         zeros where there is none.
     """
     matrices = crop_matrices(boxes)
@@ -281,7 +285,7 @@ def keypoints(
     shares, inside = masks_at(masks, in_crop)
     choice, score = _shared_out(own[..., 2] * shares * inside, shares, scores, images, maps.shape[0], rounds)
     points = own[..., :2].gather(2, choice[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    points = points + _quarter(maps, points, images)
+    points = points + _step(maps, points, images, settings.decode)
     found = torch.where((score > 0)[..., None], torch.cat((points, score[..., None]), -1), 0.0)
     if not settings.complete:
         return found
@@ -313,8 +317,12 @@ def _shared_out(
     raise AssertionError("the last round returns")
 
 
-def _quarter(maps: Tensor, points: Tensor, images: Tensor) -> Tensor:
-    """HRNet's quarter pixel towards the higher neighbour at whole pixels `[R, K, 2]`, as in `ops.decode_heatmaps`."""
+def _step(maps: Tensor, points: Tensor, images: Tensor, decode: str) -> Tensor:
+    """From whole pixels `[R, K, 2]` to the top between them.
+
+    `quarter` is HRNet's quarter pixel towards the higher neighbour, as in `ops.decode_heatmaps`; `gaussian` the top of
+    the Gaussian through the values of three neighbours, each way, at most half a pixel away.
+    """
     _, K, height, width = maps.shape
     x, y = points.long().unbind(-1)
     flat = maps.flatten()
@@ -323,6 +331,14 @@ def _quarter(maps: Tensor, points: Tensor, images: Tensor) -> Tensor:
     def at(dx: int, dy: int) -> Tensor:
         return flat[base + (y + dy).clamp(0, height - 1) * width + (x + dx).clamp(0, width - 1)]
 
-    inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
-    shift = torch.stack((torch.sign(at(1, 0) - at(-1, 0)), torch.sign(at(0, 1) - at(0, -1))), -1)
-    return 0.25 * shift * inside[..., None]
+    def sides(dx: int, dy: int) -> Tensor:
+        before, after = at(-dx, -dy), at(dx, dy)
+        if decode == "quarter":
+            return 0.25 * torch.sign(after - before)
+        low, top, high = (value.clamp(min=_FLOOR).log() for value in (before, at(0, 0), after))
+        bend = low - 2 * top + high  # 0 in a plateau
+        return (0.5 * (low - high) / bend.clamp(max=-_FLOOR)).clamp(-0.5, 0.5)
+
+    border = 1 if decode == "quarter" else 0  # HRNet leaves out one pixel more than the neighbours need
+    inside = (x > border) & (x < width - 1) & (y > border) & (y < height - 1)
+    return torch.stack((sides(1, 0), sides(0, 1)), -1) * inside[..., None]

@@ -18,6 +18,7 @@ from posekd import geometry, ops
 
 NAME = "tagged_heatmaps"
 STRIDES = (4, 2)  # input pixels per pixel of the coarse and of the fine maps
+DERIVES = False  # maps of several people do not tell whose left and right hip belong together
 
 
 class TaggedHeatmaps(NamedTuple):
@@ -109,6 +110,12 @@ def reorder(output: Any, order: Tensor) -> list[Tensor]:
     """The output of a network whose keypoints stand in another order: keypoint k is its `order[k]`."""
     said = read(output)
     return [torch.cat((said.coarse[:, order], said.tags[:, order]), 1), said.fine[:, order]]
+
+
+def bridged(output: Any, order: Tensor, covered: Tensor, midway: Tensor, couples: Tensor) -> list[Tensor]:
+    """The maps of another set of keypoints, see `codecs.heatmaps.bridged`; there are no midpoints here."""
+    coarse, fine = reorder(output, order)
+    return [torch.where(covered.repeat(2)[:, None, None], coarse, 0), torch.where(covered[:, None, None], fine, 0)]
 
 
 def final(output: Any, num_keypoints: int) -> MergedMaps:

@@ -23,7 +23,7 @@ SOURCES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE)
 
 GROUND = {
     "geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules", "whole_body",
-    "renames", "packages", "posetrack_json",
+    "renames", "packages", "posetrack_json", "bridging",
 }  # fmt: skip
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "renames": set(),
     "packages": set(),
     "lengths": {"skeleton"},
+    "bridging": {"names", "skeleton"},
     "structures": {"geometry"},
     "ops": GROUND | {"_C"},
     "nn": GROUND | {"ops"},
