@@ -220,8 +220,8 @@ def refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.P
     """Refuses what cannot be evaluated, before any work is done.
 
     Raises:
-        ValueError: a network that finds people by itself on a dataset whose metric scores given persons, or a results
-            file that could not be written.
+        ValueError, IsADirectoryError: a network that finds people by itself on a dataset whose metric scores given
+            persons, or a results file that could not be written.
     """
     metrics = source.records.metrics
     if metrics and METRICS[metrics[0]].given and not crops_boxes:
@@ -232,6 +232,8 @@ def refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.P
     if results_file is not None:
         if not metrics:
             raise ValueError(f"{results_file}: this dataset names no metric, so it has no form of results")
+        if Path(results_file).is_dir() and not METRICS[metrics[0]].folder:
+            raise IsADirectoryError(f"{results_file} is a folder: give the name of a file")
         METRICS[metrics[0]].check_file(source, Path(results_file))
 
 

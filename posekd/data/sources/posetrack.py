@@ -10,16 +10,13 @@ from typing import Literal
 import numpy as np
 
 from posekd.data.images import missing_files, read_rgb
-from posekd.data.outlines import outline_of
+from posekd.data.outlines import hull_box, outline_of
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco import KeepImages, clip_box
 from posekd.data.sources.people import image_sizes
 from posekd.posetrack_json import Video, VideoFrame, VideoPerson, read_videos
 from posekd.skeleton import POSETRACK, Skeleton, skeleton_from_category
-
-BOX_MARGIN = 0.15
-"""Of people without a box: how much the hull of their keypoints grows on each side (Simple Baselines' factor)."""
 
 
 @dataclass(frozen=True)
@@ -193,15 +190,6 @@ def _box(person: VideoPerson, height: int, width: int) -> tuple[float, float, fl
         if clean is not None:
             return clean
     return hull_box(person.points[person.there])
-
-
-def hull_box(points: np.ndarray) -> tuple[float, float, float, float]:
-    """The box (x, y, width, height) around points `[n, 2]`, larger by `BOX_MARGIN` on each side, a pixel at least."""
-    low, high = points.min(0), points.max(0)
-    margin = BOX_MARGIN * (high - low)
-    x, y = (low - margin).tolist()
-    width, height = np.maximum(high - low + 2 * margin, 1.0).tolist()
-    return x, y, width, height
 
 
 def _ignored(frames: Sequence[VideoFrame], entries: Mapping[int, Mapping[str, int]], name: str) -> Regions:

@@ -3,6 +3,7 @@
 from posekd.engine.scoring.base import Metric, NotScoredError, Report, Score
 from posekd.engine.scoring.boxes import COCO_BOXES
 from posekd.engine.scoring.coco import COCO_KEYPOINTS
+from posekd.engine.scoring.mpii_groups import MPII_GROUPS
 from posekd.engine.scoring.pck import PCK, PCK_TORSO, PCKH
 from posekd.engine.scoring.posetrack import POSETRACK
 
@@ -13,6 +14,7 @@ METRICS: dict[str, Metric] = {
     "pck": PCK,
     "pck_torso": PCK_TORSO,
     "posetrack": POSETRACK,
+    "mpii_groups": MPII_GROUPS,
 }
 
 __all__ = ["METRICS", "Metric", "NotScoredError", "Report", "Score"]

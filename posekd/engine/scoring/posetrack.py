@@ -146,4 +146,5 @@ POSETRACK = Metric(
     score_file=_score_file,
     values=_values,
     show=_show,
+    folder=True,
 )
