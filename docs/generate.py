@@ -23,6 +23,15 @@ from posekd.engine.recipes.schema import describe, group_of, hints_of
 from posekd.paradigms import PARADIGMS
 
 WIDTH = "110"  # columns of a help text
+MORE = (
+    "posekd.deploy.predict.predict",
+    "posekd.deploy.predict.stream",
+    "posekd.deploy.export.export_onnx",
+    "posekd.data.CropAugmentation",
+    "posekd.data.ImageAugmentation",
+    "posekd.data.Photometric",
+    "posekd.data.color_matrix",
+)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -66,7 +75,7 @@ def recipe_keys() -> str:
         "several runs under `runs`, chosen by `--run`.\n",
         table(Recipe),
     ]
-    for title, kind in kinds():
+    for title, kind in dict(kinds()).items():
         parts.append(f"\n## {title}\n\n{table(kind)}")
     return "\n".join(parts) + "\n"
 
@@ -148,29 +157,20 @@ def _default(f: Field[Any]) -> str:
 
 
 def api() -> str:
-    """The top level, from the docstrings."""
-    names = [name for name in posekd.__all__ if name not in ("ops", "__version__")]
-    more = (
-        "posekd.deploy.predict.predict",
-        "posekd.deploy.predict.stream",
-        "posekd.deploy.export.export_onnx",
-        "posekd.data.Photometric",
-        "posekd.data.color_matrix",
-    )
-    return "# posekd\n\n" + "\n".join(f"::: {name}\n" for name in (*(f"posekd.{n}" for n in names), *map(_there, more)))
+    """The top level, and what else a program calls, from the docstrings."""
+    names = [f"posekd.{name}" for name in posekd.__all__ if name not in ("ops", "__version__")]
+    return "# posekd\n\n" + "\n".join(f"::: {home(name)}\n" for name in (*names, *MORE))
 
 
 def op_pages() -> str:
     """All public ops, from their docstrings."""
-    return "# posekd.ops\n\n" + "\n".join(f"::: {_there(f'posekd.ops.{name}')}\n" for name in ops.__all__)
+    return "# posekd.ops\n\n" + "\n".join(f"::: {home(f'posekd.ops.{name}')}\n" for name in ops.__all__)
 
 
-def _there(path: str) -> str:
-    """A name of the package, which must exist."""
+def home(path: str) -> str:
+    """Where a public name is defined: `posekd.ops.oks` alone would be the module of that name."""
     module, _, name = path.rpartition(".")
-    if not hasattr(importlib.import_module(module), name):
-        raise ValueError(f"{path} is not there")
-    return path
+    return f"{getattr(importlib.import_module(module), name).__module__}.{name}"
 
 
 PAGES = {"commands.md": commands, "recipe_keys.md": recipe_keys, "api.md": api, "ops.md": op_pages}

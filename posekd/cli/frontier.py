@@ -70,7 +70,9 @@ def _show(recipe: Recipe, recipes: dict[str, Recipe], scores: dict[str, float], 
     device = pick_device(options.device)
     with using_threads(options.threads):
         threads = torch.get_num_threads()
-        where = f"{threads} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        where = (
+            f"{threads} CPU thread{'s' * (threads > 1)}" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        )
         told = oversubscribed(threads) if device.type == "cpu" else ""
         points = measure_frontier(recipes, scores, device)
     best = best_of(points)

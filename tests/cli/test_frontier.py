@@ -53,10 +53,10 @@ def test_killed_and_started_again_it_goes_on(recipe, tmp_path, capsys, monkeypat
     assert again.count('"train"') == first.count('"train"')  # not a step was done again
     told = capsys.readouterr()
     assert "student 2 of 2, width=8 modules=1" in told.err
-    assert "elpn_v1 on 1 CPU threads" in told.out
+    assert "elpn_v1 on 1 CPU thread" in told.out
     assert len(re.findall(r"^width=\d modules=\S+ +\d+\.\d\d +\d", told.out, re.MULTILINE)) == 2
     found = json.loads((out / "frontier.json").read_text())
-    assert found["measured_on"] == "1 CPU threads"
+    assert found["measured_on"] == "1 CPU thread"
     rows = {row["name"]: row for row in found["students"]}
     assert list(rows) == sorted(rows, key=lambda name: rows[name]["latency"]["median"])
     assert rows["width=4 modules=1"]["params"] < rows["width=8 modules=1"]["params"]
