@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from posekd.deploy.finder import Finder
     from posekd.deploy.frames import Clip
     from posekd.deploy.load import Ready
-    from posekd.deploy.predict import Found
     from posekd.deploy.results import Writer
     from posekd.skeleton import Skeleton
     from posekd.tracking import TrackSettings
