@@ -279,11 +279,14 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     work. What is left out changes no result. Ops without a derivative always take the dispatcher.
     """
     op = getattr(torch.ops.posekd, name).default
+    kinds = [str(argument.type) for argument in op._schema.arguments]
+    tensors = next((i for i, kind in enumerate(kinds) if "Tensor" not in kind), len(kinds))  # numbers need no guard
+    assert not any("Tensor" in kind for kind in kinds[tensors:])
     _implementations[name] = implementations
     functions = _functions.setdefault(name, {})
 
     def call(*args: Any) -> Any:
-        device = _plain_device(args) if functions else None
+        device = _plain_device(args[:tensors]) if functions else None
         if device is None:
             return op(*args)
         return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)
