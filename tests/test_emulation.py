@@ -71,9 +71,7 @@ def test_a_missing_cluster_barrier_shows_in_some_order() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_block_that_its_cluster_waits_for_in_vain_is_reported(order: str) -> None:
-    with pytest.raises(
-        RuntimeError, match=r"divergent cluster barrier.*selftest\.cpp:\d+, but thread \d+ has returned"
-    ):
+    with pytest.raises(RuntimeError, match=r"divergent cluster barrier.*selftest\.cpp:\d+.*has returned"):
         cluster_sums(order, kind=1)
 
 

@@ -256,8 +256,8 @@ def corner_pool_sum(
     """`corner_pool(vertical, directions[0]) + corner_pool(horizontal, directions[1])`: the end of every corner pooling.
 
     In one pass, 12 bytes of float32 traffic per element instead of 20; on a GPU so for maps of up to 128x128 with a
-    width that is a multiple of 4, and else in two, the second of which adds. Half types are added in float32 and rounded once.
-    Tensors of different dtypes are promoted.
+    width that is a multiple of 4, and else in two, the second of which adds. Half types are added in float32 and
+    rounded once. Tensors of different dtypes are promoted.
 
     Args:
         vertical: `[N, C, H, W]`, see `corner_pool`; pooled along columns.

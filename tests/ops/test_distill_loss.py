@@ -239,9 +239,7 @@ class TestAutograd:
         )
         torch.testing.assert_close(written, gradient)
 
-    @pytest.mark.parametrize(
-        "width", [12, 13]
-    )  # one that fits the kernel which keeps a row in registers, one that does not
+    @pytest.mark.parametrize("width", [12, 13])  # one that fits the kernel with a row in registers, one not
     @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
     def test_two_backward_passes_give_the_same_bits(
         self, backend: backends.Backend, width: int, dtype: torch.dtype
