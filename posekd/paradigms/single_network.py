@@ -259,7 +259,7 @@ def find_people(
 
 def _in_boxes(
     model: Any,
-    maps: MergedPeople,
+    maps: Maps,
     peaks: Tensor,
     boxes: Tensor,
     scores: Tensor,
@@ -279,7 +279,7 @@ def _in_boxes(
                 masks: Tensor = model.group(crops)
                 return masks
 
-        found = codec.keypoints(maps.heatmaps, peaks, boxes, scores, image, rounds, group, settings)
+        found = codec_of(model).keypoints(maps.heatmaps, peaks, boxes, scores, image, rounds, group, settings)
     seen = found[..., 2] > 0
     keypoints = geometry.transform_keypoints(found, to_image[image])
     corners = geometry.transform_keypoints(boxes.unflatten(-1, (2, 2)), to_image[image])
@@ -331,7 +331,7 @@ def look(
     boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
     count = packed.outlines.shape[1]
     image = torch.arange(len(packed), device=boxes.device).repeat_interleave(count)
-    peaks, scores = codec.peaks_of(maps.heatmaps, settings), torch.ones_like(boxes[:, 0])
+    peaks, scores = codec_of(model).peaks_of(maps.heatmaps, settings), torch.ones_like(boxes[:, 0])
     found = _in_boxes(model, maps, peaks, boxes, scores, image, count, to_image, packed, settings)
     return replace(found, sample_ids=torch.arange(len(boxes), device=boxes.device))
 
