@@ -103,6 +103,15 @@ def test_the_teacher_of_posetrack(tmp_path, videos, capsys):
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "run" / "last.safetensors"), *words]) == 0
     assert "compat: True, where the checkpoint's run had False" in capsys.readouterr().err
+    found = [{"image_id": i, "category_id": 1, "bbox": [9, 9, 30, 40], "score": 0.7} for i in (10_000, 10_001, 20_000)]
+    (tmp_path / "boxes.json").write_text(json.dumps(found))
+    words = ["--device", "cpu", "--workers", "0", "--detections", str(tmp_path / "boxes.json")]
+    outputs = ["--least-keypoint", "0", "--results", str(tmp_path / "found")]
+    assert main(["eval", str(tmp_path / "run" / "last.safetensors"), *words, *outputs]) == 0
+    assert "3 crops in" in capsys.readouterr().out
+    people = json.loads((tmp_path / "found" / "000001_synthetic_train.json").read_text())["annotations"]
+    assert [p["image_id"] for p in people] == [10_000, 10_001]
+    assert people[0]["track_id"] == 0
 
 
 def test_mpii_groups_by_the_ordinary_commands(tmp_path, capsys):

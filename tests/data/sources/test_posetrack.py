@@ -110,6 +110,36 @@ def test_the_real_files(real_data: Path, tmp_path):
             np.testing.assert_allclose(a["bbox_head"], b["bbox_head"], atol=6e-4)
 
 
+def test_boxes_of_a_detector(tmp_path):
+    """All frames are kept, in whatever order the detector lists them; labels stay for the scores."""
+    found = [
+        {"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 30.0, 40.0], "score": s}
+        for i, s in ((12, 0.9), (2, 0.5), (2, 0.1))
+    ]
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps(found))
+    source = opened(tmp_path, detections=str(file), detection_threshold=0.2)
+    records = source.records
+    assert records.image_ids.tolist() == [1, 2, 3, 11, 12]
+    assert records.image_rows.tolist() == [1, 4]
+    assert records.sample_ids.tolist() == [1, 0]
+    np.testing.assert_allclose(records.box_scores, [0.5, 0.9])
+    assert not records.keypoints.any()
+    assert sum(len(frame.people) for video in source.videos for frame in video.frames) == 5
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match="detection 0 must have image_id"):
+        opened(tmp_path, detections=str(file))
+
+
+@pytest.mark.data
+def test_a_real_detector_file(real_data: Path):
+    """MMPose's boxes of the three frames."""
+    folder = real_data / "posetrack18"
+    detections = str(folder / "annotations" / "test_posetrack18_human_detections.json")
+    source = PoseTrackVideos(PoseTrackSettings(str(folder), str(folder / "annotations" / "val"), detections))
+    assert len(source.records) == len(json.loads(Path(detections).read_text()))
+
+
 # ---- What is refused -------------------------------------------------------------------------------------------
 
 
