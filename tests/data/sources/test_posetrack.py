@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from helpers.posetrack_folder import NAMES, person, video, write_folder
@@ -129,6 +130,18 @@ def test_boxes_of_a_detector(tmp_path):
     file.write_text("[1]")
     with pytest.raises(ValueError, match="detection 0 must have image_id"):
         opened(tmp_path, detections=str(file))
+
+
+@pytest.mark.data
+def test_masks_are_those_of_the_dataset(real_data: Path):
+    """PoseTrack18 also has its ignored regions as pictures (JPEGs): the polygons cover the same pixels."""
+    folder = real_data / "posetrack18"
+    source = PoseTrackVideos(PoseTrackSettings(str(folder), str(folder / "annotations" / "val")))
+    for row in range(3):
+        mask = decode_mask(source.records.ignored, row, (1080, 1920))
+        assert mask is not None
+        theirs = cv2.imread(source.image_name(row).replace("/images/", "/mask/"), cv2.IMREAD_GRAYSCALE) > 127
+        assert (theirs & (mask > 0)).sum() / (theirs | (mask > 0)).sum() > 0.99
 
 
 @pytest.mark.data
