@@ -216,3 +216,37 @@ def test_a_split_without_labels(tmp_path):
     assert opened(tmp_path, videos, keep_images="all").records.num_images == 3
     with pytest.raises(ValueError, match="none of its 3 frames has what keep_images: labelled asks for"):
         opened(tmp_path, videos)
+
+
+JUNK = [None, "", "x", [], {}, [None], [[]], -1, 0.5, True, 1e300, float("nan"), 10**30, {"a": 1}]
+
+
+def places(value, path=()):
+    """Paths to everything in a file's content, of long lists to the beginning."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, below in items:
+        yield (*path, key)
+        yield from places(below, (*path, key))
+
+
+def test_a_file_that_is_damaged_anywhere_is_read_or_refused_in_a_sentence(tmp_path):
+    rng = np.random.default_rng(0)
+    content = video(
+        "a", [[person(1, 0)], []], ignore_regions_x=[[0, 9, 9]], ignore_regions_y=[[0, 0, 9]], width=100, height=80
+    )
+    labels = write_folder(tmp_path, {"a": content})
+    everywhere = list(places(content))
+    refused = 0
+    for _ in range(200):
+        damaged = json.loads(json.dumps(content))
+        *way, last = everywhere[rng.integers(len(everywhere))]
+        place = damaged
+        for key in way:
+            place = place[key]
+        place[last] = JUNK[rng.integers(len(JUNK))]
+        (labels / "a.json").write_text(json.dumps(damaged))
+        try:
+            PoseTrackVideos(PoseTrackSettings(str(tmp_path), str(labels), keep_images="all"))
+        except (ValueError, FileNotFoundError):
+            refused += 1
+    assert 50 < refused < 200
