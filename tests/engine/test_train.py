@@ -189,7 +189,7 @@ class TestResumingUnderAnotherRecipe:
         resume_job(job, state)
         optimizer = job.learner.optimizer
         assert type(optimizer) is torch.optim.AdamW
-        assert all(group["decoupled_weight_decay"] for group in optimizer.param_groups)
+        assert all(group.get("decoupled_weight_decay", True) for group in optimizer.param_groups)  # torch 2.6 has no such key
         own = optimizer.state_dict()["state"]
         assert all(torch.equal(own[i]["exp_avg"], kept[i]["exp_avg"]) for i in kept)
         assert {float(slots["step"]) for slots in own.values()} == {float(state["step"])}
