@@ -189,7 +189,7 @@ class TestResumingUnderAnotherRecipe:
         resume_job(job, state)
         optimizer = job.learner.optimizer
         assert type(optimizer) is torch.optim.AdamW
-        marked = [group.get("decoupled_weight_decay", True) for group in optimizer.param_groups]  # torch 2.6 has no mark
+        marked = [group.get("decoupled_weight_decay", True) for group in optimizer.param_groups]  # 2.6: no mark
         assert all(marked)
         own = optimizer.state_dict()["state"]
         assert all(torch.equal(own[i]["exp_avg"], kept[i]["exp_avg"]) for i in kept)
