@@ -26,6 +26,7 @@ COMMANDS = {
     "frontier": "students of several widths and depths: accuracy against measured latency",
     "cache-teacher": "run a recipe's teacher once and store its heatmaps for training",
     "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
+    "report": "a page about runs: curves, errors by keypoint and kind, the worst images, cost",
     "predict": "find people in images and videos",
     "export": "write a network as an ONNX file, from image to keypoints",
     "profile": "parameters, compute and latency of a network",

@@ -21,6 +21,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
+    """Draws `curves_figure` of runs into a PNG.
+
+    Args:
+        runs: name of a run -> the records of its `log.jsonl`.
+        path: the PNG to write.
+    """
+    figure_to_png(curves_figure(runs), path)
+
+
+def curves_figure(runs: Mapping[str, Records]) -> Figure:
     """Draws the label loss in training (left) and the main validation score (right) of each run against the step.
 
     The label loss is that per labelled person, so that runs with few labels can be compared to runs with many: a
@@ -28,7 +38,6 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
 
     Args:
         runs: name of a run -> the records of its `log.jsonl`.
-        path: the PNG to write.
     """
     from matplotlib.figure import Figure
 
@@ -50,7 +59,7 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
         bare(axes)
         if axes.lines:
             axes.legend(frameon=False)
-    figure_to_png(figure, path)
+    return figure
 
 
 def plot_pck(result: PckResult, path: Path, title: str = "", *, unit: str) -> None:
