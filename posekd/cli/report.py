@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from posekd.engine.recipes.recipe import Recipe
     from posekd.engine.report import Judged, Subject
 
-EPILOG = """The page needs nothing beside itself: pictures are within it, and it opens offline. All networks are evaluated
-on the validation data of the first run; its teacher is shown beside them, unless it is among the runs.
+EPILOG = """The page needs nothing beside itself: pictures are within it, and it opens offline. All networks are
+evaluated on the validation data of the first run; its teacher is shown beside them, unless it is among the runs.
 
 examples:
   posekd report runs/student                          # the student and its teacher
