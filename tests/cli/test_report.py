@@ -141,6 +141,16 @@ def test_what_is_wrong_is_said_in_a_sentence(run, tmp_path, monkeypatch, capsys,
     assert "Traceback" not in said
 
 
+def test_the_teacher_among_the_runs_is_known_as_such(run, tmp_path, capsys):
+    out = tmp_path / "r.html"
+    teacher = str(run.parent / "teacher" / "best.safetensors")
+    data = ["--people", "1", "--workers", "0", "--no-latency", "-o", str(out)]
+    assert main(["report", str(run), teacher, *data]) == 0
+    page = Page(out.read_text())
+    assert [row[0] for row in page.rows if len(row) == 10][:3] == ["network", "student", "teacher"]
+    assert "By the mean error of teacher against the labels" in out.read_text()
+
+
 def test_names_that_differ(tmp_path):
     from posekd.cli.report import _names
 
