@@ -135,9 +135,11 @@ def _first_taught(subjects: Sequence[Subject]) -> tuple[int, Recipe] | None:
     """Place and recipe of the first run that has learnt from a teacher."""
     from posekd.cli.eval import recipe_of
 
-    recipes = [recipe_of(subject.card) for subject in subjects]
-    taught = ((i, r) for i, r in enumerate(recipes) if r is not None and r.teacher is not None and r.method_type.taught)
-    return next(taught, None)
+    for i, subject in enumerate(subjects):
+        recipe = recipe_of(subject.card) if (subject.card.get("recipe") or {}).get("teacher") else None
+        if recipe is not None and recipe.method_type.taught:
+            return i, recipe
+    return None
 
 
 def _teacher_among(recipe: Recipe, runs: Sequence[str]) -> int | None:
