@@ -12,6 +12,7 @@ struct WarpParams {
   Pictures<Pixel> pictures;
   const float* matrices;       // [M, 2, 3]
   const int64_t* image_index;  // [M] or null
+  const float* color;          // [M, 3, 4] or null
   int channels, height, width, tiles_x, tiles_y;
   int64_t crop_stride, channel_stride, row_stride, column_stride;  // of the output, in elements
   bool identity;
@@ -34,6 +35,16 @@ __global__ void __launch_bounds__(kTileWidth* kTileHeight) warp_kernel(WarpParam
                    locate(picture, affine.m[0] * column + (affine.m[1] * row + affine.m[2]),
                           affine.m[3] * column + (affine.m[4] * row + affine.m[5]), print);
   Out* to = out + m * p.crop_stride + y * p.row_stride + x * p.column_stride;
+  if constexpr (sizeof(Pixel) == 1) {
+    if (p.color) {  // one crop a block, so all of it decides alike
+      float value[3];
+      for (int c = 0; c < 3; ++c) value[c] = any ? interpolate(print, picture.data + c) : 0.0f;
+      const Tone tone = tone_of(p.color + 12 * m, p.scale, p.shift);
+      for (int c = 0; c < 3; ++c)
+        to[c * p.channel_stride] = from_float<Out>(apply(tone, c, value[0], value[1], value[2]));
+      return;
+    }
+  }
   for (int c = 0; c < p.channels; ++c) {
     float value = any ? interpolate(print, picture.data + c * picture.channel_stride) : 0.0f;
     if (!p.identity) value = value * p.scale[c] + p.shift[c];
@@ -47,6 +58,7 @@ void launch_warp(const CropWarp& args, const CudaContext& context) {
   p.pictures = pictures_of<Pixel>(args);
   p.matrices = args.matrices.as<float>();
   p.image_index = args.image_index ? args.image_index.as<int64_t>() : nullptr;
+  p.color = args.color ? args.color.as<float>() : nullptr;
   p.channels = args.channels(), p.height = args.height(), p.width = args.width();
   p.tiles_x = ceil_div(p.width, kTileWidth), p.tiles_y = ceil_div(p.height, kTileHeight);
   p.crop_stride = int64_t{1} * p.channels * p.height * p.width;

@@ -23,6 +23,7 @@ COMMANDS = {
     "init": "write a recipe for teacher and student that fits your data",
     "sigmas": "estimate OKS sigmas from repeated labels or a teacher",
     "train": "train a student as a recipe says",
+    "frontier": "students of several widths and depths: accuracy against measured latency",
     "cache-teacher": "run a recipe's teacher once and store its heatmaps for training",
     "eval": "score a checkpoint by COCO's AP, or PCK on MPII and LSP",
     "report": "a page about runs: curves, errors by keypoint and kind, the worst images, cost",

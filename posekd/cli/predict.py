@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posekd.cli import command_parser
 from posekd.cli.eval_options import add_inference, check_inference, pop_inference, refuse_settings
+from posekd.cli.track_options import add_tracking, pop_tracking, track_option
 from posekd.files import check_writable
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from posekd.deploy.finder import Finder
     from posekd.deploy.frames import Clip
     from posekd.deploy.load import Ready
-    from posekd.deploy.predict import Found
     from posekd.deploy.results import Writer
     from posekd.skeleton import Skeleton
+    from posekd.tracking import TrackSettings
 
 DRAWINGS = "predictions"
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         OSError: a result cannot be written; what was written before is kept.
     """
     words = vars(_parser().parse_args(argv))
-    inference = pop_inference(words)
+    inference, tracking = pop_inference(words), pop_tracking(words)
     options = argparse.Namespace(**words)
     if not any((options.draw, options.results, options.jsonl, options.save_labels)):
         options.draw = DRAWINGS
@@ -59,13 +60,17 @@ def main(argv: Sequence[str]) -> int:
         check_writable(Path(options.draw) / "drawing.png")
 
     from posekd.deploy.frames import open_clips
+    from posekd.tracking import refuse_blind
 
     _check_boxes(options)
+    follow = _track_settings(options, tracking)
     finder = _open_finder(options, inference)
+    if follow is not None:
+        refuse_blind(follow, finder.look)
     clips = open_clips(options.source, options.apply_orientation)
     done = _Done()
     try:
-        _run(options, finder, clips, done)
+        _run(options, finder, clips, done, follow)
     except OSError as error:
         raise OSError(f"{error} (what was done before is kept: {done.frames} frames)") from error
     except KeyboardInterrupt:
@@ -166,10 +171,13 @@ def _refuse_boxes(options: argparse.Namespace, crops_boxes: bool) -> None:
         raise ValueError(f"--boxes and --detector give boxes to crop: {options.model} sees whole images and needs none")
 
 
-def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], done: _Done) -> None:
+def _run(
+    options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], done: _Done, follow: TrackSettings | None
+) -> None:
     from posekd.cli.progress import Bar
     from posekd.deploy.boxes import read_boxes
     from posekd.deploy.predict import stream
+    from posekd.deploy.tracking import tracked
 
     file: BoxFile | None = None
     if options.boxes is not None:
@@ -189,7 +197,7 @@ def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], don
     with ExitStack() as stack:
         writers = [stack.enter_context(writer) for writer in _writers(options, finder.skeleton)]
         on_frame = stack.enter_context(Bar("predicting", "frames"))
-        for one in _followed(options, found, finder.skeleton):
+        for one in found if follow is None else tracked(found, finder.skeleton, follow, finder.look):
             if one.frame.problem is not None:
                 print(f"posekd: warning: {one.frame.problem}", file=sys.stderr)
             for add in writers:
@@ -212,14 +220,20 @@ def _open_detector(options: argparse.Namespace) -> Detector:
     return detector
 
 
-def _followed(options: argparse.Namespace, found: Iterator[Found], skeleton: Skeleton) -> Iterator[Found]:
-    """The frames, with tracks if asked for."""
-    from posekd.deploy.tracking import TrackSettings, tracked
+def _track_settings(options: argparse.Namespace, given: dict[str, Any]) -> TrackSettings | None:
+    """How people are followed; None if nobody asked for it.
+
+    Raises:
+        ValueError: options of tracking without it.
+    """
+    from posekd.tracking import TrackSettings
 
     if not options.track and not options.smooth:
-        return found
-    settings = TrackSettings(smooth=options.smooth, keypoint_threshold=options.keypoint_threshold)
-    return tracked(found, skeleton, settings)
+        if given:
+            words = ", ".join(f"--{track_option(setting)}" for setting in given)
+            raise ValueError(f"{words}: these say how people are followed: give --track (or --smooth) with them")
+        return None
+    return TrackSettings(smooth=options.smooth, keypoint_threshold=options.keypoint_threshold, **given)
 
 
 def _writers(options: argparse.Namespace, skeleton: Skeleton) -> Iterator[Writer]:
@@ -255,9 +269,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--keypoint-threshold", type=float, default=0.2, metavar="S", help=threshold_help)
     add("--track", action="store_true", help="number people over the frames of each video or folder, by OKS")
     add("--smooth", action="store_true", help="track people, and filter their keypoints (One-Euro)")
+    add_tracking(parser)
     add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
     add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
-    add("--skeleton", metavar="NAME", help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii")
+    add(
+        "--skeleton",
+        metavar="NAME",
+        help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii, posetrack",
+    )
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
     add_inference(parser)
     add("--apply-orientation", action="store_true", help="turn images as their EXIF tags say (as viewers do)")

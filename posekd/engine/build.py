@@ -167,7 +167,7 @@ def batch_share(recipe: Recipe) -> int:
 
 def build_loader(recipe: Recipe, source: PoseSource, student: PoseModel) -> PackedLoader:
     """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's on each process."""
-    return recipe.paradigm.open_loader(
+    loader = recipe.paradigm.open_loader(
         source,
         student.spec,
         replace(recipe.loader, batch_size=batch_share(recipe)),
@@ -178,6 +178,8 @@ def build_loader(recipe: Recipe, source: PoseSource, student: PoseModel) -> Pack
         world=distributed.world(),
         teacher_maps=open_cache(recipe, source),
     )
+    loader.follow(recipe.train.epochs, len(loader) // recipe.train.accumulate * recipe.train.accumulate)
+    return loader
 
 
 def make_prepare(recipe: Recipe, model: PoseModel, source: PoseSource, device: torch.device) -> Prepare:
@@ -221,7 +223,7 @@ def make_validate(recipe: Recipe, source: PoseSource, on_report: Callable[[Repor
     settings, loader = validation_settings(recipe), replace(recipe.loader, batch_size=batch_share(recipe))
 
     def run(model: nn.Module) -> dict[str, float]:
-        report = evaluate(model, source, settings, loader=loader)
+        report = evaluate(model, source, settings, loader=loader, tracking=recipe.tracking)
         if on_report is not None:
             on_report(report)
         numbers = report.numbers()

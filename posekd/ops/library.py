@@ -179,7 +179,7 @@ _PLAIN_TYPES = frozenset((int, float, bool, type(None), torch.Size))
 _is_compiling = torch.compiler.is_compiling
 
 
-def _guard() -> Callable[[Sequence[Any]], str | None]:
+def _guard() -> Callable[..., str | None]:
     """Makes `plain_device` from what torch keeps to itself; where this torch lacks any of it, one that says None."""
     try:
         C, key = torch._C, torch._C.DispatchKey
@@ -203,16 +203,16 @@ def _guard() -> Callable[[Sequence[Any]], str | None]:
         excluded, autograd = C._dispatch_tls_is_dispatch_key_excluded, key.AutogradFunctionality
         _ = forward_ad._current_level, profiler._is_profiler_enabled  # read anew at each call
     except AttributeError:
-        return lambda args: None
+        return lambda args, profiled=False: None
 
-    def guard(args: Sequence[Any]) -> str | None:
+    def guard(args: Sequence[Any], profiled: bool = False) -> str | None:
         if (
             _is_compiling()
             or included().raw_repr() != rest
             or excluded(autograd)
             or function_modes()
             or forward_ad._current_level >= 0
-            or profiler._is_profiler_enabled
+            or (profiler._is_profiler_enabled and not profiled)
         ):
             return None
         found: str | None = None
@@ -233,14 +233,14 @@ def _guard() -> Callable[[Sequence[Any]], str | None]:
 _plain_device = _guard()
 
 
-def plain_device(args: Sequence[Any]) -> str | None:
+def plain_device(args: Sequence[Any], profiled: bool = False) -> str | None:
     """Where an op's arguments live, "cpu" or "cuda", if torch's dispatcher has nothing to do for a call with them.
 
     The one guard before every call that leaves the dispatcher out. None while anything beyond autograd and autocast is
     at work: compiling, tracing, a profiler, a mode, a transform, inference mode, forward-mode derivatives, a tensor
-    that is more than its numbers.
+    that is more than its numbers. A profiler, which wants to see the op's name, does not count where `profiled`.
     """
-    return _plain_device(args)
+    return _plain_device(args, profiled)
 
 
 def define(
@@ -294,11 +294,14 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     work. What is left out changes no result. Ops without a derivative always take the dispatcher.
     """
     op = getattr(torch.ops.posekd, name).default
+    kinds = [str(argument.type) for argument in op._schema.arguments]
+    tensors = next((i for i, kind in enumerate(kinds) if "Tensor" not in kind), len(kinds))  # numbers need no guard
+    assert not any("Tensor" in kind for kind in kinds[tensors:])
     _implementations[name] = implementations
     functions = _functions.setdefault(name, {})
 
     def call(*args: Any) -> Any:
-        device = _plain_device(args) if functions else None
+        device = _plain_device(args[:tensors]) if functions else None
         if device is None:
             return op(*args)
         return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)

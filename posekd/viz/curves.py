@@ -58,7 +58,7 @@ def curves_figure(runs: Mapping[str, Records], colours: Mapping[str, str] | None
     top = max(map(_scale, runs.values()), default=1)
     score_axes.set(xlabel="step", ylabel=f"validation {', '.join(mains)}", ylim=(0, top))
     for axes in (loss_axes, score_axes):
-        _plain(axes)
+        bare(axes)
         if axes.lines:
             axes.legend(frameon=False)
     return figure
@@ -84,7 +84,7 @@ def plot_pck(result: PckResult, path: Path, title: str = "", *, unit: str) -> No
     )
     axes.set(xlabel=f"threshold, in units of the {unit}", ylabel=f"{result.kind} (%)", ylim=(0, 100), title=title)
     axes.set_xlim(0, max(result.thresholds[-1], result.threshold))
-    _plain(axes)
+    bare(axes)
     axes.legend(frameon=False, loc="lower right")
     figure_to_png(figure, path)
 
@@ -98,7 +98,8 @@ def figure_to_png(figure: Figure, path: Path, dpi: int = 130) -> None:
         figure.savefig(partial, dpi=dpi, format="png")
 
 
-def _plain(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """A light grid and no frame."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -13,7 +13,8 @@ from posekd.data import LoaderSettings
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.distill import FrozenTeacher, Simple, SimpleSettings
 from posekd.distill.people_boxes import Matched, find_and_match, match_boxes, peaks_to_keep
-from posekd.distill.simple import identity_adapter, offset_loss
+from posekd.distill.people_detection import offset_loss
+from posekd.distill.simple import identity_adapter
 from posekd.inputs import warp
 from posekd.ops.reference.center_focal_loss import point_targets
 from posekd.paradigms.single_network import open_loader, prepare
