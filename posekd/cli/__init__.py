@@ -29,6 +29,8 @@ COMMANDS = {
     "report": "a page about runs: curves, errors by keypoint and kind, the worst images, cost",
     "predict": "find people in images and videos",
     "export": "write a network as an ONNX file, from image to keypoints",
+    "push": "put a checkpoint and its card on the Hugging Face Hub",
+    "pull": "get a checkpoint from the Hugging Face Hub",
     "profile": "parameters, compute and latency of a network",
     "bench": "run the benchmarks of the kernels",
     "doctor": "say what runs on this machine, and why",

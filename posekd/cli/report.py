@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from posekd.engine.report import Judged, Subject
 
 EPILOG = """The page needs nothing beside itself: pictures are within it, and it opens offline. All networks are
-evaluated on the validation data of the first run; its teacher is shown beside them, unless it is among the runs.
+evaluated on the validation data of the first run. The teacher of the first that has one is shown beside them, unless
+it is among the runs.
 
 examples:
   posekd report runs/student                          # the student and its teacher
@@ -67,10 +68,16 @@ def _judge(options: argparse.Namespace, loader: LoaderSettings, device: Any) -> 
     data = _data(options, recipe)
     first = open_data(data, paradigm_of(subjects[0].model).evaluation_images, card)
     remarks = []
-    if recipe is not None and not options.no_teacher and not _teacher_given(recipe, options.run):
-        teacher, remark = teacher_subject(recipe, first.records.skeleton, subjects[0].name)
-        subjects = [*([teacher] if teacher is not None else []), *subjects]
-        remarks += [remark] if remark else []
+    taught = _first_taught(subjects)
+    if taught is not None and not options.no_teacher:
+        place, its_recipe = taught
+        given = _teacher_among(its_recipe, options.run)
+        if given is None:
+            teacher, remark = teacher_subject(its_recipe, first.records.skeleton, subjects[place].name)
+            subjects = [*([teacher] if teacher is not None else []), *subjects]
+            remarks += [remark] if remark else []
+        else:
+            subjects[given] = replace(subjects[given], teaches=True)
     judged = []
     for subject in subjects:
         source = open_dataset(data, paradigm_of(subject.model).evaluation_images)
@@ -124,15 +131,27 @@ def _data(options: argparse.Namespace, recipe: Recipe | None) -> Any:
     return own
 
 
-def _teacher_given(recipe: Recipe, runs: Sequence[str]) -> bool:
-    """Whether the teacher's file is that of one of the runs."""
+def _first_taught(subjects: Sequence[Subject]) -> tuple[int, Recipe] | None:
+    """Place and recipe of the first run that has learnt from a teacher."""
+    from posekd.cli.eval import recipe_of
+
+    for i, subject in enumerate(subjects):
+        recipe = recipe_of(subject.card) if (subject.card.get("recipe") or {}).get("teacher") else None
+        if recipe is not None and recipe.method_type.taught:
+            return i, recipe
+    return None
+
+
+def _teacher_among(recipe: Recipe, runs: Sequence[str]) -> int | None:
+    """The run that the teacher is of: its file is in that run's folder (whichever was saved: best or last)."""
     from posekd.models.weights import find_checkpoint
 
     weights = recipe.teacher.weights if recipe.teacher is not None else None
     if weights is None:
-        return False
+        return None
+    folder = Path(weights).resolve().parent
     files = [find_checkpoint(run) for run in runs]
-    return any(file is not None and file.resolve() == Path(weights).resolve() for file in files)
+    return next((i for i, file in enumerate(files) if file is not None and file.resolve().parent == folder), None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", metavar="DIR", help="other data than the first run's: the folder of images")
     add("--annotations", metavar="FILE", help="and the labels, in COCO's format")
     add("--people", type=int, default=6, metavar="N", help="people shown in each section of pictures (6)")
-    add("--no-teacher", action="store_true", help="leave out the first run's teacher")
+    add("--no-teacher", action="store_true", help="leave out the teacher, unless it is among the runs")
     add("--no-latency", action="store_true", help="measure no latency")
     add("--batch-size", type=int, default=32, metavar="N", help="rows per batch (32)")
     add("--workers", type=int, default=2, metavar="N", help="decoding processes (2)")

@@ -37,7 +37,7 @@ def report_page(title: str, judged: Sequence[Judged], remarks: Sequence[str], im
     lead += "".join(page.paragraph(remark) for remark in remarks)
     sections = [
         ("At a glance", _summary(judged, colours)),
-        ("Training", _curves(judged)),
+        ("Training", _curves(judged, colours)),
         ("By keypoint", _by_keypoint(known, colours)),
         ("Kinds of errors", _kinds(known, colours)),
         ("The worst people", _worst(known, images)),
@@ -63,7 +63,7 @@ def _heads(judged: Sequence[Judged], colours: dict[str, str]) -> list[str]:
 
 def _summary(judged: Sequence[Judged], colours: dict[str, str]) -> str:
     """One line for each network."""
-    names = list(dict.fromkeys(name for one in judged for name in list(one.report.numbers() or {})[:5]))
+    names = list(dict.fromkeys(name for one in judged for name in list(one.report.numbers() or {})[:3]))
     headings = ["network", *map(page.text, names), f"PCK@{PCK:g}", "median error", "not found", "parameters", "compute",
                 "latency"]  # fmt: skip
     rows = []
@@ -87,9 +87,9 @@ def _summary(judged: Sequence[Judged], colours: dict[str, str]) -> str:
     return page.table(headings, rows) + page.paragraph(told, soft=True)
 
 
-def _curves(judged: Sequence[Judged]) -> str:
+def _curves(judged: Sequence[Judged], colours: dict[str, str]) -> str:
     runs = {one.subject.name: one.subject.log for one in judged if any(r["kind"] == "train" for r in one.subject.log)}
-    return page.svg(curves_figure(runs)) if runs else ""
+    return page.svg(curves_figure(runs, colours)) if runs else ""
 
 
 def _by_keypoint(judged: Sequence[Judged], colours: dict[str, str]) -> str:
@@ -119,7 +119,7 @@ def _by_keypoint(judged: Sequence[Judged], colours: dict[str, str]) -> str:
     ]
     parts.append(f"<h3>PCK@{PCK:g} of the box</h3>{page.table(['keypoint', 'labels', *heads], shares)}")
     parts.append(f"<h3>Median error in pixels</h3>{page.table(['keypoint', *heads], medians)}")
-    return "".join(parts)
+    return page.beside(parts)
 
 
 def _kinds(judged: Sequence[Judged], colours: dict[str, str]) -> str:
@@ -151,14 +151,14 @@ def _kinds(judged: Sequence[Judged], colours: dict[str, str]) -> str:
         + page.key(KIND_COLOURS)
         + page.table(["network", "", *KINDS], rows)
         + "<h3>Each keypoint</h3>"
-        + page.table(["keypoint", *_heads(known, colours)], each)
+        + page.table(["keypoint", *_heads(known, colours)], each, left=True)
     )
 
 
 def _people(chosen: Judged, judged: Sequence[Judged], rows: Sequence[int]) -> str:
-    """Labels and what each network has found, a line for each person."""
+    """Labels and what each network has found, a line for each person, or for two where two have room."""
     assert chosen.verdict is not None
-    lines = []
+    lines: list[list[tuple[np.ndarray, str]]] = []
     for row in rows:
         sample = int(chosen.verdict.found.sample_ids[row])
         labels, _ = draw_person(chosen.source, chosen.verdict.found, row)
@@ -170,8 +170,11 @@ def _people(chosen: Judged, judged: Sequence[Judged], rows: Sequence[int]) -> st
             error = float(one.verdict.found.mean_errors()[place])
             off = f"{error:.3f} of the box off" if math.isfinite(error) else "not found"
             tiles.append((draw_person(one.source, one.verdict.found, place)[1], f"{one.subject.name}, {off}"))
-        lines.append(page.pictures(tiles, max(3, len(tiles))))
-    return "".join(lines)
+        lines.append(tiles)
+    if all(len(tiles) == 2 for tiles in lines):
+        lines = [[tile for tiles in lines[i : i + 2] for tile in tiles] for i in range(0, len(lines), 2)]
+    widest = max(map(len, lines), default=1)
+    return "".join(page.pictures(tiles, max(3, widest)) for tiles in lines)
 
 
 def _image_name(judged: Judged, row: int) -> str:

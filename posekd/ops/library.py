@@ -109,6 +109,20 @@ def use_core(module: ModuleType) -> Iterator[None]:
         _override = previous
 
 
+_definitions_only = False
+
+
+@contextmanager
+def definitions() -> Iterator[None]:
+    """Runs the ops on their plain PyTorch definitions within a block, whatever their kernels could do."""
+    global _definitions_only
+    previous, _definitions_only = _definitions_only, True
+    try:
+        yield
+    finally:
+        _definitions_only = previous
+
+
 def emulated() -> bool:
     """Whether the CUDA emulation is in place of the core (it has no float64)."""
     return _override is not None
@@ -252,11 +266,12 @@ def define(
 
     def on(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
         def on_cpu(*args: Any) -> Any:
-            usable = (_core is not None or _override is not None) and supports(*args)
+            usable = not _definitions_only and (_core is not None or _override is not None) and supports(*args)
             return kernel(*args) if usable else reference(*args)
 
         def on_cuda(*args: Any) -> Any:
-            return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
+            usable = not _definitions_only and use_cuda_kernels() and supports(*args)
+            return kernel(*args) if usable else reference(*args)
 
         return {"cpu": on_cpu, "cuda": on_cuda}
 

@@ -30,7 +30,7 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
     figure_to_png(curves_figure(runs), path)
 
 
-def curves_figure(runs: Mapping[str, Records]) -> Figure:
+def curves_figure(runs: Mapping[str, Records], colours: Mapping[str, str] | None = None) -> Figure:
     """Draws the label loss in training (left) and the main validation score (right) of each run against the step.
 
     The label loss is that per labelled person, so that runs with few labels can be compared to runs with many: a
@@ -38,13 +38,15 @@ def curves_figure(runs: Mapping[str, Records]) -> Figure:
 
     Args:
         runs: name of a run -> the records of its `log.jsonl`.
+        colours: of the runs, by name; `COLOURS` in their order if None.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2)
     for index, (name, records) in enumerate(runs.items()):
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "lw": 1.2}
+        colour = COLOURS[index % len(COLOURS)] if colours is None else colours[name]
+        style: dict[str, Any] = {"color": colour, "lw": 1.2}
         weight = _label_weight(records)
         steps, losses = _training_loss(records, weight)
         loss_axes.plot(steps, losses, label=name if weight else f"{name} (whole loss)", **style)

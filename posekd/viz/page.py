@@ -37,9 +37,10 @@ a { color: #2b78b9; text-decoration: none; }
 a:hover { text-decoration: underline; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 10px 0; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .left th { text-align: left; }
+.side { display: flex; flex-wrap: wrap; gap: 0 44px; align-items: flex-start; }
 tbody tr:hover { background: var(--tint); }
 td.best { font-weight: 700; }
 .chip { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 6px; }
@@ -92,14 +93,20 @@ def chip(name: str, colour: str) -> str:
     return f'<span class="chip" style="background:{colour}"></span>{text(name)}'
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; a cell may be a whole `<td>`."""
+def beside(parts: Iterable[str]) -> str:
+    """Pieces beside each other, as far as the page is wide enough."""
+    return '<div class="side">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: bool = False) -> str:
+    """A table of cells that are HTML already; a cell may be a whole `<td>`; `left`: all headings are at the left."""
     head = "".join(f"<th>{heading}</th>" for heading in headings)
     body = "".join(
         "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="left"' if left else ""
+    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def bar_cells(values: Sequence[float], digits: int = 3, high_is_good: bool = True) -> list[str]:
