@@ -66,21 +66,22 @@ def synthetic_recipe(recipe: Recipe, images: int, folder: Path) -> Recipe:
 
 def real_steps(job: Job) -> Iterator[tuple[int, float]]:
     """Takes steps for ever; persons and seconds of waiting of each."""
-    size = job.settings.accumulate
+    size, take = job.settings.accumulate, job.learner.captured or train_step
     for epoch in count():
         packed = job.loader.epoch(epoch)
         for _ in range(job.steps_per_epoch):
             start = time.perf_counter()
             group = list(islice(packed, size))
             waited = time.perf_counter() - start
-            train_step(job.learner, [job.prepare(batch) for batch in group])
+            take(job.learner, [job.prepare(batch) for batch in group])
             yield sum(map(len, group)), waited
 
 
 def preloaded_steps(job: Job, groups: Sequence[Sequence[PackedCropBatch]]) -> Iterator[tuple[int, float]]:
     """The same with batches that wait on the device."""
+    take = job.learner.captured or train_step
     for group in cycle(groups):
-        train_step(job.learner, [job.prepare(batch) for batch in group])
+        take(job.learner, [job.prepare(batch) for batch in group])
         yield sum(map(len, group)), 0.0
 
 

@@ -27,6 +27,7 @@ from posekd.engine.recipes.datasets import open_dataset
 from posekd.engine.recipes.recipe import Recipe, TeacherSettings, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
 from posekd.engine.training.ema import Ema
+from posekd.engine.training.graph import CapturedSteps
 from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.training.step import Learner
@@ -229,15 +230,36 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
     # copied before compilation, because a copy would share the compiled code
     ema = Ema(method.student, loop.ema_decay) if loop.ema_decay is not None else None
     _compile(method, loop.compile)
-    return Learner(
+    if loop.graph:
+        _check_graph(recipe, device)
+    learner = Learner(
         method=method,
-        optimizer=make_optimizer(method.parameters(), recipe.optim),
+        optimizer=make_optimizer(method.parameters(), recipe.optim, capturable=loop.graph),
         scaler=torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16"),
         precision=loop.precision,
         clip_norm=recipe.optim.clip_norm,
         ema=ema,
         max_skips=loop.max_skips,
     )
+    if loop.graph:
+        learner.captured = CapturedSteps(learner)
+    return learner
+
+
+def _check_graph(recipe: Recipe, device: torch.device) -> None:
+    """Refuses what a CUDA graph cannot hold. On the CPU the step runs as it is, so that a recipe can be tried there."""
+    why = None
+    if distributed.world() > 1:
+        why = f"works in one process, and there are {distributed.world()}"
+    elif recipe.train.shard_teacher:
+        why = "cannot hold a teacher that is spread over processes (train.shard_teacher)"
+    elif recipe.teacher is not None and recipe.teacher.path is not None and recipe.method_type.taught:
+        why = f"cannot hold the teacher {recipe.teacher.path}, which ONNX Runtime runs: write a cache of it first"
+        why = None if recipe.train.teacher_cache is not None else why
+    elif device.type not in ("cpu", "cuda"):
+        why = f"needs a CUDA device, and this is {device}"
+    if why is not None:
+        raise ValueError(f"train.graph {why}; or set it to false")
 
 
 def open_training_data(recipe: Recipe) -> PoseSource:
