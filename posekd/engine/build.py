@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -217,11 +218,28 @@ def _to_channels_last(method: Method, sharded: bool) -> None:  # FSDP takes cont
         method.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _compile(method: Method, which: str) -> None:
-    if which in ("student", "both"):
-        method.student.compile()
+def _compile(method: Method, which: str, regions: bool) -> None:
+    networks = [method.student] if which in ("student", "both") else []
     if which in ("teacher", "both") and method.teacher is not None:
-        method.teacher.model.compile()
+        networks.append(method.teacher.model)
+    for network in networks:
+        for part in repeated_blocks(network) if regions else (network,):
+            part.compile()
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The outermost modules of which a network has three or more of one class: what is compiled for one serves all."""
+    counts = Counter(type(module) for module in network.modules())
+
+    def below(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            ours = type(child).__module__.split(".")[0] not in ("torch", "torchvision")
+            if ours and counts[type(child)] >= 3 and any(True for _ in child.children()):
+                yield child
+            else:
+                yield from below(child)
+
+    return list(below(network)) or [network]
 
 
 def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learner:
@@ -229,7 +247,7 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
     loop = recipe.train
     # copied before compilation, because a copy would share the compiled code
     ema = Ema(method.student, loop.ema_decay) if loop.ema_decay is not None else None
-    _compile(method, loop.compile)
+    _compile(method, loop.compile, loop.compile_regions)
     if loop.graph:
         _check_graph(recipe, device)
     learner = Learner(
