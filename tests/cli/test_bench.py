@@ -56,6 +56,53 @@ def test_ratio_and_bandwidth_come_from_the_samples(harness, tmp_path):
     assert record["environment"]["caches"] == "cold"
 
 
+def test_on_a_gpu_device_and_wall_time_stand_apart(harness, tmp_path, capsys, monkeypatch):
+    """The profiler's kernels give ratios and shares; here they are what each contestant says."""
+    monkeypatch.setattr(harness.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(harness, "evictor", lambda device: lambda: None)
+    monkeypatch.setattr(harness, "environment", lambda options: {"device_type": options.device})
+    monkeypatch.setattr(harness, "_wait", lambda device: None)
+
+    def kernels(function):
+        before = harness.time.now
+        function()
+        return [(harness.time.now - before) * 250.0] * 2  # a quarter of the wall time each
+
+    monkeypatch.setattr(harness, "kernels", kernels)
+    monkeypatch.setattr(harness, "_once", harness._wall)
+
+    def fails():
+        raise RuntimeError("no kernel for BFloat16")
+
+    options = harness.options_from(["--device", "cuda", "--rounds", "3", "--json", str(tmp_path / "r.jsonl")], "a test")
+    others = {"longer": wait(harness, 8.0), "cummax": fails}
+    (row,) = harness.run("waits", [harness.Case("waiting", wait(harness, 2.0), others, 16 << 20)], options)
+    assert row["ms"] == pytest.approx(1.0)
+    assert row["wall_ms"] == pytest.approx(2.0)
+    assert row["launches"] == 2
+    assert row["share_of_copy"] == pytest.approx((16 << 20) / 1e-3 / 1e10)
+    assert list(row["baselines"]) == ["longer"]
+    assert row["baselines"]["longer"]["wall_ms"] == pytest.approx(8.0)
+    assert row["baselines"]["longer"]["ratio"] == pytest.approx(4.0)
+    said = capsys.readouterr().out
+    assert "posekd 1.00 ms (1.00 ms to 1.00 ms) on the device in 2 launches, 2.00 ms wall" in said
+    assert "waiting: cummax is left out: no kernel for BFloat16" in said
+
+
+def test_a_benchmark_that_is_stopped_leaves_the_cases_that_it_has(harness, tmp_path):
+    def cases():
+        yield harness.Case("first", wait(harness, 1.0))
+        raise KeyboardInterrupt
+
+    options = harness.options_from(["--rounds", "2", "--json", str(tmp_path / "r.jsonl")], "a test")
+    (tmp_path / "r.jsonl").write_text('{"benchmark": "other"}\n')
+    with pytest.raises(KeyboardInterrupt):
+        harness.run("waits", cases(), options)
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["benchmark"] for line in lines] == ["other", "waits"]
+    assert [row["case"] for row in lines[1]["results"]] == ["first"]
+
+
 def test_compare_names_what_became_slower(harness, tmp_path, capsys):
     run(harness, tmp_path, 1.0)
     run(harness, tmp_path, 5.0, "--compare", str(tmp_path / "results.jsonl"))
