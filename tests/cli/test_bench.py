@@ -216,3 +216,46 @@ def test_several_benchmarks_in_one_call(monkeypatch):
     monkeypatch.setattr(bench.importlib, "import_module", Module)
     assert bench.main(["oks", "tag_loss", "--rounds", "2"]) == 0
     assert called == [("oks", ["--rounds", "2"]), ("tag_loss", ["--rounds", "2"])]
+
+
+def gpu_folder(harness, tmp_path):
+    """As `benchmarks/gpu_run.py` leaves it: the case of the CPU, and one of its own."""
+    folder = tmp_path / "gpu"
+    folder.mkdir()
+    row = {"case": "waiting, warm", "ms": 0.02, "wall_ms": 0.4, "launches": 3, "bytes": 16 << 20, "share_of_copy": 0.9}
+    row["baselines"] = {
+        "longer": {"ms": 0.04, "wall_ms": 0.2, "launches": 1, "ratio": 2.0, "ratio_quartiles": [1.9, 2.1]}
+    }
+    rows = [row, {**row, "case": "bfloat16", "baselines": {}}]
+    facts = {"device": "a GPU", "torch": "2", "driver": "580", "device_type": "cuda", "caches": "cold"}
+    record = {"benchmark": "waits", "environment": facts, "copy_bytes_per_s": 4e12, "results": rows}
+    (folder / "kernels.jsonl").write_text(json.dumps(record) + "\n")
+    loops = {"real": {"samples_per_s": 900.0, "samples_per_s_extremes": [880.0, 910.0], "data_wait": 0.03}}
+    recipe = {"student": {"name": "elpn_v1"}, "loader": {"batch_size": 64}, "train": {"graph": True}}
+    (folder / "train.jsonl").write_text(json.dumps({"recipe": recipe, "loops": loops}) + "\n")
+    (folder / "gpu_run.json").write_text(
+        json.dumps({"memcheck": {"seconds": 9.5, "ended": "skipped: no time was left"}})
+    )
+    return folder
+
+
+def test_cpu_and_gpu_stand_side_by_side(harness, report, tmp_path):
+    run(harness, tmp_path, 1.0)
+    words = [str(tmp_path / "results.jsonl"), "--page", str(tmp_path / "page.md"), "--plot", str(tmp_path / "plot.png")]
+    report.main([*words, "--gpu", str(gpu_folder(harness, tmp_path)), "--gpu-page", str(tmp_path / "gpu.md")])
+    page = (tmp_path / "page.md").read_text()
+    beside = "20 us (3 launches), 400 us | 90% | longer 40 us, 2.00x (1.90 to 2.10) |"
+    assert f"| waiting | 1.00 ms | 168% | longer 4.00 ms, 4.00x (4.00 to 4.00) | {beside}" in page
+    assert "| bfloat16 | | | | 20 us (3 launches), 400 us | 90% |  |" in page
+    assert "not yet measured" not in page
+    table = [line.count("|") for line in page.splitlines() if line.startswith("|")]
+    assert set(table) == {8}, "every row has every column"
+    gpu = (tmp_path / "gpu.md").read_text()
+    assert f"| waits | waiting, warm | {beside}" in gpu
+    assert "| elpn_v1 | 64 | True | real | 900 (880 to 910) | 3% |" in gpu
+    assert "| memcheck | 9.5 | skipped: no time was left |" in gpu
+    assert "## Kernels, bfloat16\n\nNot yet measured." in gpu
+
+
+def test_a_gpu_page_before_any_run(report):
+    assert report.gpu_page(None).endswith("## Results\n\nNot yet measured.\n")
