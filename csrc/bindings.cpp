@@ -296,12 +296,14 @@ void bind_oks(py::module_& module) {
     const py::gil_scoped_release unlocked;
     posekd::oks({a, b, areas_a, areas_b, sigmas.data(), similarity}, threads);
   });
-  module.def("oks_nms", [](const TensorView& keypoints, const TensorView& scores, const TensorView& areas,
-                           const std::vector<double>& sigmas, double threshold, bool soft, const TensorView& kept,
-                           const TensorView& count) {
-    const py::gil_scoped_release unlocked;
-    posekd::oks_nms({keypoints, scores, areas, sigmas.data(), threshold, soft, kept, count});
-  });
+  module.def("oks_nms",
+             [](const TensorView& keypoints, const TensorView& scores, const TensorView& areas,
+                const std::vector<double>& sigmas, double threshold, bool soft, const TensorView& kept,
+                const TensorView& count, const TensorView& bits, const TensorView& order, const TensorView& counter) {
+               const posekd::OksNms args{keypoints, scores, areas, sigmas.data(), threshold, soft,
+                                         kept,      count,  bits,  order,         counter};
+               run(keypoints, args, 1, POSEKD_ENTRIES(oks_nms));
+             });
 }
 
 py::dict build_info() {
