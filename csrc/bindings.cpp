@@ -237,10 +237,15 @@ void bind_crop_warp(py::module_& module) {
 
 void bind_roi_align(py::module_& module) {
   const auto define = [&](const char* name, Entry<posekd::RoiAlign>::Cpu cpu, Entry<posekd::RoiAlign>::Cuda cuda) {
-    module.def(name, [cpu, cuda](const TensorView& maps, const TensorView& boxes, const TensorView& crops,
-                                 double spatial_scale, int sampling_ratio, bool aligned, int threads) {
-      run(maps, posekd::RoiAlign{maps, boxes, crops, spatial_scale, sampling_ratio, aligned}, threads, cpu, cuda);
-    });
+    module.def(
+        name,
+        [cpu, cuda](const TensorView& maps, const TensorView& boxes, const TensorView& crops, double spatial_scale,
+                    int sampling_ratio, bool aligned, int threads, const TensorView& scratch) {
+          const posekd::RoiAlign args{maps, boxes, crops, spatial_scale, sampling_ratio, aligned, nullptr, scratch};
+          run(maps, args, threads, cpu, cuda);
+        },
+        py::arg("maps"), py::arg("boxes"), py::arg("crops"), py::arg("spatial_scale"), py::arg("sampling_ratio"),
+        py::arg("aligned"), py::arg("threads"), py::arg("scratch") = py::none());
   };
   define("roi_align_forward", POSEKD_ENTRIES(roi_align_forward));
   define("roi_align_backward", POSEKD_ENTRIES(roi_align_backward));

@@ -23,6 +23,7 @@ struct RoiAlign {
   int sampling_ratio = 0;
   bool aligned = true;
   const void* plan = nullptr;  // RoiPlan<T>, on the CPU
+  TensorView scratch;          // CUDA forward: [R (8 (P + Q) + 1)] int32, or absent
 
   int64_t images() const { return maps.shape[0]; }
   int64_t channels() const { return maps.shape[1]; }
@@ -40,5 +41,7 @@ POSEKD_CPU_ENTRY(roi_align_crops, RoiAlign)
 POSEKD_CPU_ENTRY(roi_align_gradients, RoiAlign)
 void roi_align_forward_cuda(const RoiAlign& args, const CudaContext& context);
 void roi_align_backward_cuda(const RoiAlign& args, const CudaContext& context);
+// The forward kernel for many small crops (roi_align_plane_cuda.cu, which says what it takes). Returns whether it ran.
+bool roi_align_by_plane(const RoiAlign& args, const CudaContext& context);
 
 }  // namespace posekd

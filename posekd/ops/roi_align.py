@@ -74,8 +74,10 @@ def _forward_kernel(
 ) -> Tensor:
     check_image_index(boxes, maps.shape[0])
     crops = maps.new_empty((boxes.shape[0], maps.shape[1], height, width))
+    words = boxes.shape[0] * (8 * (height + width) + 1)  # where the pixels are written down that each box reads
+    scratch = maps.new_empty((words,), dtype=torch.int32) if library.on_device(maps) else None
     library.core().roi_align_forward(
-        maps.contiguous(), coordinates(maps, boxes), crops, scale, ratio, aligned, library.threads()
+        maps.contiguous(), coordinates(maps, boxes), crops, scale, ratio, aligned, library.threads(), scratch
     )
     return crops
 

@@ -176,14 +176,17 @@ class TestMeaning:
         assert (crops[1] == 0).all()
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_nan_and_inf_reach_what_reads_them_and_nothing_else(self, backend: backends.Backend, value: float) -> None:
+    @pytest.mark.parametrize(("out", "copies"), [((10, 17), 1), ((7, 7), 10)])  # few large crops, many small ones
+    def test_nan_and_inf_reach_what_reads_them_and_nothing_else(
+        self, backend: backends.Backend, out: tuple[int, int], copies: int, value: float
+    ) -> None:
         maps = make_maps(1, 2, 40, 40).float()
         maps[0, 1, 20, 20] = value
-        boxes = torch.tensor([[0, 4.3, 4.1, 37.9, 38.2], [0, 1, 1, 12, 12]])
-        crops, _ = run(maps.to(backend.device), boxes.to(backend.device), (10, 17), sampling_ratio=2)
-        clean = roi_align(maps.nan_to_num(0, 0, 0), boxes, (10, 17), sampling_ratio=2)
+        boxes = torch.tensor([[0, 4.3, 4.1, 37.9, 38.2], [0, 1, 1, 12, 12]] * copies)
+        crops, _ = run(maps.to(backend.device), boxes.to(backend.device), out, sampling_ratio=2)
+        clean = roi_align(maps.nan_to_num(0, 0, 0), boxes, out, sampling_ratio=2)
         weights = torchvision_weights(
-            boxes[0].double().tolist(), maps, (10, 17), {"spatial_scale": 1.0, "aligned": True, "sampling_ratio": 2}
+            boxes[0].double().tolist(), maps, out, {"spatial_scale": 1.0, "aligned": True, "sampling_ratio": 2}
         )
         hit = torch.from_numpy(weights[:, :, 20, 20] > 0)
         assert 0 < hit.sum() < 20
