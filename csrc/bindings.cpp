@@ -240,12 +240,14 @@ void bind_roi_align(py::module_& module) {
     module.def(
         name,
         [cpu, cuda](const TensorView& maps, const TensorView& boxes, const TensorView& crops, double spatial_scale,
-                    int sampling_ratio, bool aligned, int threads, const TensorView& scratch) {
-          const posekd::RoiAlign args{maps, boxes, crops, spatial_scale, sampling_ratio, aligned, nullptr, scratch};
+                    int sampling_ratio, bool aligned, int threads, const TensorView& scratch,
+                    const TensorView& turned) {
+          const posekd::RoiAlign args{maps,    boxes,   crops,   spatial_scale, sampling_ratio,
+                                      aligned, nullptr, scratch, turned};
           run(maps, args, threads, cpu, cuda);
         },
         py::arg("maps"), py::arg("boxes"), py::arg("crops"), py::arg("spatial_scale"), py::arg("sampling_ratio"),
-        py::arg("aligned"), py::arg("threads"), py::arg("scratch") = py::none());
+        py::arg("aligned"), py::arg("threads"), py::arg("scratch") = py::none(), py::arg("turned") = py::none());
   };
   define("roi_align_forward", POSEKD_ENTRIES(roi_align_forward));
   define("roi_align_backward", POSEKD_ENTRIES(roi_align_backward));

@@ -97,6 +97,7 @@ void roi_align_forward_cuda(const RoiAlign& args, const CudaContext& context) {
 }
 
 void roi_align_backward_cuda(const RoiAlign& args, const CudaContext& context) {
+  if (roi_align_by_bins(args, context)) return;
   Params p = make_params(args);
   const GradientTiles tiles = gradient_tiles(args.images(), args.channels(), args.height(), args.width());
   p.group = tiles.group;

@@ -8,76 +8,21 @@
 // lanes make a bin.
 #include "core/cuda_copy.cuh"
 #include "core/cuda_math.cuh"
-#include "roi_align/roi_align.h"
-#include "roi_align/roi_align_device.cuh"
+#include "roi_align/roi_align_taps.cuh"
 
 namespace posekd {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarp;
-constexpr int kTaps = 4;  // of a bin and axis
 constexpr int kBins = 8;  // columns of bins, and rows, that a warp works on at once
-
-// A pixel that a bin reads along an axis: a column, or the first pixel of a row. A weight of kUntouched: none.
-struct alignas(8) Tap {
-  int offset;
-  float weight;
-};
 
 struct Params {
   RoiGeometry boxes;
+  TapTables taps;
   const void* maps;
   void* crops;
-  Tap* x;      // [R, Q, kTaps]
-  Tap* y;      // [R, P, kTaps]
-  int* image;  // [R]; 0 where the box is on none: it then has no taps
   int channels;
 };
-
-// ---- Taps -----------------------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ void add_tap(Tap (&taps)[kTaps], int offset, float weight) {
-  for (Tap& tap : taps) {
-    if (tap.weight >= 0.0f && tap.offset != offset) continue;
-    add_weight(tap.weight, weight);
-    tap.offset = offset;
-    return;
-  }
-}
-
-// The taps of bin p, as roi_weights has them: a pixel is read once, whatever the samples beside it.
-__device__ __forceinline__ void write_taps(const RoiAxis<float>& axis, int p, int stride, float factor, Tap* out) {
-  Tap taps[kTaps];
-  for (Tap& tap : taps) tap = {0, static_cast<float>(kUntouched)};
-  RoiSample<float> sample;
-  for (int i = 0; i < axis.grid; ++i) {
-    if (!roi_sample(axis, p, i, sample)) continue;
-    add_tap(taps, sample.low * stride, 1.0f - sample.weight);
-    add_tap(taps, sample.high * stride, sample.weight);
-  }
-  for (int k = 0; k < kTaps; ++k) {
-    if (taps[k].weight > 0.0f) taps[k].weight *= factor;
-    out[k] = taps[k];
-  }
-}
-
-// A block a box.
-__global__ void __launch_bounds__(kWarp) taps_kernel(const __grid_constant__ Params p) {
-  const RoiGeometry& g = p.boxes;
-  const int64_t r = blockIdx.x;
-  const float* corners = g.boxes + 5 * r + 1;
-  RoiAxis<float> x = roi_axis(corners[0], corners[2], g.scale, g.aligned, g.sampling_ratio, g.out_width, g.width);
-  RoiAxis<float> y = roi_axis(corners[1], corners[3], g.scale, g.aligned, g.sampling_ratio, g.out_height, g.height);
-  const float factor = 1.0f / roi_count(y, x);
-  const int image = roi_image(g.boxes[5 * r], g.images);
-  if (image < 0 || x.grid == 0 || y.grid == 0) x.grid = y.grid = 0;
-  if (threadIdx.x == 0) p.image[r] = max(image, 0);
-  for (int i = threadIdx.x; i < g.out_width; i += kWarp) write_taps(x, i, 1, 1.0f, p.x + (r * g.out_width + i) * kTaps);
-  for (int i = threadIdx.x; i < g.out_height; i += kWarp)
-    write_taps(y, i, g.width, factor, p.y + (r * g.out_height + i) * kTaps);
-}
-
-// ---- Crops ----------------------------------------------------------------------------------------------------------
 
 // `count` neighbouring elements into shared memory; complete after a barrier.
 template <class T>
@@ -125,11 +70,11 @@ __device__ __forceinline__ void crop_box(const Params& p, int r, const T* planes
   const Tap none{0, static_cast<float>(kUntouched)};
   for (int q0 = 0; q0 < Q; q0 += kBins) {
     const int x_tap = q0 * kTaps + lane, q = q0 + lane / kTaps;
-    const Tap x = x_tap < Q * kTaps ? p.x[static_cast<int64_t>(r) * Q * kTaps + x_tap] : none;
+    const Tap x = x_tap < Q * kTaps ? p.taps.x[static_cast<int64_t>(r) * Q * kTaps + x_tap] : none;
     for (int p0 = 0; p0 < P; p0 += kBins) {
       const int y_tap = p0 * kTaps + lane;
       __syncwarp();  // the rows before have been read
-      rows[lane] = y_tap < P * kTaps ? p.y[static_cast<int64_t>(r) * P * kTaps + y_tap] : none;
+      rows[lane] = y_tap < P * kTaps ? p.taps.y[static_cast<int64_t>(r) * P * kTaps + y_tap] : none;
       __syncwarp();
       const int first = p0 + 4 * (lane & 1) + (lane & 2);
       for (int c = 0; c < channels; ++c) {
@@ -156,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2) plane_kernel(const __grid_constan
   __syncthreads();
   const int64_t size = static_cast<int64_t>(p.boxes.out_height) * p.boxes.out_width;
   for (int r = warp; r < p.boxes.count; r += kWarps)
-    if (p.image[r] == n)
+    if (p.taps.image[r] == n)
       crop_box<T>(p, r, maps, planes, rows,
                   static_cast<T*>(p.crops) + (static_cast<int64_t>(r) * p.channels + first) * size);
 }
@@ -191,10 +136,7 @@ bool roi_align_by_plane(const RoiAlign& args, const CudaContext& context) {
   p.maps = args.maps.data;
   p.crops = args.crops.data;
   p.channels = static_cast<int>(args.channels());
-  p.x = args.scratch.as<Tap>();
-  p.y = p.x + static_cast<int64_t>(p.boxes.count) * p.boxes.out_width * kTaps;
-  p.image = reinterpret_cast<int*>(p.y + static_cast<int64_t>(p.boxes.count) * p.boxes.out_height * kTaps);
-  launch(context, taps_kernel, dim3(static_cast<unsigned>(p.boxes.count)), kWarp, 0, p);
+  p.taps = make_taps(args, context);
   dispatch_float<false>(args.maps.dtype, [&](auto tag) { launch_planes<typename decltype(tag)::type>(p, context); });
   return true;
 }
