@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -58,7 +60,7 @@ def soft_by_loops(poses: Tensor, scores: Tensor, areas: Tensor, threshold: float
 
 @pytest.fixture(params=["core", "definition"], autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything below holds for the C++ kernel and for the plain definition that GPUs use."""
+    """Everything below holds for the C++ kernel and for the plain definition."""
     if request.param == "definition":
         monkeypatch.setattr(library, "_core", None)
     return request.param
@@ -190,6 +192,36 @@ class TestSoft:
         assert taken.shape == (8,)
         assert taken[7] == -1
         assert 2 not in taken.tolist()
+
+
+EMULATED = [pytest.param(f"emu-{order}", marks=pytest.mark.emu) for order in backends.EMULATED]
+
+
+class InEmulation:
+    """The CUDA kernels, in every order of threads."""
+
+    @pytest.fixture(params=EMULATED, autouse=True)
+    def implementation(self, request: pytest.FixtureRequest) -> Iterator[str]:
+        with backends.use(request.param):
+            yield request.param
+
+
+class TestHardInEmulation(InEmulation, TestHard):
+    test_survivors_are_unlike_each_other_and_the_removed_are_like_one = None  # by hypothesis, and slow here
+
+    def test_poses_of_many_blocks(self) -> None:
+        poses, scores, areas = people(72, seed=3)  # three words of bits, nine blocks
+        scores[60:] = scores[48:60].clone()  # ties
+        assert oks_nms(poses, scores, areas, 0.5).tolist() == hard_by_loops(poses, scores, areas, 0.5)
+
+
+class TestSoftInEmulation(InEmulation, TestSoft):
+    @pytest.mark.parametrize("N", [272, 600])  # clusters of two and four blocks
+    def test_poses_of_many_blocks(self, N: int) -> None:
+        poses, scores, areas = people(N, seed=3)
+        scores[200:272] = scores[100:172].clone()  # ties
+        taken = soft_oks_nms(poses, scores, areas, 0.5, max_keep=4)
+        assert taken.tolist() == soft_by_loops(poses, scores, areas, 0.5, 4)
 
 
 class Recorded(TorchDispatchMode):
