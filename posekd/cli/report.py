@@ -58,7 +58,6 @@ def _judge(options: argparse.Namespace, loader: LoaderSettings, device: Any) -> 
     from posekd.cli.eval import open_data, recipe_of
     from posekd.cli.progress import Bar
     from posekd.deploy.load import find_card
-    from posekd.engine.recipes.datasets import open_dataset
     from posekd.engine.report import judge_subject, teacher_subject
     from posekd.paradigms import paradigm_of
 
@@ -80,8 +79,7 @@ def _judge(options: argparse.Namespace, loader: LoaderSettings, device: Any) -> 
             subjects[given] = replace(subjects[given], teaches=True)
     judged = []
     for subject in subjects:
-        source = open_dataset(data, paradigm_of(subject.model).evaluation_images)
-        source.records = replace(source.records, skeleton=first.records.skeleton)
+        source = open_data(data, paradigm_of(subject.model).evaluation_images, card)
         own = replace(loader, padding=subject.padding)
         with Bar(f"evaluating {subject.name}") as on_batch:
             judged.append(judge_subject(subject, source, own, device, not options.no_latency, on_batch))

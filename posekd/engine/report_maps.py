@@ -19,7 +19,8 @@ from posekd.paradigms.inference import device_of, evaluating, open_batches, spec
 from posekd.viz.crops import to_pictures
 
 HEIGHT = 256  # pixels of a picture
-LABEL_SIGMA = 2.0  # heatmap pixels
+LABEL_SIGMA = 2.0  # heatmap pixels, where the run does not say
+FAINT = 0.1  # what says nothing must not look like much
 
 
 def heatmap_tiles(judged: Sequence[Judged], sample_id: int) -> list[tuple[np.ndarray, str]]:
@@ -59,27 +60,27 @@ def _look(judged: Judged, row: int) -> tuple[np.ndarray, torch.Tensor, torch.Ten
     device, spec = device_of(subject.model), spec_of(subject.model)
     with evaluating(subject.model):
         batch = paradigm.prepare(packed.to(device), spec, skeleton.flip)
-        said = CODECS[getattr(subject.model, "output", heatmaps.NAME)].final(
-            subject.model(batch.images), skeleton.num_keypoints
-        )
+        said = CODECS[getattr(subject.model, "output", heatmaps.NAME)].read(subject.model(batch.images))
     maps = getattr(said, "heatmaps", said)
+    maps = maps[-1] if isinstance(maps, list) else maps  # of several stages or resolutions the last
     if not isinstance(maps, torch.Tensor) or maps.ndim != 4:
         return None
     size = (maps.shape[-2], maps.shape[-1])
     truth = torch.as_tensor(found.truth[row], dtype=torch.float32)[None]
     inside = geometry.transform_keypoints(truth, geometry.invert_matrices(batch.matrices.cpu()))
     inside[..., :2] *= size[1] / batch.images.shape[-1]
-    labels = render_heatmaps(inside, size, LABEL_SIGMA)[0]
+    method = (subject.card.get("recipe") or {}).get("method") or {}
+    labels = render_heatmaps(inside, size, float(method.get("sigma") or LABEL_SIGMA))[0]
     return to_pictures(batch.images, spec)[0], maps[0].float().cpu(), labels[0]
 
 
 def _overlay(picture: np.ndarray, maps: torch.Tensor) -> np.ndarray:
-    """The largest heatmap of each pixel in colour over a picture, scaled to its own highest value."""
+    """The largest heatmap of each pixel in colour over a picture, scaled to its own highest value, or `FAINT`."""
     scale = HEIGHT / picture.shape[0]
     size = (max(1, round(picture.shape[1] * scale)), HEIGHT)
     large = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
     strongest = maps.amax(0).clamp_min(0).numpy()
-    strongest = cv2.resize(strongest / max(float(strongest.max()), 1e-6), size, interpolation=cv2.INTER_LINEAR)
+    strongest = cv2.resize(strongest / max(float(strongest.max()), FAINT), size, interpolation=cv2.INTER_LINEAR)
     colours = cv2.applyColorMap((255 * strongest).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     weight = (0.25 + 0.65 * strongest)[..., None]
     grey = large.mean(2, keepdims=True)

@@ -214,8 +214,8 @@ def _heatmaps(judged: Sequence[Judged], count: int) -> str:
     if not any(lines):
         return ""
     told = (
-        "The largest value over all keypoints, each picture in the scale of its own highest; from the person that "
-        f"{last.subject.name} found best to the worst."
+        "The largest value over all keypoints, each picture in the scale of its own highest (at least 0.1); from the "
+        f"person that {last.subject.name} found best to the worst."
     )
     return page.paragraph(told, soft=True) + "".join(
         page.pictures(tiles, max(4, len(tiles))) for tiles in lines if tiles
