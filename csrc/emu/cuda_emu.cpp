@@ -26,7 +26,7 @@ enum class State { ready, block_barrier, warp_barrier, done };
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  char* stack = nullptr;
   State state = State::ready;
   uint3 index;
   unsigned linear = 0;
@@ -56,6 +56,7 @@ struct Scheduler {
 
 Order order = Order::forward;
 unsigned grid_rows = 65535;  // the largest second and third dimension of a grid
+std::vector<std::unique_ptr<char[]>> stacks;  // of the fibers; kept, because fresh memory for each launch is slow
 std::mt19937 shuffler;
 Scheduler* scheduler = nullptr;
 
@@ -90,7 +91,7 @@ void resume(Fiber& fiber) {
   thread_index = fiber.index;
   fiber.state = State::ready;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&scheduler->main_fake_stack, fiber.stack.get(), kStackBytes);
+  __sanitizer_start_switch_fiber(&scheduler->main_fake_stack, fiber.stack, kStackBytes);
 #endif
   swapcontext(&scheduler->main, &fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
@@ -162,7 +163,7 @@ void run_block() {
   std::fill(scheduler->shared.begin(), scheduler->shared.end(), 0xff);
   for (Fiber& fiber : fibers) {
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, fiber_main, 0);
@@ -242,7 +243,8 @@ void run(const std::function<void()>& thread, dim3 grid, dim3 block, size_t shar
   for (unsigned i = 0; i < threads; ++i) {
     local.fibers[i].linear = i;
     local.fibers[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-    local.fibers[i].stack.reset(new char[kStackBytes]);
+    if (i == stacks.size()) stacks.emplace_back(new char[kStackBytes]);
+    local.fibers[i].stack = stacks[i].get();
   }
   scheduler = &local;
   block_dim = block;
