@@ -10,13 +10,12 @@ from helpers.people_student import SPEC, B, K, Knowing, Quarter, batch, ideal, w
 from posekd import ops
 from posekd.codecs import people
 from posekd.codecs.reordered import bridged_to
-from posekd.data import LoaderSettings
-from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
 from posekd.distill import FrozenTeacher, Simple, SimpleSettings
 from posekd.distill.people_boxes import Matched, find_and_match, match_boxes, peaks_to_keep
 from posekd.distill.people_detection import offset_loss
 from posekd.distill.simple import identity_adapter
 from posekd.inputs import warp
+from posekd.skeleton import COCO
 from posekd.structures import ImageBatch
 
 
