@@ -73,12 +73,12 @@ def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tens
 
 def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
     *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = args
-    loss, terms, stats, gradient = outputs = _forward_outputs(args[0], keep_gradient)
-    library.core().distill_loss_forward(
+    loss, terms, stats, gradient = _forward_outputs(args[0], keep_gradient)
+    kept = library.core().distill_loss_forward(
         *_contiguous(*tensors), alpha, beta, temperature, sigma, kind,
         loss, terms, stats, gradient if keep_gradient else None, library.counter(loss), library.threads(),
     )  # fmt: skip
-    return outputs
+    return loss, terms, stats, gradient if kept or not keep_gradient else gradient.new_empty((0,))
 
 
 def _forward_reference(*args: Any) -> tuple[Tensor, ...]:
@@ -134,7 +134,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)  # or autograd fills a map with zeros for the output `gradient`
     ctx.save_for_backward(stats, *inputs[:7])
     ctx.numbers = inputs[7:12]
-    ctx.unit_gradient = gradient if inputs[12] else None
+    # Not every map on a GPU fits the kernel that makes the gradient along with the loss.
+    ctx.unit_gradient = gradient if inputs[12] and gradient.shape == inputs[0].shape else None
 
 
 def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -142,14 +143,17 @@ def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tupl
     if upstream is None:  # nobody used the loss
         return None, *nothing
     # The gradient computed along with the loss is given away once: scaled in place, with no other reference to it,
-    # so that autograd need not clone it. A second backward pass (retain_graph) computes it anew.
+    # so that autograd need not clone it. A second backward pass (retain_graph) computes it anew, with the same bits.
     gradient, ctx.unit_gradient = ctx.unit_gradient, None
     if gradient is None or torch.is_grad_enabled():
         # Enabled means create_graph=True, where the op must say that it has no second derivative.
         gradient = _backward(upstream, *ctx.saved_tensors, *ctx.numbers)
-    elif library.plain_device((upstream,)) is None:
-        gradient = gradient * upstream  # a tracer has no value to ask for, and may hold this output elsewhere
-    elif upstream.item() != 1.0:  # on the CPU, where asking costs nothing
+    elif library.plain_device((upstream,), profiled=True) is None:
+        # A tracer has no value to ask for, and may hold this output elsewhere.
+        gradient = (gradient.to(upstream.dtype) * upstream).to(gradient.dtype)
+    elif library.emulated() or (gradient.is_cuda and library.use_cuda_kernels()):
+        library.core().distill_loss_scale(gradient, upstream)  # only the device asks whether it is 1
+    elif gradient.is_cuda or upstream.item() != 1.0:  # on the CPU, where asking costs nothing
         gradient.mul_(upstream)
     return gradient, *nothing
 
@@ -215,8 +219,8 @@ def distill_loss(
     so plain training is `alpha=0, beta=0`.
 
     A keypoint of weight 0, and a masked pixel, is not read: NaN there does no harm. The means still divide by all
-    B*K*H*W (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; the
-    gradient of half inputs is multiplied by the upstream (loss-scaled) gradient before it is rounded.
+    B*K*H*W (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; a
+    float16 gradient is multiplied by the upstream (loss-scaled) gradient before it is rounded.
 
     Args:
         student: heatmaps `[B, K, H, W]`, float32, float16, bfloat16 or float64.
@@ -275,15 +279,19 @@ def _check_settings(kind: str, sigma: float, temperature: float, alpha: float, b
 
 
 def _keeps_gradient(student: Tensor) -> bool:
-    """Whether the gradient is computed along with the loss: on the CPU it costs little while a row is in cache.
+    """Whether the gradient is asked for along with the loss, which saves a pass over the maps.
 
-    On a GPU recomputing moves no more bytes; half types need the upstream gradient first.
+    A gradient in float16 needs the upstream gradient first.
     """
     return (
         student.requires_grad
-        and student.is_cpu
-        and student.dtype in (torch.float32, torch.float64)
+        and _stores_unit_gradient(student)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not library.emulated()
     )
+
+
+def _stores_unit_gradient(student: Tensor) -> bool:
+    if library.on_device(student):
+        return student.dtype in (torch.float32, torch.bfloat16)
+    return student.is_cpu and student.dtype in (torch.float32, torch.float64)
