@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import statistics
 import sys
@@ -77,7 +78,8 @@ def _people(folder: Path, images: int) -> CocoSettings:
             raise ValueError(f"{folder} has {count} images, not {images}: pass --synthetic {count}, or another --data")
         return CocoSettings(images=str(folder / "train"), annotations=str(labels))
     _say(f"drawing {images} images in {folder}")
-    return write_coco(folder, images, settings=SyntheticSettings(size=(480, 640), people=(1, 4)))
+    processes = len(os.sched_getaffinity(0)) if images >= 100 else 1
+    return write_coco(folder, images, settings=SyntheticSettings(size=(480, 640), people=(1, 4)), processes=processes)
 
 
 def _say(what: str) -> None:
@@ -290,7 +292,7 @@ def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True, seconds:
 def _as_published(recipe: Recipe) -> Recipe:
     """Float32, eager, contiguous; one batch per step."""
     plain = replace(recipe.train, precision="fp32", compile="none", teacher_dtype=None, channels_last=False)
-    return replace(recipe, train=replace(plain, accumulate=1, ema_decay=None))
+    return replace(recipe, train=replace(plain, accumulate=1, ema_decay=None, graph=False))
 
 
 def _wait(device: torch.device) -> None:

@@ -143,7 +143,8 @@ class _Static:
         """Notes the step's kernels; nothing runs."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # thread-local: the loader's thread, which pins memory meanwhile, must not spoil the capture
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.outcome = self.step()
         except RuntimeError as error:
             name = type(self.learner.method).__name__
