@@ -103,9 +103,11 @@ class TestOks:
 
 
 class TestHard:
+    seeds = 5
+
     @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9, 1.0])
     def test_against_loops(self, threshold: float) -> None:
-        for seed in range(5):
+        for seed in range(self.seeds):
             poses, scores, areas = people(24, seed=seed)
             kept = oks_nms(poses, scores, areas, threshold)
             assert kept.tolist() == hard_by_loops(poses, scores, areas, threshold)
@@ -167,10 +169,12 @@ class TestHard:
 
 
 class TestSoft:
+    seeds = 3
+
     @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.9])
     @pytest.mark.parametrize("most", [1, 5, 20, 50])
     def test_against_loops(self, most: int, threshold: float) -> None:
-        for seed in range(3):
+        for seed in range(self.seeds):
             poses, scores, areas = people(24, seed=seed)
             taken = soft_oks_nms(poses, scores, areas, threshold, max_keep=most)
             assert taken.tolist() == soft_by_loops(poses, scores, areas, threshold, most)
@@ -207,6 +211,7 @@ class InEmulation:
 
 
 class TestHardInEmulation(InEmulation, TestHard):
+    seeds = 1
     test_survivors_are_unlike_each_other_and_the_removed_are_like_one = None  # by hypothesis, and slow here
 
     def test_poses_of_many_blocks(self) -> None:
@@ -216,6 +221,8 @@ class TestHardInEmulation(InEmulation, TestHard):
 
 
 class TestSoftInEmulation(InEmulation, TestSoft):
+    seeds = 1
+
     @pytest.mark.parametrize("N", [272, 600])  # clusters of two and four blocks
     def test_poses_of_many_blocks(self, N: int) -> None:
         poses, scores, areas = people(N, seed=3)
