@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ examples:
   posekd export runs/v1 --verify                        # beside the checkpoint; compared on the run's validation data
   posekd export runs/v1 --no-flip --precision fp16 --verify labels.json --images photos --out small.onnx
   posekd export runs/v1 --precision int8 --calibrate --verify --max-loss 1
+  posekd export runs/v1 --format web --out page               # for the browser: an image or the webcam, drawn upon
   posekd export hrnet_w32 --weights pose_hrnet_w32_256x192.pth --out hrnet.onnx"""
 
 
@@ -45,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
     words = vars(_parser().parse_args(argv))
     inference = pop_inference(words, precision=False)
     options = argparse.Namespace(**words)
-    if options.format != "onnx" and options.precision == "int8":
-        raise ValueError("int8 is a precision of ONNX files: --precision int8 goes with --format onnx")
+    if options.format == "pt2" and options.precision == "int8":
+        raise ValueError("int8 is a precision of ONNX files: --precision int8 goes with --format onnx or web")
     if options.compile and options.format != "pt2":
         raise ValueError("--compile makes machine code of a program of torch.export: give --format pt2 with it")
     if options.precision == "int8" and options.calibrate is None:
@@ -57,20 +59,21 @@ def main(argv: Sequence[str]) -> int:
     from posekd.deploy.export import export_onnx
     from posekd.deploy.forms import calibration
     from posekd.deploy.program import export_program
+    from posekd.deploy.web import export_web
     from posekd.paradigms import paradigm_of
 
     found = open_network(options, inference)
-    path = Path(options.out) if options.out is not None else _beside(options.model, found.model, options.format)
-    if path.suffix != f".{options.format}":
-        raise ValueError(f"--out {path}: the names of such files end in .{options.format}, by which they are known")
+    path = _target(options, found)
     check_writable(path)
+    feeds = None
+    if options.precision == "int8":
+        source = _open(options, options.calibrate, "train_data", found)
+        feeds = calibration(source, paradigm_of(found.model), options.calibration_people)
     if options.format == "pt2":
         facts = export_program(found, path, options.precision, options.compile)
+    elif options.format == "web":
+        facts = export_web(found, path.parent, options.precision, feeds)
     else:
-        feeds = None
-        if options.precision == "int8":
-            source = _open(options, options.calibrate, "train_data", found)
-            feeds = calibration(source, paradigm_of(found.model), options.calibration_people)
         facts = export_onnx(found, path, options.precision, feeds)
     console = Console()
     height, width = facts.spec.size
@@ -80,9 +83,29 @@ def main(argv: Sequence[str]) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if options.format == "web":
+        serve = f"python -m http.server -b 127.0.0.1 -d {shlex.quote(str(path.parent))} 8000"
+        console.print(f"a page that shows it: {serve}, then http://localhost:8000", highlight=False, soft_wrap=True)
     if options.verify is not None:
         _verify(options, found, path, console)
     return 0
+
+
+def _target(options: argparse.Namespace, found: Ready) -> Path:
+    """The file to write.
+
+    Raises:
+        ValueError: `--out` has another suffix than files of the format.
+    """
+    from posekd.deploy.web import NETWORK
+
+    if options.format == "web":
+        beside = _beside(options.model, found.model, "onnx").parent / "web"
+        return (beside if options.out is None else Path(options.out)) / NETWORK
+    path = _beside(options.model, found.model, options.format) if options.out is None else Path(options.out)
+    if path.suffix != f".{options.format}":
+        raise ValueError(f"--out {path}: the names of such files end in .{options.format}, by which they are known")
+    return path
 
 
 def _beside(name: str, model: PoseModel, suffix: str) -> Path:
@@ -170,9 +193,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("export", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", help="a run's folder, a .safetensors file with its card, or a model's name with --weights")
-    add("--format", choices=("onnx", "pt2"), default="onnx", help="ONNX, or a program of torch.export (onnx)")
+    add(
+        "--format",
+        choices=("onnx", "pt2", "web"),
+        default="onnx",
+        help="ONNX, a program of torch.export, or a web page",
+    )
     add("--compile", action="store_true", help="pt2: compile it for this machine's processor (needs a C++ compiler)")
-    add("--out", metavar="FILE", help="where to write (default: beside the checkpoint, with the format's suffix)")
+    add("--out", metavar="FILE", help="where to write; web: a folder (default: beside the checkpoint)")
     add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of weights and arithmetic (fp32)")
     data = "COCO labels; without FILE the run's own "
     add("--verify", nargs="?", const=RUN, metavar="FILE", help=f"compare with PyTorch on {data}validation data")

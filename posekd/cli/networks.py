@@ -18,7 +18,11 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
     add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
-    add("--skeleton", metavar="NAME", help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii")
+    add(
+        "--skeleton",
+        metavar="NAME",
+        help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii, posetrack",
+    )
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
 
 

@@ -17,6 +17,7 @@ from posekd.deploy.forms import FORMS, Run
 from posekd.names import match
 from posekd.skeleton import Skeleton
 from posekd.structures import Instances
+from posekd.tracking import Look
 
 SUFFIXES = (".onnx", ".pt2")
 """Of exported files."""
@@ -37,6 +38,10 @@ class ExportedFinder:
         self.crops_boxes = facts.paradigm.crops_boxes
         self.settings = facts.settings
         self._find = FORMS[facts.paradigm.name].find
+        self.look: Look | None = self._look if self.crops_boxes else None
+
+    def _look(self, image: np.ndarray, boxes: np.ndarray) -> Instances:
+        return self.find_in(self.pack([image], [Boxes.of(boxes)]))
 
     def pack(self, images: Sequence[np.ndarray], boxes: Sequence[Boxes] | None) -> PoseSource:
         """See `Finder`; the graph itself does the rest."""

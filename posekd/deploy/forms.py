@@ -126,10 +126,10 @@ def _find_given_people(run: Run, facts: Facts, source: PoseSource, row: int, bat
     height, width = image.shape[:2]
     short = facts.settings.size or min(facts.spec.size)
     ((high, wide),) = single.input_sizes(height, width, short, facts.settings)
-    if max(high, wide) > LARGEST_MAP * single.codec.STRIDE:
+    if max(high, wide) > LARGEST_MAP * single.STRIDE:
         raise ValueError(
             f"an image of {height} x {width} pixels would become an input of {high} x {wide}, and exported networks "
-            f"see up to {LARGEST_MAP * single.codec.STRIDE} pixels of a side: cut it into pieces, or export with "
+            f"see up to {LARGEST_MAP * single.STRIDE} pixels of a side: cut it into pieces, or export with "
             "--letterbox"
         )
     outputs = {name: torch.from_numpy(value[0]) for name, value in run({"image": image[None]}).items()}

@@ -219,6 +219,10 @@ class PeopleGraph(_WholeImages):
             raise ValueError(
                 f"a graph sees images at one scale, got scales {list(settings.scales)}: choose one of them to export"
             )
+        if single.codec_of(model) is not people:
+            raise ValueError(
+                f"{model.name} finds people by {single.codec_of(model).NAME}: only those by points can be exported"
+            )
         self.settings = settings
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -234,7 +238,7 @@ class PeopleGraph(_WholeImages):
         """
         settings, K = self.settings, len(self.flip)
         sizes, size = _image_sizes(image), self._input_size(image)
-        matrices = single.input_matrices(sizes, size, settings.letterbox)
+        matrices = single.input_matrices(sizes, size, settings.letterbox, settings.square)
         said = self.asked(self.resized(image, matrices[0], size), settings.flip_test)
         views = [people.final(output, K, settings) for output in said]
         maps = views[0]
@@ -246,7 +250,7 @@ class PeopleGraph(_WholeImages):
     def _input_size(self, image: Tensor) -> Size:
         """See `paradigms.single_network.input_sizes`."""
         (least, _), *_ = single.input_sizes(MULTIPLE, MULTIPLE, self.short, self.settings)
-        if self.settings.letterbox:
+        if self.settings.letterbox or self.settings.square is not None:
             return least, least
         return _size(image, least, lambda side: (side / MULTIPLE).ceil())
 
