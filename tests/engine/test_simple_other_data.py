@@ -36,7 +36,7 @@ def test_recipes_of_fine_tuning(width, rate, batch, data):
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
     if data == "posetrack":
         assert isinstance(recipe.val_data, PoseTrackSettings)
-        assert recipe.tracking == TrackSettings(flow="dis", propagate=5, keep=10, least_box=0.3, least_keypoint=0.2)
+        assert recipe.tracking == TrackSettings(flow="dis", propagate=5, keep=10, least_box=0.4)
     else:
         assert isinstance(recipe.val_data, MpiiGroupsSettings)
         assert (recipe.train_data.margin, recipe.val_data.margin) == (None, 0.75)
@@ -86,7 +86,7 @@ def test_posetrack_by_the_ordinary_commands(tmp_path, videos, capsys):
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "run" / "last.safetensors"), *words, *outputs]) == 0
     said = capsys.readouterr()
-    assert "least_box: 0.0, where the checkpoint's run had 0.3" in said.err
+    assert "least_box: 0.0, where the checkpoint's run had 0.4" in said.err
     assert [line.split()[0] for line in said.out.splitlines()[2:7]] == ["mAP", "MOTA", "MOTP", "precision", "recall"]
     files = ["--score-only", str(tmp_path / "found"), "--report", str(tmp_path / "b.json")]
     labels = ["--dataset", "posetrack", "--annotations", str(videos["annotations"])]
