@@ -14,18 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from posekd.names import Side, split_side
-from posekd.skeleton import COCO, COCO_WHOLEBODY, CROWDPOSE, LSP, MPII
+from posekd.skeleton import COCO, COCO_WHOLEBODY, CROWDPOSE, LSP, MPII, POSETRACK
 
 KEYPOINT_SETS: dict[str, tuple[str, ...]] = {
-    **{skeleton.name: skeleton.keypoints for skeleton in (COCO, COCO_WHOLEBODY, MPII, LSP, CROWDPOSE)},
+    **{skeleton.name: skeleton.keypoints for skeleton in (COCO, COCO_WHOLEBODY, MPII, LSP, CROWDPOSE, POSETRACK)},
     "halpe26": (
         *COCO.keypoints, "head", "neck", "hip", "left_big_toe", "right_big_toe", "left_small_toe", "right_small_toe",
         "left_heel", "right_heel",
-    ),
-    "posetrack": (
-        "nose", "head_bottom", "head_top", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-        "right_ankle",
     ),
     "aic": (
         "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist", "right_hip",

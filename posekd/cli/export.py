@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ examples:
   posekd export runs/v1 --verify                        # beside the checkpoint; compared on the run's validation data
   posekd export runs/v1 --no-flip --precision fp16 --verify labels.json --images photos --out small.onnx
   posekd export runs/v1 --precision int8 --calibrate --verify --max-loss 1
+  posekd export runs/v1 --format web --out page               # for the browser: an image or the webcam, drawn upon
   posekd export hrnet_w32 --weights pose_hrnet_w32_256x192.pth --out hrnet.onnx"""
 
 
@@ -65,12 +67,20 @@ def main(argv: Sequence[str]) -> int:
     )
     check_inference(inference, paradigm_of(found.model), options.model)
     found = replace(found, settings=replace(found.settings, **inference))
-    path = Path(options.out) if options.out is not None else _beside(options.model, found.model)
+    path, folder = Path(options.out) if options.out is not None else _beside(options.model, found.model), None
+    if options.format == "web":
+        folder = path.parent / "web" if options.out is None else path
+        path = folder / "student.onnx"
     check_writable(path)
     feeds = None
     if options.precision == "int8":
         feeds = calibration(_open(options, options.calibrate, "train_data", found), options.calibration_people)
-    facts = export_onnx(found, path, options.precision, feeds)
+    if folder is None:
+        facts = export_onnx(found, path, options.precision, feeds)
+    else:
+        from posekd.deploy.web import export_web
+
+        facts = export_web(found, folder, options.precision, feeds)
     console = Console()
     height, width = facts.spec.size
     console.print(
@@ -79,6 +89,9 @@ def main(argv: Sequence[str]) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if folder is not None:
+        serve = f"python -m http.server -b 127.0.0.1 -d {shlex.quote(str(folder))} 8000"
+        console.print(f"a page that shows it: {serve}, then http://localhost:8000", highlight=False, soft_wrap=True)
     if options.verify is not None:
         _verify(options, found, path, console)
     return 0
@@ -174,8 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("export", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", help="a run's folder, a .safetensors file with its card, or a model's name with --weights")
-    add("--format", choices=("onnx",), default="onnx", help="of the file (onnx)")
-    add("--out", metavar="FILE", help="where to write (default: beside the checkpoint, with the suffix .onnx)")
+    add("--format", choices=("onnx", "web"), default="onnx", help="a file, or a web page that runs it (onnx)")
+    add("--out", metavar="FILE", help="where to write; web: a folder (default: beside the checkpoint)")
     add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of weights and arithmetic (fp32)")
     data = "COCO labels; without FILE the run's own "
     add("--verify", nargs="?", const=RUN, metavar="FILE", help=f"compare with PyTorch on {data}validation data")

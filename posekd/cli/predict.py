@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from posekd.deploy.detector import Detector
     from posekd.deploy.finder import Finder
     from posekd.deploy.frames import Clip
+    from posekd.deploy.load import Ready
     from posekd.deploy.results import Writer
     from posekd.skeleton import Skeleton
     from posekd.tracking import TrackSettings
@@ -36,6 +37,7 @@ examples:
   posekd predict runs/higher/best.safetensors 'photos/*.jpg' --jsonl poses.jsonl
   posekd predict hrnet_w32 --weights pose_hrnet_w32_256x192.pth photos --boxes labels.json --results results.json
   posekd predict runs/teacher photos --boxes detections.json --save-labels pseudo.json
+  posekd predict recipe.yaml photos --boxes boxes.json --save-labels pseudo.json  # its teacher from elsewhere
   posekd predict runs/higher 0 --jsonl /dev/stdout                       # a webcam, until Ctrl-C"""
 
 
@@ -115,14 +117,17 @@ def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Find
     from posekd.engine.build import pick_device
     from posekd.paradigms import paradigm_of
 
-    found = ready(
-        options.model,
-        weights=options.weights,
-        weights_key=options.weights_key,
-        skeleton=options.skeleton,
-        size=None if options.size is None else tuple(options.size),
-        padding=options.padding,
-    )
+    if options.model.endswith((".yaml", ".yml")):
+        found = _foreign_teacher(options)
+    else:
+        found = ready(
+            options.model,
+            weights=options.weights,
+            weights_key=options.weights_key,
+            skeleton=options.skeleton,
+            size=None if options.size is None else tuple(options.size),
+            padding=options.padding,
+        )
     paradigm = paradigm_of(found.model)
     check_inference(inference, paradigm, options.model)
     _refuse_boxes(options, paradigm.crops_boxes)
@@ -132,6 +137,24 @@ def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Find
     settings = replace(found.settings, **inference)
     finder = NetworkFinder(found.model, found.skeleton, settings, found.padding, options.batch_size)
     return finder.to(pick_device(options.device or "auto"))
+
+
+def _foreign_teacher(options: argparse.Namespace) -> Ready:
+    """The teacher from elsewhere that a recipe names, tested as the recipe says."""
+    from posekd.deploy.load import Ready
+    from posekd.engine.recipes.recipe import read_recipe
+    from posekd.engine.teachers import foreign_network
+    from posekd.paradigms import paradigm_of
+
+    for name in ("weights", "weights_key", "skeleton", "size"):
+        if vars(options)[name] is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: {options.model} says what its teacher is, in `teacher`")
+    recipe = read_recipe(options.model)
+    network, skeleton = foreign_network(recipe)
+    same = isinstance(recipe.inference, paradigm_of(network).inference)
+    settings = recipe.inference if same else paradigm_of(network).inference()
+    padding = recipe.loader.padding if options.padding is None else options.padding
+    return Ready(network.eval(), skeleton, settings, padding)
 
 
 def _open_exported(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
@@ -229,7 +252,8 @@ def _writers(options: argparse.Namespace, skeleton: Skeleton) -> Iterator[Writer
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("predict", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", help="a run's folder, a .safetensors file with its card, an exported .onnx, or a name with --weights")
+    model_help = "a run's folder, a .safetensors file with its card, an exported .onnx, or a name with --weights; or a "
+    add("model", help=model_help + "recipe (.yaml), whose teacher from elsewhere is meant")
     add("source", nargs="+", help="images, videos, folders, patterns ('*.jpg'), or the number of a webcam")
     add("--draw", metavar="DIR", help=f"draw people into PNGs and MP4s there ({DRAWINGS}, if nothing is asked for)")
     add("--results", metavar="FILE", help="write people in COCO's results format (JSON)")

@@ -18,6 +18,7 @@ from posekd.codecs import heatmaps
 NAME = "people"
 STRIDE = 4  # input pixels per map pixel
 CROP = (64, 48)  # (height, width) of the heatmaps inside a box: those of a top-down network that sees 256 x 192
+MAX_BOXES = 32  # that training looks at
 PADDING = geometry.PADDING  # by which these boxes are larger than people's, as top-down crops are
 _FLOOR = 1e-4  # of heatmap values whose logarithm is taken
 PEAK_WINDOW = 5  # side, in map pixels, of the window in which a keypoint's peak is the highest value
@@ -137,16 +138,21 @@ def unmirror(maps: MergedPeople, order: Tensor | Sequence[int]) -> MergedPeople:
         maps: of the mirrored images.
         order: K keypoint indices that a mirror exchanges.
     """
-    height, width = maps.heatmaps.shape[-2:]
-    last = width - 1 / STRIDE  # input pixel X of W becomes W - 1 - X
+    last = maps.heatmaps.shape[-1] - 1 / STRIDE  # input pixel X of W becomes W - 1 - X
     x, rest = maps.corners[..., :1], maps.corners[..., 1:]
     return MergedPeople(
-        heatmaps.unmirror(maps.heatmaps, order, (height * STRIDE, width * STRIDE), _SHIFTED),
+        unmirror_heatmaps(maps.heatmaps, order),
         maps.centers.flip(-1),
         torch.cat((1 - 1 / STRIDE - maps.offsets[:, :1], maps.offsets[:, 1:]), 1).flip(-1),
         maps.corners[:, :0],
         torch.cat((last - x, rest), -1),
     )
+
+
+def unmirror_heatmaps(maps: Tensor, order: Tensor | Sequence[int]) -> Tensor:
+    """Heatmaps `[B, K, h, w]` of mirrored images, see `unmirror`."""
+    height, width = maps.shape[-2:]
+    return heatmaps.unmirror(maps, order, (height * STRIDE, width * STRIDE), _SHIFTED)
 
 
 class _Shifted:
@@ -169,6 +175,35 @@ def average(maps: MergedPeople, mirrored: MergedPeople) -> MergedPeople:
     )
 
 
+def move(maps: MergedPeople, moves: Tensor, size: tuple[int, int]) -> MergedPeople:
+    """Maps of another scale in the pixels of scale 1's; centres, which are those of scale 1, stay as they are.
+
+    Args:
+        maps: of the other scale.
+        moves: `[B, 2, 3]`, map pixel of that scale to map pixel of scale 1.
+        size: `(height, width)` of scale 1's maps.
+    """
+
+    def moved(corners: Tensor) -> Tensor:
+        return geometry.transform_keypoints(corners.flatten(1, 3), moves).view_as(corners)
+
+    return maps._replace(
+        heatmaps=ops.crop_warp(maps.heatmaps, geometry.invert_matrices(moves), size),
+        corners=moved(maps.corners),
+        mirrored=moved(maps.mirrored),
+    )
+
+
+def together(base: MergedPeople, others: Sequence[MergedPeople]) -> MergedPeople:
+    """Maps of several scales in pixels of the first's: the mean of the heatmaps, all corners, the first's centres."""
+    parts = (base, *others)
+    return base._replace(
+        heatmaps=torch.stack([maps.heatmaps for maps in parts]).mean(0),
+        corners=torch.cat([maps.corners for maps in parts], 1),
+        mirrored=torch.cat([maps.mirrored for maps in parts], 1),
+    )
+
+
 # ---- Boxes -----------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +223,11 @@ def boxes(maps: MergedPeople, areas_scale: Tensor, settings: PeopleSettings) -> 
         mirrored=maps.mirrored.shape[1],
         max_boxes=settings.max_boxes,
     )
+
+
+def found(said: PeopleMaps, areas_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes of one view, for training: see `ops.decode_boxes`."""
+    return ops.decode_boxes(said.points, said.offsets, areas_scale, max_boxes=MAX_BOXES)
 
 
 def crop_matrices(boxes: Tensor, size: tuple[int, int] = CROP) -> Tensor:

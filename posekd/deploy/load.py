@@ -34,7 +34,7 @@ class Ready:
         padding: factor by which crops are larger than boxes.
     """
 
-    model: PoseModel
+    model: Any  # a `PoseModel`, or another network with the same attributes
     skeleton: Skeleton
     settings: Any
     padding: float

@@ -56,7 +56,7 @@ class AssociativeEmbedding(Method):
     """HigherHRNet's loss.
 
     Args:
-        student: the network that is trained; gives `[B, 2 K, h, w]` and `[B, K, h', w']`.
+        student: the network that is trained; gives `[B, 2 K, h, w]` and perhaps `[B, K, h', w']`.
         teacher: accepted, so that all methods are built alike, and never run.
         settings: see `AssociativeEmbeddingSettings`.
     """
@@ -80,11 +80,11 @@ class AssociativeEmbedding(Method):
         targets = label_heatmaps(said.heatmaps, batch, self.settings)
         terms = [
             heatmap_terms(s, None, g, mask, labels=1.0, teacher_weight=0.0)
-            for s, g, mask in zip(said.heatmaps, targets, batch.masks, strict=True)
+            for s, g, mask in zip(said.heatmaps, targets, batch.masks, strict=False)  # perhaps the coarse ones alone
         ]
-        loss = terms[0][0] + terms[1][0]
+        loss, value, _ = (torch.stack(parts).sum() for parts in zip(*terms, strict=True))
         return {
-            **name_terms(loss, {"labels": terms[0][1] + terms[1][1]}),
+            **name_terms(loss, {"labels": value}),
             **tag_terms(said.tags, batch, self.settings, 1.0),
         }
 
@@ -94,9 +94,9 @@ class AssociativeEmbedding(Method):
 
 
 def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: AssociativeEmbeddingSettings) -> list[Tensor]:
-    """The label heatmaps of both resolutions, of all people of an image: `[B, K, h, w]` each."""
+    """The label heatmaps of each resolution, of all people of an image: `[B, K, h, w]` each."""
     targets = []
-    for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
+    for maps, keypoints in zip(heatmaps, batch.keypoints, strict=False):  # perhaps the coarse ones alone
         size = (maps.shape[2], maps.shape[3])
         if settings.kind == "exact":  # the parser takes a pixel's middle, so a keypoint lies half a pixel before it
             keypoints = torch.cat((keypoints[..., :2] - 0.5, keypoints[..., 2:]), -1)

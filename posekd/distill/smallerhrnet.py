@@ -31,7 +31,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from posekd.codecs import tagged_heatmaps
-from posekd.codecs.tagged_heatmaps import TaggedHeatmaps
+from posekd.codecs.tagged_heatmaps import STRIDES, TaggedHeatmaps
 from posekd.distill.associative_embedding import (
     AssociativeEmbeddingSettings,
     heatmap_terms,
@@ -100,8 +100,10 @@ class SmallerHRNet(Method):
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
         """`{"labels", "teacher", "pull", "push", "teacher_tags"}`, each weighted; terms of weight 0 are left out."""
         settings, B = self.settings, len(batch)
-        *s, s_tags = tagged_heatmaps.read(self.student(batch.images))
-        *t, t_tags = self._ask_teacher(batch, s)
+        said = tagged_heatmaps.read(self.student(batch.images))
+        s, s_tags = said.heatmaps, said.tags
+        taught = self._ask_teacher(batch, s)
+        t, t_tags = taught.heatmaps, taught.tags
         g = label_heatmaps(s, batch, settings)
         labels, teacher = settings.alpha, 1 - settings.alpha
 
@@ -155,6 +157,11 @@ class SmallerHRNet(Method):
         height, width = batch.images.shape[2:]
         seen = replace(self.teacher.spec, size=(height, width))  # it is convolutional: any size goes
         said = tagged_heatmaps.read(self.teacher.outputs(batch.images, input_spec(self.student), seen))
+        if len(s) != len(STRIDES) or len(said.heatmaps) != len(STRIDES):
+            raise ValueError(
+                f"smallerhrnet distils heatmaps of two resolutions; the student has {len(s)}, and the teacher "
+                f"{len(said.heatmaps)}: choose other networks, or associative_embedding for a student alone"
+            )
         for mine, other in zip(s, said.heatmaps, strict=True):
             check_same_maps(other, mine)
         return said

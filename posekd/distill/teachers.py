@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posekd.bridging import Bridge, named_set, sets_of
+from posekd.bridging import named_set, sets_of
 from posekd.codecs import coordinates, heatmaps
 from posekd.codecs.foreign import Drawn, Meaning, as_heatmaps, meaning_of, tensors_of
-from posekd.codecs.reordered import bridged_to
 from posekd.distill.convert import from_corners
 from posekd.files import nearest
 from posekd.packages import open_session
-from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec
 
 FOREIGN = ("huggingface", "onnx", "torch")
@@ -239,22 +237,34 @@ def _listened_to(
     return SaidAsHeatmaps(network, meaning), meaning.said, meaning.num_keypoints
 
 
-def open_foreign(skeleton: Skeleton, wanted: Foreign) -> tuple[nn.Module, Bridge | None, str]:
-    """A teacher from elsewhere, which speaks of the data's keypoints as far as it knows them.
+@dataclass(frozen=True)
+class Opened:
+    """A teacher from elsewhere that was opened.
+
+    Attributes:
+        network: it gives heatmaps.
+        keypoints: names of its keypoints; None if nobody tells them.
+        said: in words, what its outputs are.
+    """
+
+    network: nn.Module
+    keypoints: tuple[str, ...] | None
+    said: str
+
+
+def open_foreign(wanted: Foreign, expected: int | None = None) -> Opened:
+    """Opens a teacher from elsewhere.
 
     Args:
-        skeleton: of the data.
         wanted: the teacher.
-
-    Returns:
-        The network; what its keypoints were taken for, see `bridged_to`; and in words what its outputs are.
+        expected: the number of keypoints that it should have, where nobody tells their names.
 
     Raises:
         MissingPackageError: onnxruntime or transformers is not installed.
         FileNotFoundError: no such file.
-        ValueError: a network of another kind, or one that knows none of the keypoints.
+        ValueError: a network of another kind, or with another number of keypoints.
     """
-    names = wanted.keypoints
+    names = None if wanted.keypoints is None else tuple(wanted.keypoints)
     known = None if names is None else len(names)
     if wanted.name == "onnx":
         teacher = OnnxTeacher(str(wanted.path), wanted.input, wanted.codec, wanted.units, known)
@@ -271,20 +281,19 @@ def open_foreign(skeleton: Skeleton, wanted: Foreign) -> tuple[nn.Module, Bridge
         if wanted.input:
             raise ValueError("teacher.overrides: the module of teacher.factory tells its input by its `spec`")
         network = torch_teacher(str(wanted.factory))
-        names = names or getattr(network, "keypoint_names", None)
+        own = getattr(network, "keypoint_names", None)
+        names = names or (None if own is None else tuple(own))
         network, said, count = _listened_to(network, wanted.codec, wanted.units, None if names is None else len(names))
-    _check_count(count, names, skeleton)
+    _check_count(count, expected if names is None else len(names))
     if wanted.udp if wanted.udp is not None else wanted.name == "huggingface":
         network = FromCorners(network)
         said += "; UDP's heatmaps"
-    ordered, found = bridged_to(network, names, skeleton.keypoints, f"the teacher {wanted.path or wanted.factory}")
-    return ordered, found, said
+    return Opened(network, names, said)
 
 
-def _check_count(count: int | None, names: Sequence[str] | None, skeleton: Skeleton) -> None:
-    """Refuses names that are not as many as the network's keypoints."""
-    expected = len(skeleton.keypoints if names is None else names)
-    if count is not None and count != expected:
+def _check_count(count: int | None, expected: int | None) -> None:
+    """Refuses a network of another number of keypoints."""
+    if count is not None and expected is not None and count != expected:
         like = " or ".join(f"teacher.keypoints: {name}" for name in sets_of(count))
         raise ValueError(
             f"the teacher gives {count} keypoints, and {expected} are expected: name them, in its order, as "

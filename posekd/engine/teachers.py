@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
-from posekd.bridging import Bridge
+from posekd.bridging import KEYPOINT_SETS, Bridge
 from posekd.codecs import coordinates
 from posekd.codecs.foreign import Drawn
 from posekd.codecs.reordered import bridged_to
 from posekd.data import PoseSource
 from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill import CachedTeacher, FrozenTeacher, Method
-from posekd.distill.teachers import names_of, open_foreign
+from posekd.distill.teachers import Opened, names_of, open_foreign
 from posekd.engine import distributed
 from posekd.engine.networks import build_model, names_in_card
 from posekd.engine.recipes.recipe import Recipe, TeacherSettings
@@ -26,7 +28,7 @@ from posekd.models import PoseModel
 from posekd.models.fold import fold_norms
 from posekd.models.weights import read_card
 from posekd.precision import DTYPES
-from posekd.skeleton import Skeleton
+from posekd.skeleton import Skeleton, skeleton_from_category
 
 
 def teacher_of(recipe: Recipe, skeleton: Skeleton, student: PoseModel) -> FrozenTeacher | None:
@@ -127,10 +129,10 @@ def build_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton)
     """
     dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
     if settings.foreign:
-        foreign, bridge, said = open_foreign(skeleton, settings.elsewhere())
-        if said and distributed.is_main():
-            print(f"the teacher {said}", file=sys.stderr)
-        return FrozenTeacher(foreign, dtype, bridge)
+        opened = open_foreign(settings.elsewhere(), skeleton.num_keypoints)
+        _say(opened)
+        who = f"the teacher {settings.path or settings.factory}"
+        return FrozenTeacher(*_bridged(opened.network, dtype, opened.keypoints, skeleton, who))
     if settings.weights is None:
         raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
     names = names_in_card(settings) or names_of(settings.keypoints)
@@ -139,8 +141,38 @@ def build_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton)
         fold_norms(model, torch.randn(1, 3, *model.spec.size, generator=torch.Generator().manual_seed(0)))
     says_points = model.output == coordinates.NAME and coordinates.NAME not in recipe.method_type.teacher_outputs
     network = Drawn(model) if says_points else model
-    ordered, bridge = bridged_to(network, names, skeleton.keypoints, f"the teacher {model.name}")
-    return FrozenTeacher(ordered, dtype, bridge)
+    return FrozenTeacher(*_bridged(network, dtype, names, skeleton, f"the teacher {model.name}"))
+
+
+def _say(opened: Opened) -> None:
+    if opened.said and distributed.is_main():
+        print(f"the teacher {opened.said}", file=sys.stderr)
+
+
+def _bridged(
+    network: nn.Module, dtype: torch.dtype | None, names: Sequence[str] | None, skeleton: Skeleton, who: str
+) -> tuple[nn.Module, torch.dtype | None, Bridge | None]:
+    """What a `FrozenTeacher` is made of."""
+    ordered, bridge = bridged_to(network, names, skeleton.keypoints, who)
+    return ordered, dtype, bridge
+
+
+def foreign_network(recipe: Recipe) -> tuple[nn.Module, Skeleton]:
+    """A recipe's teacher from elsewhere by itself, with its own keypoints, to predict with.
+
+    Raises:
+        ValueError: the recipe has no such teacher, or nobody tells its keypoints.
+    """
+    settings = recipe.teacher
+    if settings is None or not settings.foreign:
+        own = "it has none" if settings is None else f"{settings.name} is one of posekd: give its weights as the model"
+        raise ValueError(f"a recipe in place of a model means its teacher from elsewhere, and {own}")
+    opened = open_foreign(settings.elsewhere())
+    _say(opened)
+    if opened.keypoints is None:
+        raise ValueError("nobody tells the names of the teacher's keypoints: give them as teacher.keypoints")
+    like = next((name for name, points in KEYPOINT_SETS.items() if points == opened.keypoints), "teacher")
+    return opened.network, skeleton_from_category({"name": like, "keypoints": list(opened.keypoints)})
 
 
 def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:

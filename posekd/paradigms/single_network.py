@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from posekd import geometry, ops
-from posekd.codecs import people as codec
-from posekd.codecs.people import MergedPeople
+from posekd import geometry
+from posekd.codecs import anchored_people, people
+from posekd.codecs.anchored_people import MergedAnchored
+from posekd.codecs.people import STRIDE, MergedPeople
 from posekd.data import ImageAugmentation
 from posekd.inputs import prepare_images, warp
 from posekd.paradigms.base import Paradigm
@@ -23,6 +24,16 @@ from posekd.paradigms.whole_images import MULTIPLE, loader_of_images, resize_mat
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import ImageBatch, InputSpec, Instances, PackedImageBatch
+
+CODECS: dict[str, Any] = {codec.NAME: codec for codec in (people, anchored_people)}
+"""Name of an output -> its codec."""
+
+Maps = MergedPeople | MergedAnchored
+
+
+def codec_of(model: Any) -> Any:
+    """The codec of a network's output; that of points if it does not say."""
+    return CODECS[getattr(model, "output", people.NAME)]
 
 
 @dataclass(frozen=True)
@@ -148,11 +159,11 @@ def input_matrices(image_sizes: Tensor, size: tuple[int, int], letterbox: bool, 
 
 def ask(
     model: nn.Module, images: Tensor, flip_permutation: Sequence[int] | Tensor, settings: SingleNetworkInference
-) -> MergedPeople:
-    """Heatmaps, centres and corners of images, with those of the mirrored images in a flip test.
+) -> Maps:
+    """Heatmaps, and what boxes are made of, of images, with those of the mirrored images in a flip test.
 
     Args:
-        model: gives three maps (`codecs.people`); already in the right mode.
+        model: says what one of `CODECS` reads; already in the right mode.
         images: `[B, 3, H, W]`.
         flip_permutation: K keypoint indices that a mirror exchanges.
         settings: flip test, precision, `top_k`.
@@ -160,31 +171,16 @@ def ask(
     Raises:
         ValueError: the network gives another output.
     """
-    K = len(flip_permutation)
+    codec, K = codec_of(model), len(flip_permutation)
     with autocast(images.device, settings.precision):
         output = model(images)
-    said = codec.final(output, K, settings)
+    said: Maps = codec.final(output, K, settings)
     if not settings.flip_test:
         return said
     with autocast(images.device, settings.precision):
         output = model(images.flip(-1))
-    return codec.average(said, codec.unmirror(codec.final(output, K, settings), flip_permutation))
-
-
-def _at_scale_1(maps: MergedPeople, moves: Tensor, size: tuple[int, int]) -> MergedPeople:
-    """Maps of another scale in the pixels of scale 1's.
-
-    Args:
-        maps: of the other scale.
-        moves: `[B, 2, 3]`, map pixel of that scale to map pixel of scale 1.
-        size: `(height, width)` of scale 1's maps.
-    """
-    heatmaps = ops.crop_warp(maps.heatmaps, geometry.invert_matrices(moves), size)
-
-    def move(corners: Tensor) -> Tensor:
-        return geometry.transform_keypoints(corners.flatten(1, 3), moves).view_as(corners)
-
-    return maps._replace(heatmaps=heatmaps, corners=move(maps.corners), mirrored=move(maps.mirrored))
+    both: Maps = codec.average(said, codec.unmirror(codec.final(output, K, settings), flip_permutation))
+    return both
 
 
 def predict_maps(
@@ -193,7 +189,7 @@ def predict_maps(
     spec: InputSpec,
     flip_permutation: Sequence[int] | Tensor,
     settings: SingleNetworkInference,
-) -> tuple[MergedPeople, Tensor]:
+) -> tuple[Maps, Tensor]:
     """What the network says of images whose resized sizes agree, all views and scales together.
 
     Returns:
@@ -209,24 +205,19 @@ def predict_maps(
     for size in sizes:
         matrices = input_matrices(packed.image_sizes, size, settings.letterbox, settings.square)
         images = warp(packed.pixels, matrices, spec, size, memory_format=layout)
-        parts.append(
-            (ask(model, images, flip_permutation, settings), geometry.heatmap_matrices(matrices, codec.STRIDE))
-        )
+        parts.append((ask(model, images, flip_permutation, settings), geometry.heatmap_matrices(matrices, STRIDE)))
     first = settings.scales.index(1.0) if len(parts) > 1 else 0
     base, to_image = parts[first]
     grid = (base.heatmaps.shape[2], base.heatmaps.shape[3])
     from_image = geometry.invert_matrices(to_image)
+    codec = codec_of(model)
     others = [
-        _at_scale_1(maps, geometry.compose_matrices(from_image, own), grid)
+        codec.move(maps, geometry.compose_matrices(from_image, own), grid)
         for i, (maps, own) in enumerate(parts)
         if i != first
     ]
-    maps = base._replace(
-        heatmaps=torch.stack([base.heatmaps, *(maps.heatmaps for maps in others)]).mean(0),
-        corners=torch.cat([base.corners, *(maps.corners for maps in others)], 1),
-        mirrored=torch.cat([base.mirrored, *(maps.mirrored for maps in others)], 1),
-    )
-    if not bool(torch.isfinite(maps.heatmaps.sum() + maps.centers.sum() + maps.offsets.sum())):
+    maps = codec.together(base, others)
+    if not bool(torch.isfinite(torch.stack([part.sum() for part in maps]).sum())):
         raise FloatingPointError(
             f"the network gives NaN or infinite maps for images {packed.image_ids.tolist()}: check its weights, or "
             "evaluate in fp32"
@@ -238,7 +229,7 @@ def predict_maps(
 
 
 def find_people(
-    model: Any, maps: MergedPeople, to_image: Tensor, packed: PackedImageBatch, settings: SingleNetworkInference
+    model: Any, maps: Maps, to_image: Tensor, packed: PackedImageBatch, settings: SingleNetworkInference
 ) -> Instances:
     """The people in a batch's maps. The numbers of boxes are read on the host, which waits for the device once.
 
@@ -253,6 +244,7 @@ def find_people(
         One person for each box, image by image, by descending score of the box; those without a keypoint have zeros.
         The score is the box's times the mean of the keypoints found.
     """
+    codec = codec_of(model)
     pixel = (to_image[:, 0, 0] * to_image[:, 1, 1] - to_image[:, 0, 1] * to_image[:, 1, 0]).abs()
     boxes, scores, _ = codec.boxes(maps, pixel, settings)
     peaks = codec.peaks_of(maps.heatmaps, settings)
@@ -267,7 +259,7 @@ def find_people(
 
 def _in_boxes(
     model: Any,
-    maps: MergedPeople,
+    maps: Maps,
     peaks: Tensor,
     boxes: Tensor,
     scores: Tensor,
@@ -287,7 +279,7 @@ def _in_boxes(
                 masks: Tensor = model.group(crops)
                 return masks
 
-        found = codec.keypoints(maps.heatmaps, peaks, boxes, scores, image, rounds, group, settings)
+        found = codec_of(model).keypoints(maps.heatmaps, peaks, boxes, scores, image, rounds, group, settings)
     seen = found[..., 2] > 0
     keypoints = geometry.transform_keypoints(found, to_image[image])
     corners = geometry.transform_keypoints(boxes.unflatten(-1, (2, 2)), to_image[image])
@@ -339,7 +331,7 @@ def look(
     boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
     count = packed.outlines.shape[1]
     image = torch.arange(len(packed), device=boxes.device).repeat_interleave(count)
-    peaks, scores = codec.peaks_of(maps.heatmaps, settings), torch.ones_like(boxes[:, 0])
+    peaks, scores = codec_of(model).peaks_of(maps.heatmaps, settings), torch.ones_like(boxes[:, 0])
     found = _in_boxes(model, maps, peaks, boxes, scores, image, count, to_image, packed, settings)
     return replace(found, sample_ids=torch.arange(len(boxes), device=boxes.device))
 
@@ -358,7 +350,7 @@ def prepare(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> ImageBatch:
     """Whole images with keypoints and masks at 1/4 and people's boxes, see `paradigms.base.Prepare`."""
-    return prepare_images(packed, spec, flip_permutation, (codec.STRIDE,), boxes=True, memory_format=memory_format)
+    return prepare_images(packed, spec, flip_permutation, (STRIDE,), boxes=True, memory_format=memory_format)
 
 
 open_loader = loader_of_images(SingleNetworkInference, input_sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,12 @@ from helpers.tiny_training import losses, tiny
 from torch import nn
 
 from posekd.codecs.foreign import Meaning, as_heatmaps, from_simcc, meaning_of
+from posekd.data.loading.teacher_maps import TeacherMaps
 from posekd.distill.convert import from_corners
 from posekd.distill.teachers import OnnxTeacher, input_of, torch_teacher
-from posekd.engine.teachers import build_teacher, teacher_facts
+from posekd.engine.build import open_training_data
+from posekd.engine.teacher_cache import cache_teacher
+from posekd.engine.teachers import build_teacher, open_cache, teacher_facts
 from posekd.engine.train import train
 from posekd.ops import decode_heatmaps
 from posekd.skeleton import COCO
@@ -305,6 +310,22 @@ def test_a_cache_knows_the_file_by_its_content(tmp_path):
 
     assert facts(17) == facts(17)
     assert facts(17)["path"] != facts(18)["path"]
+
+
+@pytest.mark.parametrize("kind", ["simcc", "coordinates", "heatmaps"])
+def test_a_cache_holds_what_it_says(tmp_path, kind):
+    path = file(tmp_path / "t.onnx", kind)
+    made = recipe(tmp_path / "run", {"name": "onnx", "path": path}, train_data={"name": "synthetic", "images": 2})
+    card = cache_teacher(made, tmp_path / "cache", margin=1.0, bits=16)
+    assert card.shape == (K, 16, 16)
+    source = open_training_data(made)
+    assert (
+        len(TeacherMaps(tmp_path / "cache").read(np.arange(len(source.records)), source.records).maps) == card.persons
+    )
+    changed = replace(made, train=replace(made.train, teacher_cache=str(tmp_path / "cache")))
+    assert open_cache(changed, source) is not None
+    with pytest.raises(ValueError, match=r"was made with codec None, the recipe says 'heatmaps'"):
+        open_cache(replace(changed, teacher=replace(made.teacher, codec="heatmaps")), source)
 
 
 @pytest.mark.parametrize("kind", ["coordinates", "regressor", pytest.param("heatmaps", marks=pytest.mark.slow)])

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from helpers.tiny_recipe import tiny_recipe
+from helpers.tiny_recipe import TINY_NET
 from helpers.tiny_training import tiny
 from torch import nn
 
 from posekd.codecs.reordered import Bridged, bridged_to
-from posekd.data import LoaderSettings
 from posekd.distill import FPD, MAPD, DistilPose, DistilPoseSettings, FPDSettings, FrozenTeacher, MAPDSettings
 from posekd.distill.smallerhrnet import SmallerHRNet
 from posekd.engine.teacher_cache import cache_teacher
+from posekd.engine.teachers import build_teacher
 from posekd.engine.train import train
-from posekd.models import create_model
+from posekd.models import create_model, save_weights
 from posekd.ops import decode_heatmaps, render_heatmaps
-from posekd.skeleton import COCO
+from posekd.skeleton import COCO, MPII
 from posekd.structures import CropBatch, ImageBatch, InputSpec
 
 SPEC = InputSpec((64, 64))
@@ -222,15 +223,61 @@ def test_a_teacher_of_another_aspect_ratio_is_refused_before_the_first_step(tmp_
         train(recipe)
 
 
+def test_an_onnx_teacher_of_another_size_is_refused_before_the_first_step(tmp_path):
+    """A file for 64x48 crops, a student of 64x64: both sizes are said, and what to do."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    value, tensor = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    weights = onnx.numpy_helper.from_array(torch.ones(17, 3, 4, 4).numpy(), "weights")
+    node = onnx.helper.make_node("Conv", ["images", "weights"], ["maps"], strides=[4, 4])
+    images, maps = value("images", tensor, ["B", 3, 64, 48]), value("maps", tensor, None)
+    graph = onnx.helper.make_graph([node], "teacher", [images], [maps], [weights])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(made, str(tmp_path / "t.onnx"))
+    given = {"name": "onnx", "path": str(tmp_path / "t.onnx")}
+    recipe = tiny(tmp_path / "run", "-", teacher=given, train__validate_every=0, val_data=None)
+    with pytest.raises(ValueError, match=r"the teacher's input is 64x48 .* and the student's 64x64"):
+        train(recipe)
+
+
+def test_a_teacher_of_no_keypoint_is_refused_before_the_first_step(tmp_path):
+    given = {"name": "torch", "factory": f"{__name__}:peaks", "keypoints": ["snout", "tail", "fin", "gill"]}
+    recipe = tiny(tmp_path, "-", teacher=given, train__validate_every=0, val_data=None)
+    with pytest.raises(ValueError, match=r"knows none of the data's keypoints: it has snout, tail, fin, gill, and the"):
+        train(recipe)
+
+
+def test_a_regression_network_of_posekd_teaches_heatmaps(tmp_path):
+    overrides = {"size": [64, 64], "patch": [4, 4], "width": 8, "dim": 12, "depth": 1, "heads": 2}
+    model = create_model(
+        "distilpose_s", 17, **{k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    )
+    weights = tmp_path / "teacher.safetensors"
+    save_weights(model, weights, {"skeleton": asdict(COCO)})
+    recipe = tiny(tmp_path / "run", "-", teacher={"weights": str(weights)}, train__validate_every=0, val_data=None)
+    taught = build_teacher(recipe, recipe.teacher, COCO)
+    images = torch.randn(1, 3, 64, 64)
+    (maps,) = taught.heatmaps(replace(batch(), images=images), SPEC)
+    assert maps.shape == (1, 17, 16, 16)
+    said = model.eval()(images)
+    x, y = (said.coords[0, 5] * 16).tolist()
+    sigma = said.sigmas[0, 5].clamp_min(1.0)
+    u, v = torch.arange(16.0), torch.arange(16.0)[:, None]
+    expected = torch.exp(-(((u - x) / sigma[0]) ** 2 + ((v - y) / sigma[1]) ** 2) / 2) * said.scores[0, 5].clamp(0, 1)
+    torch.testing.assert_close(maps[0, 5], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_own_weights_that_name_no_keypoints_are_of_the_set_that_is_given(tmp_path):
+    weights = tmp_path / "teacher.safetensors"
+    save_weights(create_model("elpn_v1", 17, **TINY_NET), weights)
+    values = {"name": "elpn_v1", "overrides": TINY_NET, "weights": str(weights), "keypoints": "coco"}
+    recipe = tiny(tmp_path / "run", "-", teacher=values, train__validate_every=0, val_data=None)
+    taught = build_teacher(recipe, recipe.teacher, MPII)
+    assert taught.bridge.names()["pelvis"] == ["left_hip", "right_hip"]
+    assert taught.heatmaps(batch(), SPEC)[0].shape == (2, 16, 16, 16)
+
+
 def tall() -> nn.Module:
     network = Peaks()
     network.spec = InputSpec((64, 48))
     return network
-
-
-def test_own_teachers_without_a_card_take_a_sets_name(tmp_path):
-    """Official weights have no card: `keypoints: coco` says whose they are, and the data may have others."""
-    recipe = tiny_recipe(tmp_path, train_data={"name": "synthetic"}, train__validate_every=0)
-    assert recipe.loader == LoaderSettings(2, workers=0)
-    values = {"name": "hrnet_w32", "weights": "w.pth", "keypoints": "coco"}
-    assert tiny(tmp_path, "-", teacher=values).teacher.keypoints == "coco"

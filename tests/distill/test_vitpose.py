@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers.tiny_recipe import TINY_NET
 from helpers.tiny_training import tiny
 
 from posekd import packages
 from posekd.distill.convert import from_corners
 from posekd.distill.vitpose import ViTPoseTeacher
-from posekd.engine.teachers import build_teacher, teacher_card, teacher_facts
+from posekd.engine.build import build_loader, open_training_data
+from posekd.engine.teacher_cache import cache_teacher
+from posekd.engine.teachers import build_teacher, open_cache, teacher_card, teacher_facts
+from posekd.models import create_model
 from posekd.packages import MissingPackageError
 from posekd.skeleton import COCO, MPII
 from posekd.structures import InputSpec
@@ -24,6 +29,7 @@ NAMES = {i: name.title().replace("Left_", "L_").replace("Right_", "R_") for i, n
 
 
 def save(folder, experts: int = 1, simple: bool = True, **changes) -> str:
+    folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     backbone = transformers.VitPoseBackboneConfig(
         image_size=[64, 64], patch_size=[16, 16], hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -77,6 +83,22 @@ def test_names_and_licence_are_told(vitpose, tmp_path):
     of_others = build_teacher(made, made.teacher, MPII)
     missing = [name for name, known in zip(MPII.keypoints, of_others.covered.tolist(), strict=True) if not known]
     assert missing == ["upper_neck", "head_top"]
+
+
+def test_a_cache_of_it_is_known_by_its_weights(vitpose, tmp_path):
+    data = {"name": "synthetic", "images": 2}
+    made = recipe(tmp_path / "run", vitpose, train_data=data, loader__batch_size=2)
+    card = cache_teacher(made, tmp_path / "cache", margin=1.0, bits=16)
+    source = open_training_data(made)
+    changed = replace(made, train=replace(made.train, teacher_cache=str(tmp_path / "cache")))
+    maps = open_cache(changed, source)
+    assert card.teacher["path"] == teacher_facts(made.teacher)["path"]
+    batch = next(iter(build_loader(changed, source, create_model("elpn_v1", 17, **TINY_NET))))
+    assert batch.teacher.maps.shape[1:] == (17, 16, 16)
+    assert maps.card.keypoints["left_eye"] == ["L_Eye"]
+    other = save(tmp_path / "other", initializer_range=0.2)
+    with pytest.raises(ValueError, match=r"was made with path '\w+', the recipe says '\w+'"):
+        open_cache(replace(changed, teacher=replace(made.teacher, path=other)), source)
 
 
 def test_an_expert_of_a_mixture_is_chosen(tmp_path):

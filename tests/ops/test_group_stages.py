@@ -309,7 +309,7 @@ class TestRefinement:
 
 @pytest.mark.emu
 def test_more_places_than_a_grid_has_rows() -> None:
-    """A warp a place, four a block: places fill the grid's first dimension. The others end at 65535, here at 15."""
+    """A warp a place, four a block, in the grid's first dimension: the others end at 65535 on a device, here at 15."""
     heat, people = torch.rand(1, 1, 4, 4), torch.zeros(1, 61, 1, 4)
     people[0, -1, 0, :3] = torch.tensor([1.0, 1.0, 0.5])
     counts = torch.tensor([61])
