@@ -155,14 +155,15 @@ def _video_of(image: Mapping[str, Any], frame: VideoFrame) -> str:
 
 def _category(data: Any, name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     listed = coco_rules.entries(data, "categories", name)
-    category = coco_rules.with_good_edges(listed[0], name, {}) if listed else {}
+    category = listed[0] if listed else {}
     names = tuple(coco_rules.keypoint_names(category, name))
     missing = [joint for joint in JOINTS if joint not in names]
     if missing:
         raise ValueError(f"{name}: its category lacks the keypoints {missing}: not a file of PoseTrack18")
     if len(set(names)) < len(names):
         raise ValueError(f"{name}: the category's keypoints must be different, got {list(names)}")
-    return names, tuple((a - 1, b - 1) for a, b in category.get("skeleton") or ())
+    drawn = coco_rules.with_good_edges(category, name, {})
+    return names, tuple((a - 1, b - 1) for a, b in drawn.get("skeleton") or ())
 
 
 def _frame(image: Mapping[str, Any], people: tuple[VideoPerson, ...], who: str) -> VideoFrame:

@@ -85,4 +85,5 @@ def test_metadata(installed: Path) -> None:
     out = run(installed, "-c", "import posekd, importlib.metadata as m; print(posekd.__version__, m.version('posekd'))")
     assert len(set(out.split())) == 1
     assert (installed / "posekd" / "py.typed").exists()
+    assert (installed / "posekd" / "deploy" / "web" / "index.html").exists()
     assert not list(installed.glob("**/_posekd_emu*")), "the emulation is for tests only"

@@ -27,7 +27,8 @@ class Verdict:
         found: labelled people and what was found of each.
         by_box: errors relative to the longer side of the box.
         by_pair: errors relative to the distance of two named keypoints; None if none were named.
-        ap: factor on the sigmas -> AP; empty where the data are not scored by AP.
+        ap: factor on the sigmas -> AP; empty where nobody is labelled. Areas are those of the boxes where labels state
+            none (MPII, LSP).
     """
 
     found: Found
@@ -87,13 +88,12 @@ def judge_report(source: PoseSource, report: Report, pair: tuple[str, str] | Non
 
 
 def compare_reports(source: PoseSource, first: Report, second: Report) -> list[Difference]:
-    """The differences of two networks on one dataset, with intervals: AP where the data have it, and PCK by the box."""
+    """The differences of two networks on one dataset, with intervals: AP, and PCK by the box."""
     differences = []
-    if hasattr(source, "coco_ground_truth"):
-        (truth, before), (_, after) = (truth_and_results(source, report.found) for report in (first, second))
-        if len(truth["categories"]) == 1:
-            gain = paired_bootstrap(truth, before, after, source.records.skeleton.sigmas)
-            differences.append(Difference("AP", gain.before, gain.after, gain.low, gain.high))
+    (truth, before), (_, after) = (truth_and_results(source, report.found) for report in (first, second))
+    if len(truth["categories"]) == 1 and truth["annotations"]:
+        gain = paired_bootstrap(truth, before, after, source.records.skeleton.sigmas)
+        differences.append(Difference("AP", gain.before, gain.after, gain.low, gain.high))
     found = [match_people(source, report) for report in (first, second)]
     if found[0] is not None and found[1] is not None:
         differences.append(Difference("PCK@0.1 of the box", *bootstrap_pck(found[0], found[1])))
@@ -196,8 +196,6 @@ def _only(truth: dict[str, Any], keypoint: int) -> dict[str, Any]:
 
 
 def _ap_at(source: PoseSource, report: Report) -> dict[float, float]:
-    if not hasattr(source, "coco_ground_truth"):
-        return {}
     truth, results = truth_and_results(source, report.found)
     sigmas, most = source.records.skeleton.sigmas, truth.get("max_detections", OFFICIAL_MAX_DETECTIONS)
     try:

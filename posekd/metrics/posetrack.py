@@ -141,12 +141,12 @@ def evaluate_posetrack(
 
 def _counted(truth: Frame, found: Frame, sequence: int) -> tuple[Frame, Frame]:
     """Both without what lies in ignored regions, and without people of whom nothing is left."""
-    if (truth.tracks < 0).any():
+    seen = truth.there.any(1)  # of the others nothing is compared
+    if (truth.tracks[seen] < 0).any():
         raise ValueError(f"sequence {sequence}: a labelled person has no track, so nobody can be followed")
-    truth, found = _outside(truth, truth.ignored), _outside(found, truth.ignored)
-    if len(found) and not (truth.heads > 0).all():
+    if len(found) and not (truth.heads[seen] > 0).all():
         raise ValueError(f"sequence {sequence}: a labelled person has no box of the head, in whose size distances are")
-    return truth, found
+    return _outside(truth, truth.ignored), _outside(found, truth.ignored)
 
 
 def _outside(frame: Frame, regions: Sequence[Floats]) -> Frame:

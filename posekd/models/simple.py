@@ -209,5 +209,6 @@ class Simple(HRNetTrunk, PoseModel):
         """
         if self.grouping is None:
             return torch.ones_like(crops)
-        masks: Tensor = self.grouping(crops)
+        # channels last: a sixth less time on a CPU
+        masks: Tensor = self.grouping(crops.contiguous(memory_format=torch.channels_last))
         return masks

@@ -233,7 +233,7 @@ class Tracker:
         The score of the box is the track's times the mean of the keypoints', so that it fades from frame to frame.
         """
         scores = person.keypoints[..., 2]
-        mean = scores.sum(1) / (scores > 0).sum(1).clamp(min=1)
+        mean = (scores.clamp(min=0).sum(1) / (scores > 0).sum(1).clamp(min=1)).clamp(max=1)
         box_score = (track.box_score * mean).to(person.box_scores)
         person = replace(
             person,

@@ -13,6 +13,7 @@ from helpers.tiny_recipe import tiny_recipe
 from PIL import Image
 
 from posekd.cli import main
+from posekd.cli.frontier import _default
 from posekd.engine import frontier
 from posekd.engine.frontier import Point, best_of
 from posekd.engine.recipes.recipe import recipe_to_dict
@@ -65,6 +66,17 @@ def test_killed_and_started_again_it_goes_on(recipe, tmp_path, capsys, monkeypat
         assert row["score"] == card["metrics"]["AP"]
         assert row["score_name"] == "AP"
     assert Image.open(out / "frontier.png").size[0] > 500
+
+
+def test_without_vary_half_the_width_and_twice_the_width_and_one_block(tmp_path):
+    student = {"name": "elpn_v1", "overrides": {"width": 12, "blocks": 3}}
+    recipe = tiny_recipe(tmp_path, student=student, train_data=PEOPLE, train__validate_every=0)
+    assert _default(recipe) == {"width": [6, 12, 24], "blocks": [1, 3]}
+    other = tiny_recipe(
+        tmp_path, student={"name": "elpn_v1", "overrides": {"width": 1}}, train_data=PEOPLE, train__validate_every=0
+    )
+    with pytest.raises(ValueError, match="elpn_v1 has no width to vary: say what with --vary"):
+        _default(other)
 
 
 def point(name, score, milliseconds):

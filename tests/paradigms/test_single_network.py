@@ -205,6 +205,11 @@ def test_training_boxes_are_hulls_of_turned_outlines():
     assert batch.boxes[0, 0].tolist() == pytest.approx([54.0, 44.0, 74.0, 84.0], abs=1e-3)
     assert not batch.boxes[0, 1].any()
     assert batch.keypoints[0].shape == (1, 2, 17, 3)
+    packed.rotations[:] = 0.0
+    packed.centers[:, 0] += 60.0  # the bar is cut by the input's left side: what is inside stays
+    assert prepare(packed, oracle.spec, COCO.flip).boxes[0, 0].tolist() == pytest.approx([0.0, 54.0, 24.0, 74.0])
+    packed.centers[:, 0] += 24.5
+    assert not prepare(packed, oracle.spec, COCO.flip).boxes[0, 0].any()  # wholly outside
 
 
 def test_a_real_network_goes_through():

@@ -14,9 +14,13 @@ from posekd.data.outlines import hull_box, outline_of
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco import KeepImages, clip_box
+from posekd.data.sources.detections import read_detections
 from posekd.data.sources.people import image_sizes
 from posekd.posetrack_json import Video, VideoFrame, VideoPerson, read_videos
 from posekd.skeleton import POSETRACK, Skeleton, skeleton_from_category
+
+PERSON = 1
+"""The category of people in PoseTrack18's files."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,22 @@ class PoseTrackSettings:
     Attributes:
         images: folder that the files' names are relative to (they begin with `images/`).
         annotations: a video's JSON file, or the folder of a split (`annotations/val`).
+        detections: a detector's result file (HRNet format: a list of `image_id`, `category_id` 1, `bbox`, `score`) to
+            take boxes from, instead of the labels, for networks that crop boxes.
+        detection_threshold: detections with a lower score are left out.
         compat: reproduce the official evaluator's habits in the scores, see `metrics.posetrack`.
         on_missing_image: "refuse", or "skip" frames whose file is not there, with a counted warning: nobody is then
             labelled there either.
         keep_images: which frames to keep: those with a "labelled" person, those that are "annotated" at all
             (`is_labeled`), or "all". None is what the network needs: top-down the labelled ones, others the annotated
-            ones for training and all for evaluation.
+            ones for training and all for evaluation. With `detections` all are kept.
         apply_orientation: turn images as their EXIF tags say.
     """
 
     images: str
     annotations: str
+    detections: str | None = None
+    detection_threshold: float = 0.0
     compat: bool = False
     on_missing_image: Literal["refuse", "skip"] = "refuse"
     keep_images: KeepImages | None = None
@@ -71,12 +80,17 @@ class PoseTrackVideos:
         absent = set(missing_files(paths, settings.annotations, settings.on_missing_image))
         self.videos = _without(videos, {f.image_id for f, path in zip(frames, paths, strict=True) if path in absent})
         self.compat, self._orientation = settings.compat, settings.apply_orientation
-        kept = chosen_frames(self.videos, settings.keep_images or "labelled")
+        by_detector = settings.detections is not None
+        kept = chosen_frames(self.videos, "all" if by_detector else settings.keep_images or "labelled")
         if not any(kept):
             raise ValueError(f"{settings.annotations}: {_why_none(settings, len(frames), len(absent))}")
         self._files = [str(folder / frame.file_name) for frames in kept for frame in frames]
         sizes = _sizes([frame for frames in kept for frame in frames], self._files, settings.apply_orientation)
         self.records = video_records(self.videos, kept, sizes, settings.annotations)
+        if settings.detections is not None:
+            self.records = with_detections(
+                self.records, Path(settings.detections), settings.detection_threshold, settings.annotations
+            )
 
     def load_image(self, row: int, reduction: int = 1) -> np.ndarray:
         """Decodes frame `row`, a JPEG smaller if asked for, and checks its stated size: uint8 RGB `[H, W, 3]`."""
@@ -179,6 +193,32 @@ def video_records(
         ignored=_ignored(frames, entries, name),
         metrics=("posetrack",),
         videos=np.repeat(np.arange(len(kept)), [len(group) for group in kept]),
+    )
+
+
+def with_detections(records: PoseRecords, file: Path, threshold: float, listed: str) -> PoseRecords:
+    """The records with a detector's boxes, of which nothing is labelled, in place of the labelled people.
+
+    Args:
+        records: with all images.
+        file: the detector's file.
+        threshold: see `read_detections`.
+        listed: the label file, for messages.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_detections`.
+    """
+    rows = {image_id: row for row, image_id in enumerate(records.image_ids.tolist())}
+    found = sorted(read_detections(file, rows, (PERSON,), threshold, listed), key=lambda d: rows[d.image_id])
+    boxes = np.array([d.box for d in found], np.float32).reshape(-1, 4)
+    return replace(
+        records,
+        image_rows=np.array([rows[d.image_id] for d in found], np.int64),
+        keypoints=np.zeros((len(found), *records.keypoints.shape[1:]), np.float32),
+        boxes=boxes,
+        box_scores=np.array([d.score for d in found], np.float32),
+        sample_ids=np.array([d.row for d in found], np.int64),
+        outlines=None,
     )
 
 

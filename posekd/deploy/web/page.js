@@ -63,7 +63,7 @@ function find() {
     }
     const took = performance.now() - start;
     draw();
-    const where = box ? "in the box" : "in the whole image: drag a box around a person to look there alone";
+    const where = box ? "in the box" : "in the whole image (drag a box to look there alone)";
     say(`${name}, ${shown.width} × ${shown.height}, ${took.toFixed(0)} ms, ${where}.`, "done");
   });
   return running;

@@ -61,12 +61,20 @@ def score_videos(labels: Sequence[Video], found: Sequence[Video], compat: bool) 
     """Scores predictions; their frames are found by the ids of images, whatever the files are called.
 
     Raises:
-        NotScoredError: nobody is labelled.
+        NotScoredError: nobody is labelled, or somebody has no box of the head or no track.
         ValueError: a labelled frame that the predictions do not list.
     """
     labelled = [video for video in labels if any(has_labels(p) for frame in video.frames for p in frame.people)]
     if not labelled:
         raise NotScoredError("no labels")
+    people = [p for video in labelled for frame in video.frames for p in frame.people if has_labels(p)]
+    for what, absent in (
+        ("box of the head, in whose size distances are", [p.id for p in people if p.head is None]),
+        ("track_id, so nobody can be followed", [p.id for p in people if p.track == NO_TRACK]),
+    ):
+        if absent:
+            whom = f"{len(absent)} of {len(people)} labelled people (the first is annotation {absent[0]})"
+            raise NotScoredError(f"{whom} have no {what}")
     given = {frame.image_id: (video, frame) for video in found for frame in video.frames}
     pairs = [(video, _matching(video, given)) for video in labelled]
     truth, predictions = ([frames_of(video) for video in side] for side in zip(*pairs, strict=True))

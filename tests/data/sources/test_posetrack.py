@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from helpers.posetrack_folder import NAMES, person, video, write_folder
@@ -110,6 +111,48 @@ def test_the_real_files(real_data: Path, tmp_path):
             np.testing.assert_allclose(a["bbox_head"], b["bbox_head"], atol=6e-4)
 
 
+def test_boxes_of_a_detector(tmp_path):
+    """All frames are kept, in whatever order the detector lists them; labels stay for the scores."""
+    found = [
+        {"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 30.0, 40.0], "score": s}
+        for i, s in ((12, 0.9), (2, 0.5), (2, 0.1))
+    ]
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps(found))
+    source = opened(tmp_path, detections=str(file), detection_threshold=0.2)
+    records = source.records
+    assert records.image_ids.tolist() == [1, 2, 3, 11, 12]
+    assert records.image_rows.tolist() == [1, 4]
+    assert records.sample_ids.tolist() == [1, 0]
+    np.testing.assert_allclose(records.box_scores, [0.5, 0.9])
+    assert not records.keypoints.any()
+    assert sum(len(frame.people) for video in source.videos for frame in video.frames) == 5
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match="detection 0 must have image_id"):
+        opened(tmp_path, detections=str(file))
+
+
+@pytest.mark.data
+def test_masks_are_those_of_the_dataset(real_data: Path):
+    """PoseTrack18 also has its ignored regions as pictures (JPEGs): the polygons cover the same pixels."""
+    folder = real_data / "posetrack18"
+    source = PoseTrackVideos(PoseTrackSettings(str(folder), str(folder / "annotations" / "val")))
+    for row in range(3):
+        mask = decode_mask(source.records.ignored, row, (1080, 1920))
+        assert mask is not None
+        theirs = cv2.imread(source.image_name(row).replace("/images/", "/mask/"), cv2.IMREAD_GRAYSCALE) > 127
+        assert (theirs & (mask > 0)).sum() / (theirs | (mask > 0)).sum() > 0.99
+
+
+@pytest.mark.data
+def test_a_real_detector_file(real_data: Path):
+    """MMPose's boxes of the three frames."""
+    folder = real_data / "posetrack18"
+    detections = str(folder / "annotations" / "test_posetrack18_human_detections.json")
+    source = PoseTrackVideos(PoseTrackSettings(str(folder), str(folder / "annotations" / "val"), detections))
+    assert len(source.records) == len(json.loads(Path(detections).read_text()))
+
+
 # ---- What is refused -------------------------------------------------------------------------------------------
 
 
@@ -173,3 +216,37 @@ def test_a_split_without_labels(tmp_path):
     assert opened(tmp_path, videos, keep_images="all").records.num_images == 3
     with pytest.raises(ValueError, match="none of its 3 frames has what keep_images: labelled asks for"):
         opened(tmp_path, videos)
+
+
+JUNK = [None, "", "x", [], {}, [None], [[]], -1, 0.5, True, 1e300, float("nan"), 10**30, {"a": 1}]
+
+
+def places(value, path=()):
+    """Paths to everything in a file's content, of long lists to the beginning."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, below in items:
+        yield (*path, key)
+        yield from places(below, (*path, key))
+
+
+def test_a_file_that_is_damaged_anywhere_is_read_or_refused_in_a_sentence(tmp_path):
+    rng = np.random.default_rng(0)
+    content = video(
+        "a", [[person(1, 0)], []], ignore_regions_x=[[0, 9, 9]], ignore_regions_y=[[0, 0, 9]], width=100, height=80
+    )
+    labels = write_folder(tmp_path, {"a": content})
+    everywhere = list(places(content))
+    refused = 0
+    for _ in range(200):
+        damaged = json.loads(json.dumps(content))
+        *way, last = everywhere[rng.integers(len(everywhere))]
+        place = damaged
+        for key in way:
+            place = place[key]
+        place[last] = JUNK[rng.integers(len(JUNK))]
+        (labels / "a.json").write_text(json.dumps(damaged))
+        try:
+            PoseTrackVideos(PoseTrackSettings(str(tmp_path), str(labels), keep_images="all"))
+        except (ValueError, FileNotFoundError):
+            refused += 1
+    assert 50 < refused < 200

@@ -166,6 +166,20 @@ class TestFiles:
             METRIC.score(source, nobody)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox_head": None}, r"1 of 2 labelled people \(the first is annotation 11\) have no box of the head"),
+        ({"track_id": -1}, r"1 of 2 labelled people \(the first is annotation 11\) have no track_id"),
+    ],
+)
+def test_labels_that_tracking_cannot_be_scored_by(tmp_path, change, message):
+    labels = write_folder(tmp_path, {"a": video("a", [[person(1, 0), {**person(1, 1), **change}]])}, pictures=False)
+    truth = read_videos(labels)
+    with pytest.raises(NotScoredError, match=message):
+        score_videos(truth, truth, False)
+
+
 # ---- By the command --------------------------------------------------------------------------------------------
 
 
