@@ -15,6 +15,7 @@ from posekd.distill.people_boxes import Matched, find_and_match, match_boxes, pe
 from posekd.distill.people_detection import offset_loss
 from posekd.distill.simple import identity_adapter
 from posekd.inputs import warp
+from posekd.skeleton import COCO
 from posekd.structures import ImageBatch
 
 
