@@ -237,10 +237,17 @@ void bind_crop_warp(py::module_& module) {
 
 void bind_roi_align(py::module_& module) {
   const auto define = [&](const char* name, Entry<posekd::RoiAlign>::Cpu cpu, Entry<posekd::RoiAlign>::Cuda cuda) {
-    module.def(name, [cpu, cuda](const TensorView& maps, const TensorView& boxes, const TensorView& crops,
-                                 double spatial_scale, int sampling_ratio, bool aligned, int threads) {
-      run(maps, posekd::RoiAlign{maps, boxes, crops, spatial_scale, sampling_ratio, aligned}, threads, cpu, cuda);
-    });
+    module.def(
+        name,
+        [cpu, cuda](const TensorView& maps, const TensorView& boxes, const TensorView& crops, double spatial_scale,
+                    int sampling_ratio, bool aligned, int threads, const TensorView& scratch,
+                    const TensorView& turned) {
+          const posekd::RoiAlign args{maps,    boxes,   crops,   spatial_scale, sampling_ratio,
+                                      aligned, nullptr, scratch, turned};
+          run(maps, args, threads, cpu, cuda);
+        },
+        py::arg("maps"), py::arg("boxes"), py::arg("crops"), py::arg("spatial_scale"), py::arg("sampling_ratio"),
+        py::arg("aligned"), py::arg("threads"), py::arg("scratch") = py::none(), py::arg("turned") = py::none());
   };
   define("roi_align_forward", POSEKD_ENTRIES(roi_align_forward));
   define("roi_align_backward", POSEKD_ENTRIES(roi_align_backward));
@@ -296,12 +303,14 @@ void bind_oks(py::module_& module) {
     const py::gil_scoped_release unlocked;
     posekd::oks({a, b, areas_a, areas_b, sigmas.data(), similarity}, threads);
   });
-  module.def("oks_nms", [](const TensorView& keypoints, const TensorView& scores, const TensorView& areas,
-                           const std::vector<double>& sigmas, double threshold, bool soft, const TensorView& kept,
-                           const TensorView& count) {
-    const py::gil_scoped_release unlocked;
-    posekd::oks_nms({keypoints, scores, areas, sigmas.data(), threshold, soft, kept, count});
-  });
+  module.def("oks_nms",
+             [](const TensorView& keypoints, const TensorView& scores, const TensorView& areas,
+                const std::vector<double>& sigmas, double threshold, bool soft, const TensorView& kept,
+                const TensorView& count, const TensorView& bits, const TensorView& order, const TensorView& counter) {
+               const posekd::OksNms args{keypoints, scores, areas, sigmas.data(), threshold, soft,
+                                         kept,      count,  bits,  order,         counter};
+               run(keypoints, args, 1, POSEKD_ENTRIES(oks_nms));
+             });
 }
 
 py::dict build_info() {

@@ -98,6 +98,14 @@ inline bool has_clusters(const CudaContext& context) {
   return major >= 9;
 }
 
+// The most shared memory that a block may ask for, in bytes.
+inline size_t largest_shared(const CudaContext& context) {
+  int bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, context.device),
+             "cudaDeviceGetAttribute");
+  return static_cast<size_t>(bytes);
+}
+
 }  // namespace posekd
 #endif
 

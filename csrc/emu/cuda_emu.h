@@ -247,5 +247,6 @@ void launch_clusters(const CudaContext&, void (*kernel)(Params...), dim3 grid, d
 }
 
 inline bool has_clusters(const CudaContext&) { return true; }
+inline size_t largest_shared(const CudaContext&) { return 227 * 1024; }
 
 }  // namespace posekd

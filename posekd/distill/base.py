@@ -152,6 +152,8 @@ class Method(nn.Module):
         teacher_paradigm: class attribute, the paradigm of its teachers.
         teacher_outputs: class attribute, the outputs that its teachers may have.
         taught: class attribute, whether it learns from a teacher.
+        fixed_shapes: class attribute, whether the shapes of a batch, without its `pixels`, fix those of all that it
+            computes, and no value is looked at: then a CUDA graph can hold its step.
     """
 
     paradigm: ClassVar[str] = "top_down"
@@ -159,6 +161,7 @@ class Method(nn.Module):
     teacher_paradigm: ClassVar[str] = "top_down"
     teacher_outputs: ClassVar[tuple[str, ...]] = ("heatmaps",)
     taught: ClassVar[bool] = True
+    fixed_shapes: ClassVar[bool] = True
     student: nn.Module
     teacher: FrozenTeacher | None
 

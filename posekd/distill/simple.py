@@ -107,6 +107,7 @@ class Simple(Method):
 
     paradigm = "single_network"
     outputs = tuple(DETECTION)
+    fixed_shapes = False  # crops as many people as there are, and looks at their boxes
 
     def __init__(
         self, student: nn.Module, teacher: FrozenTeacher | None = None, settings: SimpleSettings | None = None

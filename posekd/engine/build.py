@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from posekd.engine.recipes.recipe import Recipe, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
 from posekd.engine.teachers import kind_of, open_cache, teacher_card, teacher_of
 from posekd.engine.training.ema import Ema
+from posekd.engine.training.graph import CapturedSteps
 from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.training.step import Learner
@@ -115,11 +117,28 @@ def _to_channels_last(method: Method, sharded: bool) -> None:  # FSDP takes cont
         method.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _compile(method: Method, which: str) -> None:
-    if which in ("student", "both"):
-        method.student.compile()
+def _compile(method: Method, which: str, regions: bool) -> None:
+    networks = [method.student] if which in ("student", "both") else []
     if which in ("teacher", "both") and method.teacher is not None:
-        method.teacher.model.compile()
+        networks.append(method.teacher.model)
+    for network in networks:
+        for part in repeated_blocks(network) if regions else (network,):
+            part.compile()
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The outermost modules of which a network has three or more of one class: what is compiled for one serves all."""
+    counts = Counter(type(module) for module in network.modules())
+
+    def below(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            ours = type(child).__module__.split(".")[0] not in ("torch", "torchvision")
+            if ours and counts[type(child)] >= 3 and any(True for _ in child.children()):
+                yield child
+            else:
+                yield from below(child)
+
+    return list(below(network)) or [network]
 
 
 def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learner:
@@ -127,16 +146,37 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
     loop = recipe.train
     # copied before compilation, because a copy would share the compiled code
     ema = Ema(method.student, loop.ema_decay) if loop.ema_decay is not None else None
-    _compile(method, loop.compile)
-    return Learner(
+    _compile(method, loop.compile, loop.compile_regions)
+    if loop.graph:
+        _check_graph(recipe, device)
+    learner = Learner(
         method=method,
-        optimizer=make_optimizer(method.parameters(), recipe.optim),
+        optimizer=make_optimizer(method.parameters(), recipe.optim, capturable=loop.graph),
         scaler=torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16"),
         precision=loop.precision,
         clip_norm=recipe.optim.clip_norm,
         ema=ema,
         max_skips=loop.max_skips,
     )
+    if loop.graph:
+        learner.captured = CapturedSteps(learner)
+    return learner
+
+
+def _check_graph(recipe: Recipe, device: torch.device) -> None:
+    """Refuses what a CUDA graph cannot hold. On the CPU the step runs as it is, so that a recipe can be tried there."""
+    why = None
+    if distributed.world() > 1:
+        why = f"works in one process, and there are {distributed.world()}"
+    elif recipe.train.shard_teacher:
+        why = "cannot hold a teacher that is spread over processes (train.shard_teacher)"
+    elif recipe.teacher is not None and recipe.teacher.name == "onnx" and recipe.method_type.taught:
+        why = f"cannot hold the teacher {recipe.teacher.path}, which ONNX Runtime runs: write a cache of it first"
+        why = None if recipe.train.teacher_cache is not None else why
+    elif device.type not in ("cpu", "cuda"):
+        why = f"needs a CUDA device, and this is {device}"
+    if why is not None:
+        raise ValueError(f"train.graph {why}; or set it to false")
 
 
 def open_training_data(recipe: Recipe) -> PoseSource:

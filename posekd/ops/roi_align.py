@@ -12,6 +12,7 @@ from posekd.ops import checks, library
 from posekd.ops.reference import roi_align as definition
 
 MAX_SAMPLING_RATIO = 1024
+MANY_SMALL = 64  # bins of a crop up to which a GPU's backward kernel may want its gradient channels last
 FEW_BOXES = 64  # up to here Python reads them faster than tensor operations do
 _NUMBERS = "int height, int width, float spatial_scale, int sampling_ratio, bool aligned"
 
@@ -67,6 +68,13 @@ def _backward_supports(upstream: Tensor, boxes: Tensor, size: Sequence[int], *re
     return supports(size, upstream.dtype, boxes, height, width)
 
 
+def _tables(like: Tensor, boxes: Tensor, height: int, width: int) -> Tensor | None:
+    """Where a GPU's kernels write down the pixels that each box reads (csrc/roi_align/roi_align.h, `scratch`)."""
+    if not library.on_device(like):
+        return None
+    return like.new_empty((boxes.shape[0] * (8 * (height + width) + 1),), dtype=torch.int32)
+
+
 def _forward_kernel(
     maps: Tensor, boxes: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool
 ) -> Tensor:
@@ -74,7 +82,8 @@ def _forward_kernel(
     boxes, pixels = coordinates(maps, boxes), height * width
     R, C = boxes.shape[0], maps.shape[1]
     crops = maps.new_empty_strided((R, C, height, width), (C * pixels, pixels, width, 1))
-    library.core().roi_align_forward(maps.contiguous(), boxes, crops, scale, ratio, aligned, library.threads())
+    scratch = _tables(maps, boxes, height, width)
+    library.core().roi_align_forward(maps.contiguous(), boxes, crops, scale, ratio, aligned, library.threads(), scratch)
     return crops
 
 
@@ -94,15 +103,13 @@ def _backward_kernel(
 ) -> Tensor:
     N, C, H, W = size
     gradient = upstream.new_empty_strided((N, C, H, W), (C * H * W, H * W, W, 1))
+    height, width = upstream.shape[2:]
+    turn = library.on_device(upstream) and height * width <= MANY_SMALL
+    turned = upstream.new_empty(upstream.shape) if turn else None
     library.core().roi_align_backward(
-        gradient,
-        coordinates(upstream, boxes),
-        upstream.contiguous(),
-        scale,
-        ratio,
-        aligned,
-        library.threads(),
-    )
+        gradient, coordinates(upstream, boxes), upstream.contiguous(), scale, ratio, aligned, library.threads(),
+        _tables(upstream, boxes, height, width), turned,
+    )  # fmt: skip
     return gradient
 
 

@@ -50,14 +50,13 @@ def _backward_kernel(
     pull_upstream: Tensor, push_upstream: Tensor, pull_slope: Tensor, push_slope: Tensor, keypoints: Tensor,
     tags: Tensor,
 ) -> Tensor:  # fmt: skip
-    allocate = (
-        torch.zeros_like if library.on_device(tags) else torch.empty_like
-    )  # the CPU kernel fills with zeros itself
-    gradient = allocate(tags, memory_format=torch.contiguous_format)
+    gradient = torch.empty_like(tags, memory_format=torch.contiguous_format)
+    if not library.on_device(tags):  # whose kernel takes any stride, which the gradient of a sum has
+        pull_upstream, push_upstream = pull_upstream.contiguous(), push_upstream.contiguous()
+    wide = pull_slope.dtype
     library.core().tag_loss_backward(
         library.dense(keypoints, torch.float32), pull_slope.contiguous(), push_slope.contiguous(),
-        library.dense(pull_upstream, pull_slope.dtype), library.dense(push_upstream, pull_slope.dtype), gradient,
-        library.threads(),
+        pull_upstream.to(wide), push_upstream.to(wide), gradient, library.threads(),
     )  # fmt: skip
     return gradient
 
