@@ -18,6 +18,7 @@ from posekd.names import match
 from posekd.packages import open_session
 from posekd.skeleton import Skeleton
 from posekd.structures import Instances
+from posekd.tracking import Look
 
 
 class OnnxFinder:
@@ -52,6 +53,10 @@ class OnnxFinder:
         self.batch_size = batch_size
         self.settings = self.facts.settings
         self._find = FINDERS[self.facts.paradigm.crops_boxes]
+        self.look: Look | None = self._look if self.crops_boxes else None
+
+    def _look(self, image: np.ndarray, boxes: np.ndarray) -> Instances:
+        return self.find_in(self.pack([image], [Boxes.of(boxes)]))
 
     def pack(self, images: Sequence[np.ndarray], boxes: Sequence[Boxes] | None) -> PoseSource:
         """See `Finder`; the graph itself does the rest."""
