@@ -225,10 +225,10 @@ void bind_decode_heatmaps(py::module_& module) {
 
 void bind_crop_warp(py::module_& module) {
   module.def("crop_warp", [](const TensorView& images, const TensorView& offsets, const TensorView& shapes,
-                             const TensorView& matrices, const TensorView& image_index, const TensorView& out,
-                             const std::vector<double>& scale, const std::vector<double>& shift, bool channels_last,
-                             bool fresh, int threads) {
-    posekd::CropWarp args{images, offsets, shapes, matrices, image_index, out};
+                             const TensorView& matrices, const TensorView& image_index, const TensorView& color,
+                             const TensorView& out, const std::vector<double>& scale, const std::vector<double>& shift,
+                             bool channels_last, bool fresh, int threads) {
+    posekd::CropWarp args{images, offsets, shapes, matrices, image_index, color, out};
     args.set_normalisation(scale.data(), shift.data(), scale.size());
     args.bytes = offsets.present, args.channels_last = channels_last, args.fresh = fresh;
     run(out, args, threads, POSEKD_ENTRIES(crop_warp));
@@ -359,6 +359,7 @@ PYBIND11_MODULE(_posekd_emu, module) {
       .value("reverse", posekd::emu::Order::reverse)
       .value("shuffled", posekd::emu::Order::shuffled);
   module.def("set_order", &posekd::emu::set_order, py::arg("order"), py::arg("seed") = 0);
+  module.def("set_grid_rows", &posekd::emu::set_grid_rows, py::arg("largest") = 65535);
   module.def("selftest_sum", &posekd::selftest_sum);
   module.def("selftest_divergent", &posekd::selftest_divergent);
   module.def("selftest_cluster", &posekd::selftest_cluster);

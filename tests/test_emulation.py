@@ -52,6 +52,12 @@ def test_a_divergent_barrier_is_reported_with_its_line(order: str, kind: int, me
     assert (sum_in(order, with_barrier=True) == 95 * 96 / 2).all()  # and the next launch is unharmed
 
 
+def test_a_grid_of_too_many_rows_is_refused() -> None:
+    with emulation.grid_rows(0), pytest.raises(RuntimeError, match="the grid exceeds"):
+        sum_in("forward", with_barrier=True)
+    assert (sum_in("forward", with_barrier=True) == 95 * 96 / 2).all()
+
+
 def cluster_sums(order: str, kind: int = 0) -> torch.Tensor:
     module = emulation.load()
     module.set_order(getattr(module.Order, order), seed=1)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,17 +74,22 @@ def run_arm(recipe: Recipe, validation: PoseSource) -> dict[str, Any]:
     if done.is_file():
         found: dict[str, Any] = json.loads(done.read_text())
         return found
+    processor = time.process_time()
     seconds = train_timed(recipe)
+    processor = time.process_time() - processor
     model = load_model(folder / "last.safetensors")
     report = evaluate(model, validation, recipe.inference, loader=recipe.loader, results_file=folder / "people.json")
+    numbers = report.numbers()
     assert report.main is not None
+    assert numbers is not None
     profile = profile_model(model)
     result = {
-        **{name: round(value, 4) for name, value in report.main.numbers.items()},
+        **{name: round(value, 4) for name, value in numbers.items()},
         "persons": len(report.main.result.people),
         "parameters": profile.params,
         "macs": profile.macs,
         "seconds": round(seconds, 1),
+        "processor_seconds": round(processor, 1),  # of the last attempt
     }
     write_atomically(done, json.dumps(result, indent=2) + "\n")
     return result
@@ -142,13 +149,21 @@ def report(experiment: Experiment, results: dict[str, Any]) -> None:
     console.print(results["verdict"], highlight=False)
 
 
-def main(experiment: Experiment, description: str | None, argv: Sequence[str] | None = None) -> int:
+def main(
+    experiment: Experiment,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    deadline: float = math.inf,
+    facts: Mapping[str, Any] | None = None,
+) -> int:
     """Runs all arms of all seeds, seed by seed, and writes `results.json` after each; a killed run goes on.
 
     Args:
         experiment: the arms.
         description: for `--help`.
         argv: the words of the command line; recipe keys for all arms may be among them.
+        deadline: of `time.monotonic()`, after which no other arm begins; started again, the rest follows.
+        facts: further entries of `results.json`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(experiment.out), help="folder of runs and results")
@@ -170,9 +185,15 @@ def main(experiment: Experiment, description: str | None, argv: Sequence[str] | 
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "posekd": posekd.__version__,
+        "comparisons": {},
+        "verdict": "nothing is trained yet",
+        **(facts or {}),
     }
     for seed, done in results["seeds"].items():
         for arm in wanted:
+            if time.monotonic() > deadline and not (options.out / f"seed{seed}" / arm / "result.json").is_file():
+                print(f"seed {seed}, {arm}: no time is left; start again to go on")
+                continue
             done[arm] = run_arm(recipe_of(experiment, arm, int(seed), options.out, overrides), validation)
             results["comparisons"] = compare(experiment, options.out, list(results["seeds"]), truth)
             results["verdict"] = verdict(experiment, results)

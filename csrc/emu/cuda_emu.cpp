@@ -33,7 +33,7 @@ struct Copy {
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  char* stack = nullptr;
   State state = State::ready;
   uint3 index;
   uint3 block;          // blockIdx
@@ -67,6 +67,8 @@ struct Scheduler {
 };
 
 Order order = Order::forward;
+unsigned grid_rows = 65535;  // the largest second and third dimension of a grid
+std::vector<std::unique_ptr<char[]>> stacks;  // of the fibers; kept, because fresh memory for each launch is slow
 std::mt19937 shuffler;
 Scheduler* scheduler = nullptr;
 
@@ -102,7 +104,7 @@ void resume(Fiber& fiber) {
   block_index = fiber.block;
   fiber.state = State::ready;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&scheduler->main_fake_stack, fiber.stack.get(), kStackBytes);
+  __sanitizer_start_switch_fiber(&scheduler->main_fake_stack, fiber.stack, kStackBytes);
 #endif
   swapcontext(&scheduler->main, &fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
@@ -190,7 +192,7 @@ void report_deadlock(const std::vector<Fiber>& fibers) {
 
 void start(Fiber& fiber) {
   getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_sp = fiber.stack;
   fiber.context.uc_stack.ss_size = kStackBytes;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, fiber_main, 0);
@@ -236,6 +238,8 @@ void set_order(Order new_order, unsigned seed) {
   shuffler.seed(seed);
 }
 
+void set_grid_rows(unsigned largest) { grid_rows = largest; }
+
 void* dynamic_shared() { return scheduler->shared[scheduler->current->rank].data(); }
 
 unsigned lane() { return scheduler->current->linear % 32; }
@@ -280,7 +284,7 @@ void run(const std::function<void()>& thread, dim3 grid, dim3 block, size_t shar
     throw std::runtime_error("posekd emulation: a block of " + std::to_string(threads) + " threads cannot be launched");
   if (shared_bytes > 227 * 1024)
     throw std::runtime_error("posekd emulation: " + std::to_string(shared_bytes) + " bytes of shared memory");
-  if (grid.y > 65535 || grid.z > 65535 || grid.x > INT_MAX)
+  if (grid.y > grid_rows || grid.z > grid_rows || grid.x > INT_MAX)
     throw std::runtime_error("posekd emulation: the grid exceeds CUDA's limits");
   if (cluster == 0 || cluster > 8 || grid.x % cluster != 0)
     throw std::runtime_error("posekd emulation: " + std::to_string(grid.x) + " blocks in clusters of " +
@@ -297,7 +301,8 @@ void run(const std::function<void()>& thread, dim3 grid, dim3 block, size_t shar
     fiber.linear = linear;
     fiber.rank = static_cast<unsigned>(i / threads);
     fiber.index = {linear % block.x, linear / block.x % block.y, linear / block.x / block.y};
-    fiber.stack.reset(new char[kStackBytes]);
+    if (i == stacks.size()) stacks.emplace_back(new char[kStackBytes]);
+    fiber.stack = stacks[i].get();
   }
   scheduler = &local;
   block_dim = block;

@@ -56,6 +56,8 @@ extern uint3 thread_index, block_index;
 extern dim3 block_dim, grid_dim;
 
 void set_order(Order order, unsigned seed);
+// The largest second and third dimension of a grid: a device's 65535, or less, for tests that must reach it.
+void set_grid_rows(unsigned largest);
 void* dynamic_shared();
 
 // Waits until every thread of the block (warp: of `mask`) waits at this line. Throws on divergence.

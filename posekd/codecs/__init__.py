@@ -4,9 +4,9 @@ A codec reads and checks an output (`read`, for training), merges the maps of on
 of the mirrored view (`unmirror`), averages both views (`average`) and turns the maps into keypoints (`decode`).
 """
 
-from posekd.codecs import coordinates, heatmaps, people, tagged_heatmaps
+from posekd.codecs import anchored_people, coordinates, heatmaps, people, tagged_heatmaps
 
-CODECS = {codec.NAME: codec for codec in (coordinates, heatmaps, people, tagged_heatmaps)}
+CODECS = {codec.NAME: codec for codec in (anchored_people, coordinates, heatmaps, people, tagged_heatmaps)}
 """Name of an output -> its codec, a module of plain functions."""
 
-__all__ = ["CODECS", "coordinates", "heatmaps", "people", "tagged_heatmaps"]
+__all__ = ["CODECS", "anchored_people", "coordinates", "heatmaps", "people", "tagged_heatmaps"]

@@ -18,7 +18,9 @@ from posekd.codecs import heatmaps
 NAME = "people"
 STRIDE = 4  # input pixels per map pixel
 CROP = (64, 48)  # (height, width) of the heatmaps inside a box: those of a top-down network that sees 256 x 192
+MAX_BOXES = 32  # that training looks at
 PADDING = geometry.PADDING  # by which these boxes are larger than people's, as top-down crops are
+_FLOOR = 1e-4  # of heatmap values whose logarithm is taken
 PEAK_WINDOW = 5  # side, in map pixels, of the window in which a keypoint's peak is the highest value
 
 Grouper = Callable[[Tensor], Tensor]
@@ -79,6 +81,9 @@ class PeopleSettings(Protocol):
     @property
     def complete(self) -> bool: ...  # noqa: D102
 
+    @property
+    def decode(self) -> str: ...  # noqa: D102
+
 
 def read(output: Any, num_keypoints: int | None = None) -> PeopleMaps:
     """The maps of a network that gives three.
@@ -96,8 +101,8 @@ def read(output: Any, num_keypoints: int | None = None) -> PeopleMaps:
     fits = len(parts) == 3 and all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in parts)
     if fits and K is None:
         K = parts[0].shape[1]
-    sizes = {(maps.shape[0], *maps.shape[2:]) for maps in parts} if fits else set()
-    if not fits or [maps.shape[1] for maps in parts] != [K, 3, 6] or len(sizes) != 1:
+    sizes = [(maps.shape[0], *maps.shape[2:]) for maps in parts] if fits else []
+    if not fits or [maps.shape[1] for maps in parts] != [K, 3, 6] or any(size != sizes[0] for size in sizes):
         raise ValueError(
             f"a network that finds people gives heatmaps [B, {'K' if K is None else K}, h, w], points [B, 3, h, w] and "
             f"offsets [B, 6, h, w]; this one gives {', '.join(map(str, shapes)) or 'nothing'}"
@@ -133,16 +138,21 @@ def unmirror(maps: MergedPeople, order: Tensor | Sequence[int]) -> MergedPeople:
         maps: of the mirrored images.
         order: K keypoint indices that a mirror exchanges.
     """
-    height, width = maps.heatmaps.shape[-2:]
-    last = width - 1 / STRIDE  # input pixel X of W becomes W - 1 - X
+    last = maps.heatmaps.shape[-1] - 1 / STRIDE  # input pixel X of W becomes W - 1 - X
     x, rest = maps.corners[..., :1], maps.corners[..., 1:]
     return MergedPeople(
-        heatmaps.unmirror(maps.heatmaps, order, (height * STRIDE, width * STRIDE), _SHIFTED),
+        unmirror_heatmaps(maps.heatmaps, order),
         maps.centers.flip(-1),
         torch.cat((1 - 1 / STRIDE - maps.offsets[:, :1], maps.offsets[:, 1:]), 1).flip(-1),
         maps.corners[:, :0],
         torch.cat((last - x, rest), -1),
     )
+
+
+def unmirror_heatmaps(maps: Tensor, order: Tensor | Sequence[int]) -> Tensor:
+    """Heatmaps `[B, K, h, w]` of mirrored images, see `unmirror`."""
+    height, width = maps.shape[-2:]
+    return heatmaps.unmirror(maps, order, (height * STRIDE, width * STRIDE), _SHIFTED)
 
 
 class _Shifted:
@@ -165,6 +175,35 @@ def average(maps: MergedPeople, mirrored: MergedPeople) -> MergedPeople:
     )
 
 
+def move(maps: MergedPeople, moves: Tensor, size: tuple[int, int]) -> MergedPeople:
+    """Maps of another scale in the pixels of scale 1's; centres, which are those of scale 1, stay as they are.
+
+    Args:
+        maps: of the other scale.
+        moves: `[B, 2, 3]`, map pixel of that scale to map pixel of scale 1.
+        size: `(height, width)` of scale 1's maps.
+    """
+
+    def moved(corners: Tensor) -> Tensor:
+        return geometry.transform_keypoints(corners.flatten(1, 3), moves).view_as(corners)
+
+    return maps._replace(
+        heatmaps=ops.crop_warp(maps.heatmaps, geometry.invert_matrices(moves), size),
+        corners=moved(maps.corners),
+        mirrored=moved(maps.mirrored),
+    )
+
+
+def together(base: MergedPeople, others: Sequence[MergedPeople]) -> MergedPeople:
+    """Maps of several scales in pixels of the first's: the mean of the heatmaps, all corners, the first's centres."""
+    parts = (base, *others)
+    return base._replace(
+        heatmaps=torch.stack([maps.heatmaps for maps in parts]).mean(0),
+        corners=torch.cat([maps.corners for maps in parts], 1),
+        mirrored=torch.cat([maps.mirrored for maps in parts], 1),
+    )
+
+
 # ---- Boxes -----------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +223,11 @@ def boxes(maps: MergedPeople, areas_scale: Tensor, settings: PeopleSettings) -> 
         mirrored=maps.mirrored.shape[1],
         max_boxes=settings.max_boxes,
     )
+
+
+def found(said: PeopleMaps, areas_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes of one view, for training: see `ops.decode_boxes`."""
+    return ops.decode_boxes(said.points, said.offsets, areas_scale, max_boxes=MAX_BOXES)
 
 
 def crop_matrices(boxes: Tensor, size: tuple[int, int] = CROP) -> Tensor:
@@ -249,6 +293,7 @@ def keypoints(
     rounds: int,
     group: Grouper,
     settings: PeopleSettings,
+    used_rounds: Tensor | None = None,
 ) -> Tensor:
     """The keypoints of the people in boxes, without waiting for the device.
 
@@ -266,10 +311,11 @@ def keypoints(
         rounds: how often the losers choose again; as often as an image has boxes is nearly always enough, and whoever
             is then still in dispute goes without.
         group: the network's second half.
-        settings: `complete` and `keypoint_threshold`.
+        settings: `complete`, `decode` and `keypoint_threshold`.
+        used_rounds: int64 scalar, where only so many of the rounds shall count (for exporters).
 
     Returns:
-        float32 `[R, K, 3]` (x, y in map pixels, moved a quarter towards the higher neighbour; the product as score);
+        float32 `[R, K, 3]` (x, y in map pixels, moved inside the peak's pixel as `decode` says; the product as score);
         zeros where there is none.
     """
     matrices = crop_matrices(boxes)
@@ -279,9 +325,11 @@ def keypoints(
     in_crop = geometry.transform_keypoints(own[..., :2].flatten(1, 2), inverse).unflatten(1, own.shape[1:3])
     masks = group(crops).float()
     shares, inside = masks_at(masks, in_crop)
-    choice, score = _shared_out(own[..., 2] * shares * inside, shares, scores, images, maps.shape[0], rounds)
+    choice, score = _shared_out(
+        own[..., 2] * shares * inside, shares, scores, images, maps.shape[0], rounds, used_rounds
+    )
     points = own[..., :2].gather(2, choice[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    points = points + _quarter(maps, points, images)
+    points = points + _step(maps, points, images, settings.decode)
     found = torch.where((score > 0)[..., None], torch.cat((points, score[..., None]), -1), 0.0)
     if not settings.complete:
         return found
@@ -291,13 +339,19 @@ def keypoints(
 
 
 def _shared_out(
-    values: Tensor, shares: Tensor, scores: Tensor, images: Tensor, num_images: int, rounds: int
+    values: Tensor,
+    shares: Tensor,
+    scores: Tensor,
+    images: Tensor,
+    num_images: int,
+    rounds: int,
+    used_rounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which peak each person takes for each keypoint, `[R, K]`, and its value there, 0 for none."""
     R, K, P = values.shape
     rows = torch.arange(R, device=values.device)[:, None].expand(R, K)
     joint = (images[:, None] * K + torch.arange(K, device=values.device)) * P
-    for last in [False] * rounds + [True]:
+    for played in range(rounds + 1):
         best, choice = values.max(2)
         wanted = best > 0
         peak = (joint + choice).flatten()
@@ -307,14 +361,19 @@ def _shared_out(
         first = rows.new_full((num_images * K * P,), R)
         first = first.scatter_reduce(0, peak, torch.where(strong, rows, R).flatten(), "amin")
         wins = strong & (first[peak].view(R, K) == rows)
-        if last:
+        if played == rounds:
             return choice, torch.where(wins, best, 0.0)
-        values = values.scatter(2, choice[..., None], torch.where(wins | ~wanted, best, 0.0)[..., None])
+        left = values.scatter(2, choice[..., None], torch.where(wins | ~wanted, best, 0.0)[..., None])
+        values = left if used_rounds is None else torch.where(used_rounds > played, left, values)
     raise AssertionError("the last round returns")
 
 
-def _quarter(maps: Tensor, points: Tensor, images: Tensor) -> Tensor:
-    """HRNet's quarter pixel towards the higher neighbour at whole pixels `[R, K, 2]`, as in `ops.decode_heatmaps`."""
+def _step(maps: Tensor, points: Tensor, images: Tensor, decode: str) -> Tensor:
+    """From whole pixels `[R, K, 2]` to the top between them.
+
+    `quarter` is HRNet's quarter pixel towards the higher neighbour, as in `ops.decode_heatmaps`; `gaussian` the top of
+    the Gaussian through the values of three neighbours, each way, at most half a pixel away.
+    """
     _, K, height, width = maps.shape
     x, y = points.long().unbind(-1)
     flat = maps.flatten()
@@ -323,6 +382,14 @@ def _quarter(maps: Tensor, points: Tensor, images: Tensor) -> Tensor:
     def at(dx: int, dy: int) -> Tensor:
         return flat[base + (y + dy).clamp(0, height - 1) * width + (x + dx).clamp(0, width - 1)]
 
-    inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
-    shift = torch.stack((torch.sign(at(1, 0) - at(-1, 0)), torch.sign(at(0, 1) - at(0, -1))), -1)
-    return 0.25 * shift * inside[..., None]
+    def sides(dx: int, dy: int) -> Tensor:
+        before, after = at(-dx, -dy), at(dx, dy)
+        if decode == "quarter":
+            return 0.25 * torch.sign(after - before)
+        low, top, high = (value.clamp(min=_FLOOR).log() for value in (before, at(0, 0), after))
+        bend = low - 2 * top + high  # 0 in a plateau
+        return (0.5 * (low - high) / bend.clamp(max=-_FLOOR)).clamp(-0.5, 0.5)
+
+    border = 1 if decode == "quarter" else 0  # HRNet leaves out one pixel more than the neighbours need
+    inside = (x > border) & (x < width - 1) & (y > border) & (y < height - 1)
+    return torch.stack((sides(1, 0), sides(0, 1)), -1) * inside[..., None]

@@ -18,6 +18,7 @@ from posekd import geometry, ops
 
 NAME = "tagged_heatmaps"
 STRIDES = (4, 2)  # input pixels per pixel of the coarse and of the fine maps
+DERIVES = False  # maps of several people do not tell whose left and right hip belong together
 
 
 class TaggedHeatmaps(NamedTuple):
@@ -25,25 +26,25 @@ class TaggedHeatmaps(NamedTuple):
 
     Attributes:
         coarse: heatmaps `[B, K, h, w]`.
-        fine: heatmaps `[B, K, h', w']`.
+        fine: heatmaps `[B, K, h', w']`; None from a network of one resolution.
         tags: `[B, K, h, w]`.
     """
 
     coarse: Tensor
-    fine: Tensor
+    fine: Tensor | None
     tags: Tensor
 
     @property
     def heatmaps(self) -> list[Tensor]:
-        """The heatmaps of both resolutions, coarse first."""
-        return [self.coarse, self.fine]
+        """The heatmaps of all resolutions, coarse first."""
+        return [self.coarse] if self.fine is None else [self.coarse, self.fine]
 
 
 class MergedMaps(NamedTuple):
     """The maps that inference uses, at the finest resolution.
 
     Attributes:
-        heatmaps: float32 `[B, K, h', w']`, the mean of both resolutions.
+        heatmaps: float32 `[B, K, h', w']`, the mean of all resolutions.
         tags: float32 `[B, K, h', w']`, one or (with the mirrored image's) two.
     """
 
@@ -74,24 +75,29 @@ class GroupingSettings(Protocol):
 
 
 def read(output: Any, num_keypoints: int | None = None) -> TaggedHeatmaps:
-    """The heatmaps and tags of a network with two outputs.
+    """The heatmaps and tags of a network.
 
     Args:
-        output: what the network returned: `[B, 2 K, h, w]` (heatmaps, then tags) and `[B, K, h', w']`.
-        num_keypoints: K; that of the second output if None.
+        output: what the network returned: `[B, 2 K, h, w]` (heatmaps, then tags) and, unless it has one resolution
+            only, `[B, K, h', w']`.
+        num_keypoints: K; that of the output if None.
 
     Raises:
         ValueError: another kind of output, or another number of keypoints.
     """
-    two = isinstance(output, (list, tuple)) and len(output) == 2
-    if not two or not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in output):
+    parts = list(output) if isinstance(output, (list, tuple)) else [output]
+    fits = len(parts) in (1, 2) and all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in parts)
+    K = num_keypoints
+    if fits and K is None:
+        K = parts[1].shape[1] if len(parts) == 2 else parts[0].shape[1] // 2
+    if not fits or (len(parts) == 1 and parts[0].shape[1] != 2 * (K or 0)):
         raise ValueError(
-            "a bottom-up network gives two outputs, [B, 2 K, h, w] and [B, K, h', w']; this one gives "
-            f"{_described(output)}"
+            f"a bottom-up network gives [B, {2 * K if K else '2 K'}, h, w] and perhaps [B, {K or 'K'}, h', w']; "
+            f"this one gives {_described(output)}"
         )
-    coarse, fine = output
-    K = fine.shape[1] if num_keypoints is None else num_keypoints
-    if (coarse.shape[1], fine.shape[1]) != (2 * K, K):
+    assert K is not None
+    coarse, fine = parts[0], parts[1] if len(parts) == 2 else None
+    if fine is not None and (coarse.shape[1], fine.shape[1]) != (2 * K, K):
         raise ValueError(
             f"the network has {fine.shape[1]} heatmaps and {coarse.shape[1]} coarse maps, the dataset {K} keypoints: "
             f"{2 * K} and {K} were expected"
@@ -108,16 +114,26 @@ def _described(output: Any) -> str:
 def reorder(output: Any, order: Tensor) -> list[Tensor]:
     """The output of a network whose keypoints stand in another order: keypoint k is its `order[k]`."""
     said = read(output)
-    return [torch.cat((said.coarse[:, order], said.tags[:, order]), 1), said.fine[:, order]]
+    coarse = torch.cat((said.coarse[:, order], said.tags[:, order]), 1)
+    return [coarse] if said.fine is None else [coarse, said.fine[:, order]]
+
+
+def bridged(output: Any, order: Tensor, covered: Tensor, midway: Tensor, couples: Tensor) -> list[Tensor]:
+    """The maps of another set of keypoints, see `codecs.heatmaps.bridged`; there are no midpoints here."""
+    coarse, fine = reorder(output, order)
+    return [torch.where(covered.repeat(2)[:, None, None], coarse, 0), torch.where(covered[:, None, None], fine, 0)]
 
 
 def final(output: Any, num_keypoints: int) -> MergedMaps:
-    """The maps that inference uses: the coarse ones enlarged, heatmaps averaged over both resolutions.
+    """The maps that inference uses: the coarse ones enlarged, heatmaps averaged over all resolutions.
 
     Raises:
         ValueError: see `read`.
     """
-    K, fine = num_keypoints, read(output, num_keypoints).fine
+    K, said = num_keypoints, read(output, num_keypoints)
+    if said.fine is None:
+        return MergedMaps(said.coarse.float(), [said.tags.float()])
+    fine = said.fine
     enlarged = enlarge(output[0].float(), (fine.shape[2], fine.shape[3]))  # heatmaps and tags in one pass
     return MergedMaps((enlarged[:, :K] + fine.float()) * 0.5, [enlarged[:, K:]])
 

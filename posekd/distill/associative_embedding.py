@@ -56,7 +56,7 @@ class AssociativeEmbedding(Method):
     """HigherHRNet's loss.
 
     Args:
-        student: the network that is trained; gives `[B, 2 K, h, w]` and `[B, K, h', w']`.
+        student: the network that is trained; gives `[B, 2 K, h, w]` and perhaps `[B, K, h', w']`.
         teacher: accepted, so that all methods are built alike, and never run.
         settings: see `AssociativeEmbeddingSettings`.
     """
@@ -80,11 +80,11 @@ class AssociativeEmbedding(Method):
         targets = label_heatmaps(said.heatmaps, batch, self.settings)
         terms = [
             heatmap_terms(s, None, g, mask, labels=1.0, teacher_weight=0.0)
-            for s, g, mask in zip(said.heatmaps, targets, batch.masks, strict=True)
+            for s, g, mask in zip(said.heatmaps, targets, batch.masks, strict=False)  # perhaps the coarse ones alone
         ]
-        loss = terms[0][0] + terms[1][0]
+        loss, value, _ = (torch.stack(parts).sum() for parts in zip(*terms, strict=True))
         return {
-            **name_terms(loss, {"labels": terms[0][1] + terms[1][1]}),
+            **name_terms(loss, {"labels": value}),
             **tag_terms(said.tags, batch, self.settings, 1.0),
         }
 
@@ -94,9 +94,9 @@ class AssociativeEmbedding(Method):
 
 
 def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: AssociativeEmbeddingSettings) -> list[Tensor]:
-    """The label heatmaps of both resolutions, of all people of an image: `[B, K, h, w]` each."""
+    """The label heatmaps of each resolution, of all people of an image: `[B, K, h, w]` each."""
     targets = []
-    for maps, keypoints in zip(heatmaps, batch.keypoints, strict=True):
+    for maps, keypoints in zip(heatmaps, batch.keypoints, strict=False):  # perhaps the coarse ones alone
         size = (maps.shape[2], maps.shape[3])
         if settings.kind == "exact":  # the parser takes a pixel's middle, so a keypoint lies half a pixel before it
             keypoints = torch.cat((keypoints[..., :2] - 0.5, keypoints[..., 2:]), -1)
@@ -105,7 +105,14 @@ def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: Associat
 
 
 def heatmap_terms(
-    student: Tensor, teacher: Tensor | None, target: Tensor, mask: Tensor, *, labels: float, teacher_weight: float
+    student: Tensor,
+    teacher: Tensor | None,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    labels: float,
+    teacher_weight: float,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted masked mean-squared errors of one resolution, from one pass over it.
 
@@ -116,6 +123,7 @@ def heatmap_terms(
         mask: bool `[B, h, w]`.
         labels: weight of `mean m (s - g)^2`.
         teacher_weight: weight of `mean m (s - t)^2`.
+        known: `[B, K]`, 0 for keypoints that are left out of that mean's sum; None if none are.
 
     Returns:
         The sum, differentiable, and its two terms, detached.
@@ -123,7 +131,14 @@ def heatmap_terms(
     total = labels + teacher_weight
     # the kernel halves its means, and its two weights are alpha and 1 - alpha
     loss, (from_teacher, _, from_labels) = distill_loss(
-        student, teacher, target, mask=mask, alpha=teacher_weight / total, beta=0.0, return_terms=True
+        student,
+        teacher,
+        target,
+        mask=mask,
+        teacher_weight=known,
+        alpha=teacher_weight / total,
+        beta=0.0,
+        return_terms=True,
     )
     return cast(Tensor, 2 * total * loss), 2 * labels * from_labels, 2 * teacher_weight * from_teacher
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from posekd import geometry, ops
 from posekd.codecs import people
+from posekd.codecs.anchored_people import AnchoredMaps, overlaps
 from posekd.codecs.people import PeopleMaps
 from posekd.structures import ImageBatch
 
@@ -63,12 +64,7 @@ def match_boxes(found: Tensor, scores: Tensor, labels: Tensor, most: int) -> tup
     Returns:
         person of each box, int64 `[B, N]`; whether the box is taken, bool `[B, N]`; persons without one, bool `[B, P]`.
     """
-    low = torch.maximum(found[:, :, None, :2], labels[:, None, :, :2])
-    high = torch.minimum(found[:, :, None, 2:], labels[:, None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1) for boxes in (found, labels)]
-    overlap = shared / (areas[0][:, :, None] + areas[1][:, None] - shared).clamp(min=1e-6)
-    best, person = torch.where(there(labels)[:, None], overlap, 0.0).max(2)
+    best, person = torch.where(there(labels)[:, None], overlaps(found, labels), 0.0).max(2)
     taken = (scores > 0) & (best >= MATCH)
     taken = taken & (taken.cumsum(1) <= most)
     has_one = torch.zeros_like(labels[..., 0], dtype=torch.int64).scatter_add(1, person, taken.long()) > 0
@@ -76,7 +72,7 @@ def match_boxes(found: Tensor, scores: Tensor, labels: Tensor, most: int) -> tup
 
 
 @torch.no_grad()
-def find_and_match(said: PeopleMaps, batch: ImageBatch, most: int) -> Matched:
+def find_and_match(said: PeopleMaps | AnchoredMaps, batch: ImageBatch, most: int, codec: Any = people) -> Matched:
     """The student's own boxes of people, and label boxes of the people it has not found.
 
     How many there are is read on the host, which waits for the device.
@@ -85,11 +81,12 @@ def find_and_match(said: PeopleMaps, batch: ImageBatch, most: int) -> Matched:
         said: the student's maps.
         batch: with people's boxes.
         most: boxes of either kind taken of an image.
+        codec: of these maps.
     """
     labels = map_boxes(batch)
     to_image = geometry.heatmap_matrices(batch.matrices, people.STRIDE)
     pixel = (to_image[:, 0, 0] * to_image[:, 1, 1] - to_image[:, 0, 1] * to_image[:, 1, 0]).abs()
-    found, scores, _ = ops.decode_boxes(said.points, said.offsets, pixel)
+    found, scores, _ = codec.found(said, pixel)
     person, taken, alone = match_boxes(found, scores, labels, most)
     alone = alone & (alone.cumsum(1) <= most)
     image, place = torch.cat((taken, alone), 1).nonzero().unbind(1)

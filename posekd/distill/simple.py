@@ -3,7 +3,7 @@
 First stage, with heatmaps H, label heatmaps G, and the points of people's boxes:
 
     L = L_pose + alpha L_det + L_group                     L_pose = 1/K sum_k ||H_k - G_k||^2      (Equation 8)
-    L_det = focal losses of corners and centres + smooth L1 of their offsets                      (CenterNet's)
+    L_det = focal losses of corners and centres + smooth L1 of their offsets        (CenterNet's; `people_detection`)
 
 The norm sums over pixels and the mean is over the batch: with alpha = 1 a mean over pixels, some 1e-3, would vanish
 beside focal losses of order 1. From epoch `mimic_from` on, for the N boxes that the student itself has found (Section
@@ -21,21 +21,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posekd import geometry
-from posekd.codecs import heatmaps, people
+from posekd.codecs import CODECS, heatmaps, people
+from posekd.codecs.anchored_people import AnchoredMaps
 from posekd.codecs.people import PeopleMaps
 from posekd.distill.associative_embedding import heatmap_terms
 from posekd.distill.base import FrozenTeacher, Method, name_terms
 from posekd.distill.features import FeatureMimic
-from posekd.distill.people_boxes import Matched, find_and_match, map_boxes, peaks_to_keep, there
+from posekd.distill.people_boxes import Matched, find_and_match, peaks_to_keep
+from posekd.distill.people_detection import DETECTION
 from posekd.inputs import warp
-from posekd.ops import center_focal_loss, mimic_loss, render_heatmaps, roi_align
+from posekd.ops import mimic_loss, render_heatmaps, roi_align
 from posekd.structures import ImageBatch
 
 Mimic = Literal["none", "labels", "features", "teacher", "both"]
@@ -96,7 +97,7 @@ class Simple(Method):
     """SIMPLE's losses of both stages.
 
     Args:
-        student: gives the maps of `codecs.people`, and has `group`.
+        student: gives what `codecs.people` or `codecs.anchored_people` reads, and has `group`.
         teacher: a top-down network; needed where `settings.mimic` asks one.
         settings: see `SimpleSettings`.
 
@@ -105,7 +106,8 @@ class Simple(Method):
     """
 
     paradigm = "single_network"
-    outputs = ("people",)
+    outputs = tuple(DETECTION)
+    fixed_shapes = False  # crops as many people as there are, and looks at their boxes
 
     def __init__(
         self, student: nn.Module, teacher: FrozenTeacher | None = None, settings: SimpleSettings | None = None
@@ -118,6 +120,9 @@ class Simple(Method):
             )
         super().__init__(student, teacher)
         self.settings, self.epoch = settings, 0
+        output = getattr(student, "output", people.NAME)
+        self.codec: Any = CODECS[output]
+        self.detection, self.detection_names = DETECTION[output]
         K = cast(int, student.num_keypoints)
         both = settings.mimic == "both"
         self.adapters = nn.ModuleDict(
@@ -139,19 +144,16 @@ class Simple(Method):
         return self.settings.mimic != "none" and self.epoch + 1 >= self.settings.mimic_from
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """`{"pose", "points", "offsets", "grouping"}` and, in the second stage, what is mimicked; each weighted."""
+        """`{"pose", "grouping"}`, those of detection and, in the second stage, what is mimicked; each weighted."""
         settings = self.settings
-        said = people.read(self.student(batch.images))
+        said = self.codec.read(self.student(batch.images))
         terms = self._pose(said.heatmaps, batch)
         if settings.alpha > 0:
-            boxes = map_boxes(batch)
-            counts = torch.full((len(batch),), boxes.shape[1], device=boxes.device)
-            focal = center_focal_loss(said.points, boxes, counts, batch.masks[0], radius=settings.radius)
-            terms["points"] = settings.alpha * cast(Tensor, focal)
-            terms["offsets"] = settings.alpha * offset_loss(said.offsets.float(), boxes)
+            found = self.detection(said, batch, settings.radius)
+            terms |= {name: settings.alpha * term for name, term in found.items()}
         idle: list[nn.Module] = []
         if settings.grouping > 0 or self.mimicking:
-            matched = find_and_match(said, batch, settings.boxes_per_image)
+            matched = find_and_match(said, batch, settings.boxes_per_image, self.codec)
             if settings.grouping > 0:
                 terms["grouping"] = self._grouping(said, batch, matched)
                 if not len(matched.images):
@@ -168,9 +170,14 @@ class Simple(Method):
     def weights(self) -> dict[str, float]:
         """The factor of each term, of both stages."""
         s = self.settings
-        own = {"pose": 1.0, "points": s.alpha, "offsets": s.alpha, "grouping": s.grouping}
+        own = {"pose": 1.0, **dict.fromkeys(self.detection_names, s.alpha), "grouping": s.grouping}
         mimicked = [*self.adapters, *(["features"] if self.features is not None else [])]
         return {**own, **{f"mimic_{name}": s.beta for name in mimicked}}
+
+    @classmethod
+    def why_not_partial(cls, settings: SimpleSettings) -> str | None:
+        """See `Method.why_not_partial`: the heatmaps always learn from labels."""
+        return None
 
     def _pose(self, maps: Tensor, batch: ImageBatch) -> dict[str, Tensor]:
         """Equation 8: squares summed over the pixels, their mean over keypoints and batch, outside crowds."""
@@ -181,7 +188,7 @@ class Simple(Method):
         )
         return name_terms(loss, {"pose": value})
 
-    def _grouping(self, said: PeopleMaps, batch: ImageBatch, matched: Matched) -> Tensor:
+    def _grouping(self, said: PeopleMaps | AnchoredMaps, batch: ImageBatch, matched: Matched) -> Tensor:
         """What the masks of all boxes miss, in units of `_pose`: Gaussians at the peaks that are to be reserved."""
         settings, maps = self.settings, said.heatmaps.detach()
         if not len(matched.images):
@@ -196,7 +203,7 @@ class Simple(Method):
         squares = ((masks - target) ** 2).sum((2, 3))
         return settings.grouping * torch.where(labelled, squares, 0.0).mean()
 
-    def _mimic(self, said: PeopleMaps, batch: ImageBatch, matched: Matched) -> dict[str, Tensor]:
+    def _mimic(self, said: PeopleMaps | AnchoredMaps, batch: ImageBatch, matched: Matched) -> dict[str, Tensor]:
         """Algorithm 1 for the boxes that the student has found."""
         N, settings = matched.found, self.settings
         names = [*self.adapters, *(["features"] if self.features is not None else [])]
@@ -213,7 +220,8 @@ class Simple(Method):
         for name, adapter in self.adapters.items():
             if name == "teacher":
                 target = cast(Tensor, taught)
-                weight = target.new_ones(target.shape[:2])
+                assert self.teacher is not None
+                weight = self.teacher.known(target.new_ones(target.shape[:2]))
             else:
                 persons = batch.keypoints[0][images, matched.persons[:N]]
                 inside = geometry.transform_keypoints(persons, geometry.invert_matrices(matrices))
@@ -240,7 +248,9 @@ class Simple(Method):
         spec = self.teacher.spec
         to_input = geometry.heatmap_matrices(matrices, 1 / people.STRIDE) * people.STRIDE
         pixels = replace(batch.pixels, index=batch.pixels.index[images])
-        crops = warp(pixels, geometry.compose_matrices(batch.matrices[images], to_input), spec, spec.size)
+        color = None if batch.colors is None else batch.colors[images]  # the teacher sees the student's colours
+        moves = geometry.compose_matrices(batch.matrices[images], to_input)
+        crops = warp(pixels, moves, spec, spec.size, color=color)
         asked = heatmaps.read(self.teacher.outputs(crops, spec))[-1].float()
         if tuple(asked.shape[2:]) != _quarter(spec.size):
             raise ValueError(f"the teacher's heatmaps are {tuple(asked.shape)}, a quarter of {spec.size} was expected")
@@ -257,25 +267,6 @@ def identity_adapter(num_keypoints: int) -> nn.Conv2d:
     nn.init.dirac_(adapter.weight)
     nn.init.zeros_(cast(Tensor, adapter.bias))
     return adapter
-
-
-def offset_loss(offsets: Tensor, boxes: Tensor) -> Tensor:
-    """CenterNet's: smooth L1 between offsets and where corners and centres lie in their pixels, a mean over people.
-
-    Args:
-        offsets: `[B, 6, h, w]`.
-        boxes: `[B, P, 4]` in map pixels.
-    """
-    height, width = offsets.shape[2:]
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    points = torch.stack((x1, y1, x2, y2, (x1 + x2) / 2, (y1 + y2) / 2), 1)  # [B, 6, P]
-    whole = points.floor()
-    column = whole[:, 0::2].clamp(0, width - 1).long()
-    row = whole[:, 1::2].clamp(0, height - 1).long()
-    pixel = (row * width + column).repeat_interleave(2, 1)
-    misses = F.smooth_l1_loss(offsets.flatten(2).gather(2, pixel), points - whole, reduction="none")
-    some = there(boxes)
-    return torch.where(some[:, None], misses, 0.0).sum() / (some.sum() + 1e-4)
 
 
 def no_gradient(modules: Iterable[nn.Module]) -> Tensor | float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from posekd.files import nearest
-from posekd.models import deeppose, distilpose, hourglass, pyranet, simple, tokenpose
+from posekd.models import deeppose, distilpose, hourglass, pyranet, simple, simple_tags, tokenpose
 from posekd.models.base import ModelConfig, PoseModel
 from posekd.models.elpn import ELPN_V1, ELPN_V2, TABLE_4, TABLE_5
 from posekd.models.higherhrnet import (
@@ -50,6 +50,7 @@ MODELS: dict[str, ModelConfig] = {
     **pyranet.NAMED,
     **tokenpose.NAMED,
     **simple.NAMED,
+    **simple_tags.NAMED,
     **distilpose.NAMED,
     "deeppose_r50": deeppose.DEEPPOSE_R50,
 }
@@ -62,6 +63,7 @@ _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     pyranet.PyraNet.family: (pyranet.PyraNetConfig, pyranet.PyraNet),
     tokenpose.TokenPose.family: (tokenpose.TokenPoseConfig, tokenpose.TokenPose),
     simple.Simple.family: (simple.SimpleConfig, simple.Simple),
+    simple_tags.SimpleTags.family: (simple_tags.SimpleTagsConfig, simple_tags.SimpleTags),
     distilpose.DistilPose.family: (distilpose.DistilPoseConfig, distilpose.DistilPose),
     deeppose.DeepPose.family: (deeppose.DeepPoseConfig, deeppose.DeepPose),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,21 +61,21 @@ def _supports(student: Tensor, teacher: Tensor | None, target: Tensor | None, *r
 
 def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = _accumulate_dtype(student)
-    rows = student.shape[0] * student.shape[1]
-    contiguous = torch.contiguous_format
+    B, K, H, W = student.shape
+    rows = B * K
     return (
         student.new_empty_strided((), (), dtype=wide),  # quicker than new_empty, which asks for a memory format
         student.new_empty_strided((3,), (1,), dtype=wide),
         student.new_empty_strided((rows, 5), (5, 1), dtype=wide),
-        torch.empty_like(student, memory_format=contiguous) if keep_gradient else student.new_empty((0,)),
+        student.new_empty_strided((B, K, H, W), (K * H * W, H * W, W, 1)) if keep_gradient else student.new_empty((0,)),
     )
 
 
 def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
-    keep_gradient = args[12]
+    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = args
     loss, terms, stats, gradient = _forward_outputs(args[0], keep_gradient)
     kept = library.core().distill_loss_forward(
-        *_contiguous(*args[:7]), *args[7:12],
+        *_contiguous(*tensors), alpha, beta, temperature, sigma, kind,
         loss, terms, stats, gradient if keep_gradient else None, library.counter(loss), library.threads(),
     )  # fmt: skip
     return loss, terms, stats, gradient if kept or not keep_gradient else gradient.new_empty((0,))
@@ -178,32 +177,20 @@ def _check(
         raise ValueError("labels were given twice: pass either target (heatmaps) or keypoints, not both")
     if teacher is None and target is None and keypoints is None:
         raise ValueError("nothing to learn from: pass teacher, target, keypoints, or a teacher with one of the others")
+    maps, points, check = student.shape, (B, K), checks.check_beside
     if teacher is not None:
-        _check_beside("teacher", teacher, "B K H W", student.shape, student)
+        check("teacher", teacher, "B K H W", maps, student, "student")
     if target is not None:
-        _check_beside("target", target, "B K H W", student.shape, student)
+        check("target", target, "B K H W", maps, student, "student")
     if keypoints is not None:
-        _check_beside("keypoints", keypoints, "B K 3", (B, K, 3), student)
+        check("keypoints", keypoints, "B K 3", (B, K, 3), student, "student")
     if weight is not None:
-        _check_beside("weight", weight, "B K", (B, K), student)
+        check("weight", weight, "B K", points, student, "student")
     if teacher_weight is not None:
-        _check_beside("teacher_weight", teacher_weight, "B K", (B, K), student)
+        check("teacher_weight", teacher_weight, "B K", points, student, "student")
     if mask is not None:
-        _check_beside("mask", mask, "B H W", (B, H, W), student, (*checks.FLOATS, torch.bool, torch.uint8))
-
-
-def _check_beside(
-    name: str,
-    value: Tensor,
-    dims: str,
-    shape: Sequence[int],
-    student: Tensor,
-    dtypes: Sequence[torch.dtype] = checks.FLOATS,
-) -> None:
-    """Checks that `value`, the argument `name`, fits the student's maps."""
-    checks.check_tensor(name, value, dims, dtypes)
-    checks.check_shape(name, value, shape, "student")
-    checks.check_device(name, value, student, "student")
+        kinds = (*checks.FLOATS, torch.bool, torch.uint8)
+        check("mask", mask, "B H W", (B, H, W), student, "student", kinds)
 
 
 def distill_loss(
@@ -275,10 +262,9 @@ def distill_loss(
     """
     _check(student, teacher, target, keypoints, weight, teacher_weight, mask)
     _check_settings(kind, sigma, temperature, alpha, beta)
-    keep_gradient = _keeps_gradient(student)
     results = _forward(
         student, teacher, target, keypoints, weight, teacher_weight, mask,
-        float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
+        float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), _keeps_gradient(student),
     )  # fmt: skip
     return (results[0], results[1].detach()) if return_terms else results[0]
 

@@ -14,7 +14,7 @@ import functools
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +107,33 @@ def use_core(module: ModuleType) -> Iterator[None]:
         yield
     finally:
         _override = previous
+
+
+_definitions_only = False
+
+
+@contextmanager
+def definitions() -> Iterator[None]:
+    """Runs the ops on their plain PyTorch definitions within a block, whatever their kernels could do."""
+    global _definitions_only
+    previous, _definitions_only = _definitions_only, True
+    try:
+        yield
+    finally:
+        _definitions_only = previous
+
+
+_stand_ins: dict[str, Callable[..., Any]] = {}
+
+
+@contextmanager
+def stood_in(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block, ops that a tracer meets are other functions of the same arguments: for exporters."""
+    _stand_ins.update(functions)
+    try:
+        yield
+    finally:
+        _stand_ins.clear()
 
 
 def emulated() -> bool:
@@ -252,11 +279,12 @@ def define(
 
     def on(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
         def on_cpu(*args: Any) -> Any:
-            usable = (_core is not None or _override is not None) and supports(*args)
+            usable = not _definitions_only and (_core is not None or _override is not None) and supports(*args)
             return kernel(*args) if usable else reference(*args)
 
         def on_cuda(*args: Any) -> Any:
-            return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
+            usable = not _definitions_only and use_cuda_kernels() and supports(*args)
+            return kernel(*args) if usable else reference(*args)
 
         return {"cpu": on_cpu, "cuda": on_cuda}
 
@@ -279,13 +307,16 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     work. What is left out changes no result. Ops without a derivative always take the dispatcher.
     """
     op = getattr(torch.ops.posekd, name).default
+    kinds = [str(argument.type) for argument in op._schema.arguments]
+    tensors = next((i for i, kind in enumerate(kinds) if "Tensor" not in kind), len(kinds))  # numbers need no guard
+    assert not any("Tensor" in kind for kind in kinds[tensors:])
     _implementations[name] = implementations
     functions = _functions.setdefault(name, {})
 
     def call(*args: Any) -> Any:
-        device = _plain_device(args) if functions else None
+        device = _plain_device(args[:tensors]) if functions else None
         if device is None:
-            return op(*args)
+            return _stand_ins[name](*args) if name in _stand_ins else op(*args)
         return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)
 
     return call

@@ -10,25 +10,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posekd import geometry
 from posekd.codecs import tagged_heatmaps
 from posekd.codecs.tagged_heatmaps import MergedMaps, enlarge
-from posekd.data import ImageAugmentation, LoaderSettings, PackedLoader, PoseSource, image_loader
-from posekd.data.loading.teacher_maps import TeacherMaps
+from posekd.data import ImageAugmentation
 from posekd.inputs import prepare_images, warp
 from posekd.inputs.images import share_inside
-from posekd.metrics import oks_nms
 from posekd.paradigms.base import Paradigm
+from posekd.paradigms.whole_images import (
+    MULTIPLE,
+    loader_of_images,
+    refuse_large,
+    resize_matrices,
+    square_side,
+    without_duplicates,
+)
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, Instances, PackedImageBatch
-
-MULTIPLE = 64  # the sides of the network's input are multiples of this, in pixels
-LARGEST = 1 << 26  # pixels of an input: a picture one pixel high would fill the memory
 
 
 @dataclass(frozen=True)
@@ -120,49 +121,18 @@ def input_size(height: int, width: int, short: int, scale: float, settings: Bott
     """The size of an image at one scale, with or without `settings.square`: `(height, width)` in pixels.
 
     Raises:
-        ValueError: a square whose side is not a multiple of 64, or an image too narrow (`LARGEST`).
+        ValueError: a square whose side is not a multiple of 64, or an image too narrow (`whole_images.LARGEST`).
     """
     if settings.square is None:
         size = resized(height, width, short, scale, min(settings.scales))
-        if size[0] * size[1] > LARGEST:
-            raise ValueError(
-                f"an image of {height} x {width} pixels would become an input of {size[0]} x {size[1]}: cut it into "
-                "pieces, or use a square of it (inference.square)"
-            )
+        refuse_large(height, width, size, "use a square of it (inference.square)")
         return size
-    side = short * settings.square * scale
-    if side % MULTIPLE:
-        raise ValueError(
-            f"inference.square {settings.square} times {short} pixels, the short side, at scale {scale} is {side:g}: "
-            f"choose them so that it is a multiple of {MULTIPLE}"
-        )
-    return int(side), int(side)
+    side = square_side(short, settings.square, scale)
+    return side, side
 
 
 def _round_up(side: float) -> int:
     return int((side + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
-
-
-def resize_matrices(image_sizes: Tensor, size: tuple[int, int], square: float | None = None) -> Tensor:
-    """Matrices from the pixels of a resized image to those of the image, float32 `[B, 2, 3]`.
-
-    The image's short side fills the short side of `size`, centre on centre; what is left of the long side is border.
-    With `square` it fills one part in `square` of it.
-
-    Args:
-        image_sizes: int64 `[B, 2]`, heights and widths.
-        size: `(height, width)` of the resized images, or of maps that cover them.
-        square: see `BottomUpInference`.
-    """
-    heights, widths = image_sizes.to(torch.float64).unbind(1)
-    if square is not None:
-        centers, sides = torch.stack((widths / 2, heights / 2), 1), torch.minimum(heights, widths) * square
-        return geometry.crop_matrices(centers, sides[:, None].expand(-1, 2), None, None, size)
-    # the official centre is a whole pixel
-    centers = torch.stack(((widths / 2 + 0.5).floor(), (heights / 2 + 0.5).floor()), 1)
-    zoom = torch.where(widths < heights, widths / size[1], heights / size[0])
-    scales = zoom[:, None] * zoom.new_tensor([size[1], size[0]])
-    return geometry.crop_matrices(centers, scales, None, None, size)
 
 
 # ---- Maps ------------------------------------------------------------------------------------------------------
@@ -275,16 +245,26 @@ def group_people(
     keypoints, scores, counts = tagged_heatmaps.decode(heatmaps, tags, matrices, settings)
     rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
     image, person = torch.tensor(rows, dtype=torch.int64, device=scores.device).view(-1, 2).unbind(1)
-    keypoints = keypoints[image, person]
+    return as_people(keypoints[image, person], scores[image, person], image_ids[image])
+
+
+def as_people(keypoints: Tensor, scores: Tensor, image_ids: Tensor) -> Instances:
+    """People whose boxes are those around their keypoints.
+
+    Args:
+        keypoints: `[N, K, 3]`, at least one found of each.
+        scores: `[N]`.
+        image_ids: int64 `[N]`.
+    """
     boxes = boxes_around(keypoints)
     return Instances(
         keypoints=keypoints,
-        scores=scores[image, person],
+        scores=scores,
         boxes=boxes,
         box_scores=torch.ones_like(boxes[:, 0]),
         areas=boxes[:, 2:].clamp_min(1).prod(1),
-        image_ids=image_ids[image],
-        sample_ids=torch.full_like(image, -1),
+        image_ids=image_ids,
+        sample_ids=torch.full_like(image_ids, -1),
     )
 
 
@@ -330,58 +310,9 @@ def suppress(found: Instances, skeleton: Skeleton, settings: BottomUpInference) 
     return without_duplicates(found, skeleton, settings.oks_threshold)
 
 
-def without_duplicates(found: Instances, skeleton: Skeleton, oks_threshold: float) -> Instances:
-    """People by image and descending score; of two of one image with a higher OKS the weaker is removed."""
-    image_ids, scores = found.image_ids.numpy(), found.scores.numpy()
-    order = np.lexsort((-scores, image_ids))  # stable: by image, then by descending score
-    if oks_threshold < 1:
-        groups = np.split(order, np.flatnonzero(np.diff(image_ids[order])) + 1) if len(order) else []
-        order = np.concatenate(
-            [np.zeros(0, np.int64), *(_originals(found, rows, skeleton, oks_threshold) for rows in groups)]
-        )
-    return found.take(torch.from_numpy(order))
-
-
-def _originals(found: Instances, rows: np.ndarray, skeleton: Skeleton, oks_threshold: float) -> np.ndarray:
-    """Those of some rows, all of one image, that OKS-NMS keeps, in their order."""
-    given = found.keypoints.numpy()[rows], found.scores.numpy()[rows], found.areas.numpy()[rows]
-    return rows[np.sort(oks_nms(*given, oks_threshold, sigmas=skeleton.sigmas))]
-
-
-def open_loader(
-    source: PoseSource,
-    spec: InputSpec,
-    loader: LoaderSettings | None,
-    *,
-    training: bool,
-    augmentation: ImageAugmentation | None = None,
-    inference: BottomUpInference | None = None,
-    seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    teacher_maps: TeacherMaps | None = None,
-) -> PackedLoader:
-    """Batches of whole images, see `paradigms.base.OpenLoader`.
-
-    Raises:
-        ValueError: a teacher cache, which holds crops of persons.
-    """
-    if teacher_maps is not None:
-        raise ValueError("a teacher cache holds crops of persons: a network that sees whole images cannot use it")
-    settings = inference or BottomUpInference()
-    short = settings.size or min(spec.size)
-    return image_loader(
-        source,
-        spec.size,
-        loader,
-        training=training,
-        augmentation=augmentation,
-        size_class=lambda height, width: input_size(height, width, short, 1.0, settings),
-        seed=seed,
-        rank=rank,
-        world=world,
-    )
-
+open_loader = loader_of_images(
+    BottomUpInference, lambda height, width, short, settings: input_size(height, width, short, 1.0, settings)
+)
 
 BOTTOM_UP = Paradigm(
     name="bottom_up",

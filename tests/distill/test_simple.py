@@ -5,78 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from helpers.people_student import SPEC, B, K, Knowing, Quarter, batch, ideal, without_people
 
 from posekd import ops
 from posekd.codecs import people
-from posekd.data import LoaderSettings
-from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+from posekd.codecs.reordered import bridged_to
 from posekd.distill import FrozenTeacher, Simple, SimpleSettings
 from posekd.distill.people_boxes import Matched, find_and_match, match_boxes, peaks_to_keep
-from posekd.distill.simple import identity_adapter, offset_loss
+from posekd.distill.people_detection import offset_loss
+from posekd.distill.simple import identity_adapter
 from posekd.inputs import warp
-from posekd.ops.reference.center_focal_loss import point_targets
-from posekd.paradigms.single_network import open_loader, prepare
 from posekd.skeleton import COCO
-from posekd.structures import ImageBatch, InputSpec
-
-SIDE, K, B = 128, 17, 2
-SPEC = InputSpec(size=(SIDE, SIDE))
-
-
-class Knowing(nn.Module):
-    """A student whose points and offsets are given, and whose heatmaps are a quarter of the image, times a weight."""
-
-    def __init__(self, points: Tensor, offsets: Tensor) -> None:
-        super().__init__()
-        self.spec, self.num_keypoints = SPEC, K
-        self.points, self.offsets = nn.Parameter(points), nn.Parameter(offsets)
-        self.weight = nn.Parameter(torch.ones(K))
-        self.pose_head = nn.Conv2d(3, 4, 1)
-        self.grouping = nn.Conv2d(K, K, 1)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        self.pose_head(images[:, :, ::4, ::4])
-        maps = images[:, :1, ::4, ::4].expand(-1, K, -1, -1) * self.weight[:, None, None]
-        return [maps, self.points[: len(images)], self.offsets[: len(images)]]
-
-    def group(self, crops: Tensor) -> Tensor:
-        return self.grouping(crops).sigmoid()
-
-
-class Quarter(nn.Module):
-    """A teacher whose heatmaps are every fourth pixel of what it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec, self.final_layer = InputSpec(size=(128, 96)), nn.Conv2d(3, 5, 1)
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x)
-        self.final_layer(x[:, :, ::4, ::4])
-        return x[:, :1, ::4, ::4].expand(-1, K, -1, -1)
-
-
-def batch(training: bool = True, seed: int = 0) -> ImageBatch:
-    source = SyntheticPeople(SyntheticSettings(images=B, size=(SIDE, SIDE + 30), people=(1, 2), difficulty=0.0))
-    loader = open_loader(source, SPEC, LoaderSettings(B, 0), training=training, seed=seed)
-    packed = next(iter(loader))
-    packed.rotations += 20.0
-    packed.flips[0] = True
-    return prepare(packed, SPEC, COCO.flip)
-
-
-def ideal(data: ImageBatch, sure: float = 9.0) -> tuple[Tensor, Tensor]:
-    """Points and offsets from which the batch's boxes come back."""
-    boxes = data.boxes / 4
-    targets = point_targets(boxes, torch.full((B,), boxes.shape[1]), (32, 32), True)
-    offsets = torch.zeros(B, 6, 32, 32)
-    for b, own in enumerate(boxes.tolist()):
-        for x1, y1, x2, y2 in own:
-            for i, (x, y) in enumerate(((x1, y1), (x2, y2), ((x1 + x2) / 2, (y1 + y2) / 2))):
-                offsets[b, 2 * i : 2 * i + 2, int(y), int(x)] = torch.tensor([x % 1, y % 1])
-    return (targets - 0.5) * 2 * sure, offsets
+from posekd.structures import ImageBatch
 
 
 def method(data: ImageBatch, found: bool = True, **changes) -> Simple:
@@ -133,6 +73,19 @@ def test_what_the_teacher_sees_is_what_the_student_sees(training):
     assert gaps.median() < 0.02 * theirs[inside].std()
 
 
+def test_keypoints_that_the_teacher_does_not_know_mimic_nothing(data):
+    trained = method(data, mimic="teacher")
+    network, found = bridged_to(Quarter(), COCO.keypoints, [*COCO.keypoints[:-1], "tail"], "the teacher")
+    trained.teacher = FrozenTeacher(network, bridge=found)
+    with torch.no_grad():
+        trained.student.weight.mul_(0.5)
+    trained(data)["mimic_teacher"].backward()
+    gradient = trained.student.weight.grad
+    assert gradient[-1] == 0
+    assert (gradient[:-1] != 0).all()
+    assert trained.why_not_partial(trained.settings) is None
+
+
 def test_mimicking_labels(data):
     """Equation 15 of the boxes that were found, with label heatmaps of the crop."""
     trained = method(data, mimic="labels")
@@ -186,11 +139,28 @@ def test_a_batch_in_which_nothing_is_found(data):
 
 
 def test_nobody_at_all(data):
-    empty = ImageBatch(**{**vars(data), "boxes": torch.zeros_like(data.boxes)})
-    empty.keypoints = [torch.zeros_like(points) for points in data.keypoints]
-    terms = method(data, mimic="both")(empty)
+    terms = method(data, mimic="both")(without_people(data))
     assert terms["grouping"] == terms["mimic_teacher"] == 0
     assert all(term.isfinite() for term in terms.values())
+
+
+def test_sixty_people_one_who_is_cut_and_one_of_a_pixel(data):
+    """Their boxes are targets as far as they are inside; the losses stay finite, and so do the gradients."""
+    low = torch.stack(torch.meshgrid(torch.arange(10.0) * 12, torch.arange(6.0) * 20, indexing="xy"), -1).view(60, 2)
+    boxes = torch.cat((low, low + torch.tensor([10.0, 18.0])), 1)
+    boxes[0], boxes[1] = torch.tensor([0.0, 30.0, 2.0, 127.0]), torch.tensor([64.0, 64.0, 65.0, 65.0])
+    middles = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 8, torch.ones(60, 1)), 1)
+    crowd = ImageBatch(**{**vars(data), "boxes": boxes.expand(B, -1, -1).contiguous()})
+    crowd.keypoints = [middles[None, :, None].expand(B, -1, K, -1).contiguous()]
+    trained = method(crowd, mimic="both")
+    matched = find_and_match(people.read(trained.student(crowd.images)), crowd, 8)
+    assert matched.images.bincount().tolist() == [16, 16]  # eight that were found and eight that were not
+    assert matched.found == 16
+    terms = trained(crowd)
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(term.isfinite() for term in terms.values())
+    assert terms["mimic_labels"] > 0
+    assert trained.student.points.grad.isfinite().all()
 
 
 def test_every_parameter_has_a_gradient_where_processes_wait_for_one(data, tmp_path):

@@ -10,10 +10,11 @@ from helpers.tiny_recipe import TINY_NET
 from posekd.cli import main
 from posekd.data.loading.whole_images import ImageAugmentation
 from posekd.data.synthetic import SyntheticSettings, write_coco
-from posekd.distill import SimpleSettings
+from posekd.distill import AssociativeEmbeddingSettings, SimpleSettings
 from posekd.engine.build import build_job
 from posekd.engine.recipes.recipe import read_recipe, recipe_from_dict, recipe_to_dict
 from posekd.engine.recipes.tables import read_tables
+from posekd.engine.train import train
 from posekd.models import create_model, save_weights
 from posekd.paradigms import SingleNetworkInference
 
@@ -21,6 +22,7 @@ TINY = {
     "size": [64, 64], "width": 8, "modules": [1, 1], "blocks": 1, "stem_width": 8, "stage1_width": 4,
     "stage1_blocks": 1, "head_dim": 8, "head_mid": 4, "grouping_widths": [4, 8],
 }  # fmt: skip
+TRUNK = ("size", "width", "modules", "blocks", "stem_width", "stage1_width", "stage1_blocks")
 TEACHER = {**TINY_NET, "size": [64, 48]}
 
 
@@ -37,8 +39,52 @@ def test_the_papers_recipes(width, rate, batch):
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
 
 
+def test_table_2():
+    """Tags and bottom-up inference; anchors; points: three ways to tell people apart, none of which mimics."""
+    tags, anchors, points = (row.resolve() for row in read_tables("simple") if row.table == "2")
+    assert (tags.student.name, tags.paradigm.name, tags.teacher) == ("simple_w32_tags", "bottom_up", None)
+    assert tags.method == AssociativeEmbeddingSettings(kind="exact")
+    assert anchors.student.overrides == {"detection": "anchors"}
+    assert anchors.method.mimic == points.method.mimic == "none"
+    assert [row.published["AP"] for row in read_tables("simple") if row.table == "2"] == [63.4, 64.5, 67.1]
+
+
+@pytest.mark.parametrize(
+    ("student", "method", "terms"),
+    [
+        ({"name": "simple_w18_tags"}, {"name": "associative_embedding"}, {"labels", "pull", "push"}),
+        (
+            {"name": "simple_w18", "detection": "anchors"},
+            {"name": "simple", "mimic": "none"},
+            {"pose", "anchors", "anchor_boxes", "grouping"},
+        ),
+    ],
+    ids=["tags", "anchors"],
+)
+def test_what_table_2_compares_trains_and_is_scored(student, method, terms, tmp_path):
+    name, trunk = student.pop("name"), {key: TINY[key] for key in TRUNK}
+    heads = {} if name.endswith("_tags") else {key: TINY[key] for key in ("head_dim", "grouping_widths")}
+    recipe = recipe_from_dict(
+        {
+            "student": {"name": name, "overrides": {**trunk, **heads, **student}},
+            "method": method,
+            "train_data": {"name": "synthetic", "images": 4, "size": [64, 96]},
+            "val_data": {"name": "synthetic", "images": 2, "size": [64, 96], "split": "val"},
+            "loader": {"batch_size": 2, "workers": 0},
+            "train": {"epochs": 1, "validate_every": 1, "device": "cpu", "log_every": 1},
+            "out": str(tmp_path),
+        }
+    )
+    scores = train(recipe)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    trained = [record for record in records if record["kind"] == "train"]
+    assert terms <= set(trained[-1])
+    assert "AP" in scores
+    assert ("box AP" in scores) == ("anchors" in terms)
+
+
 def test_table_3():
-    rows = {row.row: row.resolve().method.mimic for row in read_tables("simple")}
+    rows = {row.row: row.resolve().method.mimic for row in read_tables("simple") if row.table == "3"}
     assert list(rows.values()) == ["none", "labels", "features", "teacher", "both"]
 
 

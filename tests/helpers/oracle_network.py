@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from posekd import geometry, ops
-from posekd.paradigms.bottom_up import resize_matrices
+from posekd.paradigms.whole_images import resize_matrices
 from posekd.structures import InputSpec, PackedImageBatch
 
 REACH = 6.0  # of a keypoint's tag, in pixels of the tag map

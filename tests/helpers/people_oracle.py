@@ -31,10 +31,11 @@ class PeopleOracle(nn.Module):
         flip: bool = True,
         letterbox: bool = False,
         first: int = 0,
+        square: float | None = None,
     ) -> None:
         super().__init__()
         self.spec = InputSpec(size=(size, size))
-        self.order, self.flip_test, self.letterbox = torch.tensor(flip_permutation), flip, letterbox
+        self.order, self.flip_test, self.view = torch.tensor(flip_permutation), flip, (letterbox, square)
         self.calls, self.first = 0, first * (1 + flip)  # the call at scale 1
         self.sizes: list[tuple[int, int]] = []
 
@@ -62,7 +63,7 @@ class PeopleOracle(nn.Module):
 
     def labels(self, size: tuple[int, int], mirrored: bool) -> tuple[Tensor, Tensor]:
         """Keypoints `[B, P, K, 3]` and boxes `[B, P, 4]` in pixels of what the network sees."""
-        matrices = geometry.invert_matrices(input_matrices(self.packed.image_sizes, size, self.letterbox))[:, None]
+        matrices = geometry.invert_matrices(input_matrices(self.packed.image_sizes, size, *self.view))[:, None]
         points = geometry.transform_keypoints(self.packed.keypoints, matrices)
         outlines = geometry.transform_keypoints(self.packed.outlines, matrices)
         if mirrored:

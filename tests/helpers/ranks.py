@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from helpers.people_student import Knowing, Quarter, batch, ideal, without_people
 from helpers.tiny_job import make_job
 from helpers.tiny_pose import SPEC, TinyPose, random_batch
 from posekd.cli import main as posekd
 from posekd.codecs import heatmaps
 from posekd.data import LoaderSettings, PoseRecords
 from posekd.data.loading.packing import PackedDataset
-from posekd.distill import MAPD, FrozenTeacher
+from posekd.distill import MAPD, FrozenTeacher, Simple, SimpleSettings
 from posekd.distill.convert import resample
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
@@ -152,6 +153,29 @@ def commands(folder, file):
     file.write_text(json.dumps(found))
 
 
+def both_stages(rank):
+    """SIMPLE's: the first with adapters that are idle, and the second, in which rank 1 never sees anybody."""
+    data = batch()
+    student = Knowing(*ideal(data))
+    student.pose_head.requires_grad_(False)  # which it does not use
+    method = Simple(student, FrozenTeacher(Quarter()), SimpleSettings(mimic_from=2)).train()
+    start = [p.detach().clone() for p in method.adapters.parameters()]
+    data = without_people(data) if rank else data
+    replicated = distributed.replicate(method)
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=1e-4)
+    mimicked = []
+    for epoch in (0, 1, 1):
+        method.start_epoch(epoch)
+        terms = replicated(data)
+        mimicked.append(float(terms.get("mimic_teacher", -1.0)))
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+    moved = max(float((p - q).abs().max()) for p, q in zip(method.adapters.parameters(), start, strict=True))
+    weights = {name: p.tolist() for name, p in method.named_parameters()}
+    return {"mimicked": mimicked, "moved": moved, "weights": weights}
+
+
 def main(kind: str, folder: Path) -> None:
     loop.plot_curves = lambda runs, path: None
     torch.set_num_threads(1)
@@ -163,6 +187,9 @@ def main(kind: str, folder: Path) -> None:
         out = folder / f"rank{rank}.json"
         if kind == "evaluate":
             out.write_text(json.dumps(evaluate_people()))
+            return
+        if kind == "simple":
+            out.write_text(json.dumps(both_stages(rank)))
             return
         if kind == "shard":
             teacher, images = FrozenTeacher(TinyPose(seed=1)), random_batch(COUNT, seed=rank).images

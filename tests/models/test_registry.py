@@ -57,7 +57,7 @@ def test_names():
         "distilpose_teacher_hrnet_w48",
     }
     regression = {"distilpose_s", "distilpose_l", "deeppose_r50"}
-    people = {"simple_w18", "simple_w32"}
+    people = {"simple_w18", "simple_w32", "simple_w18_tags", "simple_w32_tags"}
     assert set(list_models()) == wanted | tables | hourglasses | tokens | regression | people
 
 

@@ -43,6 +43,35 @@ def test_counts(name, changes, network, detection, gmac):
     assert round(profile.macs / 1e9, 1) == gmac
 
 
+# by hand: laterals and smoothing of 1/8 to 1/32, two strided convolutions, towers, last convolutions
+@pytest.mark.parametrize(("name", "width"), [("simple_w18", 18), ("simple_w32", 32)])
+def test_an_anchor_head(name, width):
+    """RetinaNet's, 128 wide: nine anchors at each pixel of five levels, four convolutions before the last."""
+    conv = 9 * 128 * 128 + 128
+    branches = [2 * width, 4 * width, 8 * width]
+    expected = sum(128 * c + 128 for c in branches) + 3 * conv + (9 * branches[-1] * 128 + 128) + conv + 8 * conv
+    expected += (9 * 128 + 1) * 9 * (1 + 4)
+    with torch.device("meta"):
+        model = create_model(name, detection="anchors")
+    assert parameters(model.detection) == expected
+    assert model.output == "anchored_people"
+
+
+@pytest.mark.parametrize(("name", "network"), [("simple_w18_tags", 9_644_914), ("simple_w32_tags", 29_553_250)])
+def test_tags_beside_the_heatmaps(name, network):
+    """Trunk and pose head as they are, and a 1x1 convolution to 17 tags in place of the detection branch."""
+    width = 18 if "w18" in name else 32
+    with torch.device("meta"):
+        model = create_model(name)
+        points = create_model(name.removesuffix("_tags"), grouping_widths=None)
+    assert parameters(model) == network
+    assert network == parameters(points) - parameters(points.detection) + 15 * width * 17 + 17
+    small = tiny_model(name)
+    (said,) = small(torch.zeros(2, 3, 64, 96))
+    assert said.shape == (2, 10, 16, 24)
+    assert (small.paradigm, small.output) == ("bottom_up", "tagged_heatmaps")
+
+
 def test_the_grouping_network():
     """326,682 parameters at 17 keypoints, 0.1157 GMAC for a box of 64 x 48."""
     with torch.device("meta"):
@@ -70,6 +99,19 @@ def test_what_it_gives(changes):
     assert (masks == 1).all() == ("grouping_widths" in changes)
     assert (masks >= 0).all()
     assert (offsets != 0).any() == ("detection" not in changes)
+
+
+def test_what_anchors_give():
+    """On every level all anchors; a fresh network finds nobody: RetinaNet's probability of 0.01."""
+    model = create_model(
+        "simple_w18", size=(64, 96), width=4, modules=(1, 1, 1), blocks=1, detection="anchors", **TINY
+    ).eval()
+    heatmaps, anchors = model(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)))
+    pixels = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1
+    assert heatmaps.shape == (2, 17, 16, 24)
+    assert anchors.shape == (2, 9 * pixels, 5)
+    assert (anchors[..., 0].sigmoid() - 0.01).abs().max() < 0.01
+    assert model.group(torch.rand(3, 17, 64, 48)).shape == (3, 17, 64, 48)
 
 
 def test_a_fresh_network_sees_nobody():
@@ -114,7 +156,7 @@ def test_a_card_builds_it_again():
     ("changes", "message"),
     [
         ({"final_multiscale": False}, "read all scales"),
-        ({"detection": "anchors"}, "detection must be one of"),
+        ({"detection": "boxes"}, "detection must be one of"),
         ({"head_dim": 0}, "head_dim must be a positive integer"),
         ({"grouping_widths": ()}, "grouping_widths"),
     ],

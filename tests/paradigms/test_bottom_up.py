@@ -22,9 +22,9 @@ from posekd.paradigms.bottom_up import (
     input_size,
     predict,
     predict_maps,
-    resize_matrices,
     resized,
 )
+from posekd.paradigms.whole_images import resize_matrices
 from posekd.skeleton import COCO, Skeleton
 from posekd.structures import InputSpec, Instances
 

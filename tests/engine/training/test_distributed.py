@@ -164,6 +164,16 @@ def test_the_eval_command_is_sharded_and_only_one_process_speaks(tmp_path):
         assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
 
 
+@pytest.mark.slow
+def test_simple_in_two_processes_one_of_which_sees_nobody(tmp_path):
+    """Idle adapters in the first stage, and a rank that finds no box in the second, neither hang nor fail."""
+    first, second = in_two_processes("simple", tmp_path)
+    assert first["mimicked"][0] == second["mimicked"][0] == -1.0
+    assert first["mimicked"][1] > 0 == second["mimicked"][1]
+    assert first["moved"] > 0
+    assert distance(first["weights"], second["weights"]) == 0
+
+
 def test_a_teacher_spread_over_processes_says_the_same(tmp_path):
     """FSDP2: each process keeps half of the parameters between two questions, and a loss has its gradient."""
     for found in in_two_processes("shard", tmp_path):
