@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         FileNotFoundError: a file or folder does not exist.
         OSError: an output cannot be written; where that shows only in the end, the tables are printed first.
     """
+    from posekd.deploy.exported import is_exported
+
     options = read_options(argv)
     for file in filter(None, (options.results, options.report, options.curve) if is_main_process() else ()):
         folder = file is options.results and Path(file).is_dir() and _fills_folders(options)
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         _compare(options, *options.compare)
     elif options.score_only is not None:
         _score(options, options.score_only)
-    elif options.model is not None and options.model.endswith(".onnx"):
+    elif options.model is not None and is_exported(options.model):
         _evaluate_exported(options, options.model)
     elif options.model is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
@@ -194,11 +196,11 @@ def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
 
 def _evaluate_exported(options: EvalOptions, name: str) -> None:
     """An exported network, whose settings are in its graph."""
-    from posekd.deploy.onnx_finder import OnnxFinder
+    from posekd.deploy.exported import open_exported
     from posekd.engine.evaluate import refuse_unfit, report_people
     from posekd.tracking import refuse_blind
 
-    finder = OnnxFinder(name, batch_size=options.batch_size)
+    finder = open_exported(name, options.batch_size)
     paradigm, settings = finder.facts.paradigm, finder.settings
     refuse_settings(name, vars(options), options.inference)
     options = for_paradigm(options, paradigm)

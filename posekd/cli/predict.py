@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posekd.cli import command_parser
 from posekd.cli.eval_options import add_inference, check_inference, pop_inference, refuse_settings
+from posekd.cli.networks import add_network, open_network
 from posekd.cli.track_options import add_tracking, pop_tracking, track_option
 from posekd.files import check_writable
 
@@ -110,36 +111,32 @@ class _Done:
 
 
 def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
-    if options.model.endswith(".onnx"):
-        return _open_exported(options, inference)
+    from posekd.deploy.exported import is_exported, open_exported
     from posekd.deploy.finder import NetworkFinder
-    from posekd.deploy.load import ready
     from posekd.engine.build import pick_device
     from posekd.paradigms import paradigm_of
 
+    if is_exported(options.model):
+        refuse_settings(options.model, vars(options), inference)
+        exported = open_exported(options.model, options.batch_size)
+        _refuse_boxes(options, exported.crops_boxes)
+        return exported
     if options.model.endswith((".yaml", ".yml")):
-        found = _foreign_teacher(options)
+        found = _foreign_teacher(options, inference)
     else:
-        found = ready(
-            options.model,
-            weights=options.weights,
-            weights_key=options.weights_key,
-            skeleton=options.skeleton,
-            size=None if options.size is None else tuple(options.size),
-            padding=options.padding,
-        )
+        found = open_network(options, inference)
     paradigm = paradigm_of(found.model)
-    check_inference(inference, paradigm, options.model)
     _refuse_boxes(options, paradigm.crops_boxes)
+    settings = found.settings
     if options.detection_threshold is not None and not paradigm.crops_boxes:
-        inference = {**inference, "detection_threshold": options.detection_threshold}
-
-    settings = replace(found.settings, **inference)
+        inference = {"detection_threshold": options.detection_threshold}
+        check_inference(inference, paradigm, options.model)
+        settings = replace(settings, **inference)
     finder = NetworkFinder(found.model, found.skeleton, settings, found.padding, options.batch_size)
     return finder.to(pick_device(options.device or "auto"))
 
 
-def _foreign_teacher(options: argparse.Namespace) -> Ready:
+def _foreign_teacher(options: argparse.Namespace, inference: Mapping[str, Any]) -> Ready:
     """The teacher from elsewhere that a recipe names, tested as the recipe says."""
     from posekd.deploy.load import Ready
     from posekd.engine.recipes.recipe import read_recipe
@@ -151,19 +148,11 @@ def _foreign_teacher(options: argparse.Namespace) -> Ready:
             raise ValueError(f"--{name.replace('_', '-')}: {options.model} says what its teacher is, in `teacher`")
     recipe = read_recipe(options.model)
     network, skeleton = foreign_network(recipe)
-    same = isinstance(recipe.inference, paradigm_of(network).inference)
-    settings = recipe.inference if same else paradigm_of(network).inference()
+    paradigm = paradigm_of(network)
+    check_inference(inference, paradigm, options.model)
+    settings = recipe.inference if isinstance(recipe.inference, paradigm.inference) else paradigm.inference()
     padding = recipe.loader.padding if options.padding is None else options.padding
-    return Ready(network.eval(), skeleton, settings, padding)
-
-
-def _open_exported(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
-    from posekd.deploy.onnx_finder import OnnxFinder
-
-    refuse_settings(options.model, vars(options), inference)
-    finder = OnnxFinder(options.model, batch_size=options.batch_size)
-    _refuse_boxes(options, finder.crops_boxes)
-    return finder
+    return Ready(network.eval(), skeleton, replace(settings, **inference), padding)
 
 
 def _refuse_boxes(options: argparse.Namespace, crops_boxes: bool) -> None:
@@ -252,8 +241,8 @@ def _writers(options: argparse.Namespace, skeleton: Skeleton) -> Iterator[Writer
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("predict", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    model_help = "a run's folder, a .safetensors file with its card, an exported .onnx, or a name with --weights; or a "
-    add("model", help=model_help + "recipe (.yaml), whose teacher from elsewhere is meant")
+    model_help = "a run's folder, a .safetensors file with its card, an exported .onnx or .pt2, or a name with "
+    add("model", help=model_help + "--weights; or a recipe (.yaml), whose teacher from elsewhere is meant")
     add("source", nargs="+", help="images, videos, folders, patterns ('*.jpg'), or the number of a webcam")
     add("--draw", metavar="DIR", help=f"draw people into PNGs and MP4s there ({DRAWINGS}, if nothing is asked for)")
     add("--results", metavar="FILE", help="write people in COCO's results format (JSON)")
@@ -270,14 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--track", action="store_true", help="number people over the frames of each video or folder, by OKS")
     add("--smooth", action="store_true", help="track people, and filter their keypoints (One-Euro)")
     add_tracking(parser)
-    add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
-    add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
-    add(
-        "--skeleton",
-        metavar="NAME",
-        help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii, posetrack",
-    )
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
+    add_network(parser)
     add_inference(parser)
     add("--apply-orientation", action="store_true", help="turn images as their EXIF tags say (as viewers do)")
     add("--batch-size", type=int, default=16, metavar="N", help="people or images per batch (16)")

@@ -14,7 +14,7 @@ import functools
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,6 +121,19 @@ def definitions() -> Iterator[None]:
         yield
     finally:
         _definitions_only = previous
+
+
+_stand_ins: dict[str, Callable[..., Any]] = {}
+
+
+@contextmanager
+def stood_in(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block, ops that a tracer meets are other functions of the same arguments: for exporters."""
+    _stand_ins.update(functions)
+    try:
+        yield
+    finally:
+        _stand_ins.clear()
 
 
 def emulated() -> bool:
@@ -303,7 +316,7 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     def call(*args: Any) -> Any:
         device = _plain_device(args[:tensors]) if functions else None
         if device is None:
-            return op(*args)
+            return _stand_ins[name](*args) if name in _stand_ins else op(*args)
         return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)
 
     return call

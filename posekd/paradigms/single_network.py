@@ -20,7 +20,14 @@ from posekd.codecs.people import STRIDE, MergedPeople
 from posekd.data import ImageAugmentation
 from posekd.inputs import prepare_images, warp
 from posekd.paradigms.base import Paradigm
-from posekd.paradigms.whole_images import MULTIPLE, loader_of_images, resize_matrices, square_side, without_duplicates
+from posekd.paradigms.whole_images import (
+    MULTIPLE,
+    loader_of_images,
+    refuse_large,
+    resize_matrices,
+    square_side,
+    without_duplicates,
+)
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import ImageBatch, InputSpec, Instances, PackedImageBatch
@@ -121,7 +128,7 @@ def input_sizes(height: int, width: int, short: int, settings: SingleNetworkInfe
         settings: scales, and whether the image is seen through a square.
 
     Raises:
-        ValueError: a square whose side is not a multiple of 64.
+        ValueError: a square whose side is not a multiple of 64, or an image too narrow (`whole_images.LARGEST`).
     """
     sizes = []
     for scale in settings.scales:
@@ -131,6 +138,7 @@ def input_sizes(height: int, width: int, short: int, settings: SingleNetworkInfe
         least = _round_up(short * scale)
         longer = least if settings.letterbox else _round_up(least / min(height, width) * max(height, width))
         sizes.append((least, longer) if height <= width else (longer, least))
+        refuse_large(height, width, sizes[-1], "fit it into a square (inference.letterbox)")
     return tuple(sizes)
 
 
@@ -280,20 +288,45 @@ def _in_boxes(
                 return masks
 
         found = codec_of(model).keypoints(maps.heatmaps, peaks, boxes, scores, image, rounds, group, settings)
+    keypoints, person_scores, boxes = finished(found, boxes, scores, to_image[image], packed.image_sizes[image])
+    return as_people(keypoints, person_scores, boxes, scores, packed.image_ids[image])
+
+
+def finished(
+    found: Tensor, boxes: Tensor, scores: Tensor, to_image: Tensor, image_sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """People of the maps as people of the image.
+
+    Args:
+        found: `[R, K, 3]` (x, y in map pixels, score), zeros where there is none.
+        boxes: `[R, 4]` (x1, y1, x2, y2) in map pixels.
+        scores: `[R]`, of the boxes.
+        to_image: `[R, 2, 3]`, map pixel to image pixel.
+        image_sizes: int64 `[R, 2]`, heights and widths.
+
+    Returns:
+        keypoints `[R, K, 3]` in image pixels, scores `[R]` of the people, boxes `[R, 4]` (x, y, width, height) within
+        the image.
+    """
     seen = found[..., 2] > 0
-    keypoints = geometry.transform_keypoints(found, to_image[image])
-    corners = geometry.transform_keypoints(boxes.unflatten(-1, (2, 2)), to_image[image])
-    limits = packed.image_sizes[image].flip(1)[:, None].to(corners.dtype)
+    keypoints = geometry.transform_keypoints(found, to_image)
+    corners = geometry.transform_keypoints(boxes.unflatten(-1, (2, 2)), to_image)
+    limits = image_sizes.flip(1)[:, None].to(corners.dtype)
     low, high = corners.clamp(min=0).minimum(limits).unbind(1)
     kept = (found[..., 2] * seen).sum(1) / seen.sum(1).clamp(min=1)
+    return torch.where(seen[..., None], keypoints, 0.0), scores * kept, torch.cat((low, high - low), 1)
+
+
+def as_people(keypoints: Tensor, scores: Tensor, boxes: Tensor, box_scores: Tensor, image_ids: Tensor) -> Instances:
+    """People from what `finished` gives, the scores of their boxes and int64 ids of their images `[R]`."""
     return Instances(
-        keypoints=torch.where(seen[..., None], keypoints, 0.0),
-        scores=scores * kept,
-        boxes=torch.cat((low, high - low), 1),
-        box_scores=scores,
-        areas=(high - low).clamp_min(1).prod(1),
-        image_ids=packed.image_ids[image],
-        sample_ids=torch.full_like(image, -1),
+        keypoints=keypoints,
+        scores=scores,
+        boxes=boxes,
+        box_scores=box_scores,
+        areas=boxes[:, 2:].clamp_min(1).prod(1),
+        image_ids=image_ids,
+        sample_ids=torch.full_like(image_ids, -1),
     )
 
 
