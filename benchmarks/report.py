@@ -49,6 +49,9 @@ posekd bench --device cuda --json kernels.jsonl                # and again with 
 ```
 
 Commit the folder's JSON under `benchmarks/results/`, with the device's name in the folder's name.
+
+The kernels were rewritten from prototypes that were measured on an H200; [the table](kernels/designs.md) has each
+prototype's figure, the target, and what only a GPU can show.
 """
 
 HEAD = """# What the kernels reach

@@ -71,6 +71,14 @@ def test_recipe_keys_in_backticks_exist(file):
     assert not wrong
 
 
+@pytest.mark.skipif(not (ROOT / "mkdocs.yml").is_file(), reason="not in a checkout")
+def test_every_page_has_its_place_on_the_site():
+    """As `mkdocs build --strict` demands, which takes longer."""
+    places = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in (*pages, *GENERATED) if f": {page}\n" not in places] == []
+
+
 @pytest.fixture(scope="module")
 def generate():
     """The hook that writes pages from the code."""

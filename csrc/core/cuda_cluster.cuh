@@ -27,8 +27,10 @@ __device__ __forceinline__ unsigned cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return size;
 }
-// A barrier of the whole cluster in two halves: what was written before `arrive` is seen after `wait`.
+// A barrier of the whole cluster in two halves: what was written before `arrive` is seen after `wait`. Aligned: a warp
+// comes to each half together.
 __device__ __forceinline__ void cluster_arrive() {
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }

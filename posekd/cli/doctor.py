@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     outcomes = check_devices()
     _print([(f"ops on {outcome.device}", op_facts(outcome)) for outcome in outcomes])
     failed = sum(len(outcome.failed) for outcome in outcomes)
-    _print([("verdict", f"{failed} ops are wrong here: do not use them, and report it" if failed else verdict(info))])
-    _print([("to do", advice) for advice in advices(info)])
+    _print([("verdict", f"{failed} ops are wrong here: do not use them" if failed else verdict(info))])
+    _print([("to do", advice) for advice in (*cures(outcomes), *advices(info))])
     return 0 if info["core"] and not failed else 1
 
 
@@ -75,6 +75,15 @@ def op_facts(outcome: Outcome) -> str:
     if not outcome.kernels and not outcome.failed:
         return f"{len(outcome.checked)} ran on their definitions: no compiled kernels here ({outcome.seconds:.1f} s)"
     return "; ".join((told, *(f"{name}: {problem}" for name, problem in outcome.failed.items())))
+
+
+def cures(outcomes: Sequence[Outcome]) -> list[str]:
+    """What to do about ops that fail."""
+    from posekd.ops.self_check import OLDER
+
+    problems = {problem for outcome in outcomes for problem in outcome.failed.values()}
+    found = ["install posekd again (in a checkout: pip install ., see CONTRIBUTING.md)"] if OLDER in problems else []
+    return found + (["report what is wrong, with all lines above"] if problems - {OLDER} else [])
 
 
 def missing_packages() -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
     options = read_options(argv)
     for file in filter(None, (options.results, options.report, options.curve) if is_main_process() else ()):
-        folder = file is options.results and Path(file).is_dir()  # of a video each; others refuse it
+        folder = file is options.results and Path(file).is_dir() and _fills_folders(options)
         check_writable(Path(file) / "video.json" if folder else file)
     if options.draw is not None and is_main_process():
         check_writable(Path(options.draw) / "best.png")
@@ -63,6 +63,16 @@ def main(argv: Sequence[str]) -> int:
     else:
         _evaluate(options, options.model)
     return 0
+
+
+def _fills_folders(options: EvalOptions) -> bool:
+    """Whether results may be several files in a folder; yes where the run knows its dataset, which says so later."""
+    from posekd.engine.recipes.datasets import DATASETS
+    from posekd.engine.scoring import METRICS
+
+    if options.dataset is None and "annotations" not in options.data:
+        return True
+    return METRICS[DATASETS[options.dataset or "coco"].metrics[0]].folder
 
 
 def _score(options: EvalOptions, path: str) -> None:

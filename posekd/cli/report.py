@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     check_writable(options.out)
+    if options.people < 0:
+        raise ValueError(f"--people is a number of people, 0 or more, got {options.people}")
 
     from posekd.data import LoaderSettings
     from posekd.engine.build import pick_device

@@ -35,11 +35,13 @@ class PeopleMaps(NamedTuple):
         heatmaps: `[B, K, h, w]`.
         points: logits `[B, 3, h, w]` of top-left corners, bottom-right corners and centres.
         offsets: `[B, 6, h, w]`, x and y of each of these inside its pixel.
+        tags: of both corners, `[B, 2, h, w]`, from a network that has them.
     """
 
     heatmaps: Tensor
     points: Tensor
     offsets: Tensor
+    tags: Tensor | None = None
 
 
 class MergedPeople(NamedTuple):
@@ -86,7 +88,7 @@ class PeopleSettings(Protocol):
 
 
 def read(output: Any, num_keypoints: int | None = None) -> PeopleMaps:
-    """The maps of a network that gives three.
+    """The maps of a network that gives three, or four.
 
     Args:
         output: what the network returned.
@@ -98,11 +100,12 @@ def read(output: Any, num_keypoints: int | None = None) -> PeopleMaps:
     parts = output if isinstance(output, (list, tuple)) else [output]
     shapes = [tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__ for maps in parts]
     K = num_keypoints
-    fits = len(parts) == 3 and all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in parts)
+    fits = len(parts) in (3, 4) and all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in parts)
     if fits and K is None:
         K = parts[0].shape[1]
     sizes = [(maps.shape[0], *maps.shape[2:]) for maps in parts] if fits else []
-    if not fits or [maps.shape[1] for maps in parts] != [K, 3, 6] or any(size != sizes[0] for size in sizes):
+    channels = [K, 3, 6, 2][: len(parts)]
+    if not fits or [maps.shape[1] for maps in parts] != channels or any(size != sizes[0] for size in sizes):
         raise ValueError(
             f"a network that finds people gives heatmaps [B, {'K' if K is None else K}, h, w], points [B, 3, h, w] and "
             f"offsets [B, 6, h, w]; this one gives {', '.join(map(str, shapes)) or 'nothing'}"
@@ -113,7 +116,7 @@ def read(output: Any, num_keypoints: int | None = None) -> PeopleMaps:
 def reorder(output: Any, order: Tensor) -> list[Tensor]:
     """The output of a network whose keypoints stand in another order: keypoint k is its `order[k]`."""
     said = read(output)
-    return [said.heatmaps[:, order], said.points, said.offsets]
+    return [said.heatmaps[:, order], *(maps for maps in said[1:] if maps is not None)]
 
 
 def final(output: Any, num_keypoints: int, settings: PeopleSettings) -> MergedPeople:
@@ -122,7 +125,7 @@ def final(output: Any, num_keypoints: int, settings: PeopleSettings) -> MergedPe
     Raises:
         ValueError: see `read`.
     """
-    said = PeopleMaps(*(maps.float() for maps in read(output, num_keypoints)))
+    said = PeopleMaps(*(maps.float() for maps in read(output, num_keypoints)[:3]))
     corners = ops.box_points(said.points[:, :2], said.offsets[:, :4], top_k=settings.top_k)[:, None]
     return MergedPeople(said.heatmaps, said.points[:, 2:].sigmoid(), said.offsets[:, 4:], corners, corners[:, :0])
 

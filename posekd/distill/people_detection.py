@@ -21,20 +21,40 @@ from posekd.codecs import anchored_people, people
 from posekd.codecs.anchored_people import AnchoredMaps
 from posekd.codecs.people import PeopleMaps
 from posekd.distill.people_boxes import map_boxes, there
-from posekd.ops import center_focal_loss
+from posekd.ops import center_focal_loss, tag_loss
 from posekd.structures import ImageBatch
 
 SOMEBODY, NOBODY = 0.5, 0.4  # IoU from which, and below which, an anchor counts as one
 FOCAL = (0.25, 2.0)  # weight of somebody's anchors, and the exponent
+EMBEDDING = 0.1  # CenterNet's weight of either term
 BEND = 1 / 9  # of the smooth L1 (Detectron's)
 
 
 def point_terms(said: PeopleMaps, batch: ImageBatch, radius: str) -> dict[str, Tensor]:
-    """`{"points", "offsets"}`: focal losses of corners and centres, and smooth L1 of their offsets."""
+    """`{"points", "offsets"}` and, if corners have tags, `"embeddings"`.
+
+    Focal losses of corners and centres, smooth L1 of their offsets, and `embedding_loss`.
+    """
     boxes = map_boxes(batch)
     counts = torch.full((len(batch),), boxes.shape[1], device=boxes.device)
     focal = center_focal_loss(said.points, boxes, counts, batch.masks[0], radius=radius)
-    return {"points": cast(Tensor, focal), "offsets": offset_loss(said.offsets.float(), boxes)}
+    terms = {"points": cast(Tensor, focal), "offsets": offset_loss(said.offsets.float(), boxes)}
+    if said.tags is not None:
+        terms["embeddings"] = embedding_loss(said.tags, boxes)
+    return terms
+
+
+def embedding_loss(tags: Tensor, boxes: Tensor) -> Tensor:
+    """CenterNet's: 0.1 times the squared distances of a person's two tags from their mean m, and 0.1 times
+    `max(0, 1 - |m_p - m_q|)` of people p and q, means over people and over ordered pairs of them, and over the batch.
+
+    Args:
+        tags: of top-left and bottom-right corners, `[B, 2, h, w]`.
+        boxes: `[B, P, 4]` in map pixels.
+    """
+    seen = there(boxes)[..., None, None].expand(-1, -1, 2, 1)
+    pull, push = tag_loss(tags, torch.cat((boxes.unflatten(-1, (2, 2)), seen.to(boxes)), -1), kind="max")
+    return EMBEDDING * 2 * (pull + push).mean()  # the op has the mean of both tags, and half the pairs
 
 
 def offset_loss(offsets: Tensor, boxes: Tensor) -> Tensor:

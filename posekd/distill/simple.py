@@ -123,6 +123,8 @@ class Simple(Method):
         output = getattr(student, "output", people.NAME)
         self.codec: Any = CODECS[output]
         self.detection, self.detection_names = DETECTION[output]
+        if getattr(getattr(student, "config", None), "embeddings", False):
+            self.detection_names += ("embeddings",)
         K = cast(int, student.num_keypoints)
         both = settings.mimic == "both"
         self.adapters = nn.ModuleDict(

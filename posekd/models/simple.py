@@ -48,6 +48,8 @@ class SimpleConfig(HRNetConfig):
             or `anchors`, RetinaNet's head.
         head_dim: channels of the detection branch; read by `modules` and `anchors`.
         head_mid: channels inside the pooling modules of `modules`.
+        embeddings: a tag for each corner, too, by which CenterNet pairs them; a loss only, as decoding asks the
+            centres. For `modules`.
         grouping_widths: channels of the grouping network's levels; null for none: a person's keypoints are then the
             highest peaks inside the box.
     """
@@ -57,6 +59,7 @@ class SimpleConfig(HRNetConfig):
     detection: Detection = "modules"
     head_dim: int = 128
     head_mid: int = 64
+    embeddings: bool = False
     grouping_widths: tuple[int, ...] | None = GROUPING_WIDTHS
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class SimpleConfig(HRNetConfig):
                 raise ValueError(f"grouping_widths must be of two levels or more, or null; got {self.grouping_widths}")
         if self.detection not in get_args(Detection):
             raise ValueError(f"detection must be one of {get_args(Detection)}, got {self.detection!r}")
+        if self.embeddings and self.detection != "modules":
+            raise ValueError(f"embeddings are of detection modules, not of {self.detection!r}")
         if self.final_gc or not self.final_multiscale:
             raise ValueError("SIMPLE's heads read all scales: no final_gc, and final_multiscale must be true")
 
@@ -78,15 +83,17 @@ NAMED = {"simple_w18": SIMPLE_W18, "simple_w32": SIMPLE_W32}
 
 
 class DetectionModules(nn.Module):
-    """CenterNet's branch on reduced features: `[B, C, h, w]` to logits `[B, 3, h, w]` and offsets `[B, 6, h, w]`.
+    """CenterNet's branch on reduced features: `[B, C, h, w]` to logits `[B, 3, h, w]` and offsets `[B, 6, h, w]`, and
+    perhaps tags `[B, 2, h, w]` of corners.
 
     Args:
         in_channels: C.
         dim: channels of the branch.
         mid: channels inside the pooling modules.
+        embeddings: whether there are tags.
     """
 
-    def __init__(self, in_channels: int, dim: int, mid: int) -> None:
+    def __init__(self, in_channels: int, dim: int, mid: int, embeddings: bool = False) -> None:
         super().__init__()
         self.reduce = conv_bn(conv1x1(in_channels, dim), dim, relu=True)
         self.tl_pool = CascadeCornerPool(dim, TOP_LEFT, mid)
@@ -94,12 +101,14 @@ class DetectionModules(nn.Module):
         self.ct_pool = CenterPool(dim, mid)
         self.heat = nn.ModuleList(nn.Conv2d(dim, 1, 3, padding=1) for _ in range(3))
         self.offset = nn.ModuleList(nn.Conv2d(dim, 2, 3, padding=1) for _ in range(3))
+        self.tag = nn.ModuleList(nn.Conv2d(dim, 1, 3, padding=1) for _ in range(2)) if embeddings else None
 
-    def forward(self, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (top-left, bottom-right, centre) and offsets (x and y of each)."""
+    def forward(self, shared: Tensor) -> tuple[Tensor, ...]:
+        """Logits (top-left, bottom-right, centre), offsets (x and y of each), and tags of corners if there are any."""
         reduced = self.reduce(shared)
         pooled = self.tl_pool(reduced), self.br_pool(reduced), self.ct_pool(reduced)
-        return _each(self.heat, pooled), _each(self.offset, pooled)
+        said = _each(self.heat, pooled), _each(self.offset, pooled)
+        return said if self.tag is None else (*said, _each(self.tag, pooled[:2]))
 
 
 class LiteralDetection(nn.Module):
@@ -113,7 +122,7 @@ class LiteralDetection(nn.Module):
         super().__init__()
         self.heat = nn.ModuleList(nn.Conv2d(in_channels, 1, 3, padding=1) for _ in range(3))
 
-    def forward(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, shared: Tensor) -> tuple[Tensor, ...]:
         """As `DetectionModules.forward`."""
         corners = corner_pool_sum(shared, shared, TOP_LEFT), corner_pool_sum(shared, shared, BOTTOM_RIGHT)
         heat = _each(self.heat, (*corners, center_pool(shared)))
@@ -129,7 +138,7 @@ def _branch(config: SimpleConfig) -> DetectionModules | LiteralDetection | Ancho
     """The detection branch."""
     shared = sum(config.branch_widths)
     if config.detection == "modules":
-        return DetectionModules(shared, config.head_dim, config.head_mid)
+        return DetectionModules(shared, config.head_dim, config.head_mid, config.embeddings)
     if config.detection == "literal":
         return LiteralDetection(shared)
     levels = anchored_people.LEVELS
@@ -166,7 +175,7 @@ class Simple(HRNetTrunk, PoseModel):
         self.pose_head = pose_head(shared, num_keypoints)
         self.detection = _branch(config)
         if config.detection == "anchors":
-            self.output = anchored_people.NAME
+            self.output = anchored_people.NAME  # type: ignore[misc]  # the only family whose settings decide it
         widths = config.grouping_widths
         self.grouping = PersonGrouping(num_keypoints, widths) if widths is not None else None
         init_weights(self)
@@ -187,7 +196,8 @@ class Simple(HRNetTrunk, PoseModel):
 
         Returns:
             `modules`, `literal`: heatmaps `[B, K, H/4, W/4]`; logits `[B, 3, H/4, W/4]` of top-left corners,
-            bottom-right corners and centres; offsets `[B, 6, H/4, W/4]`, x and y of each inside its pixel.
+            bottom-right corners and centres; offsets `[B, 6, H/4, W/4]`, x and y of each inside its pixel; with
+            `embeddings` tags `[B, 2, H/4, W/4]` of corners.
 
             `anchors`: heatmaps, and `[B, N, 5]` for the anchors of `codecs.anchored_people.grid`.
         """

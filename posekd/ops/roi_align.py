@@ -68,10 +68,8 @@ def _backward_supports(upstream: Tensor, boxes: Tensor, size: Sequence[int], *re
     return supports(size, upstream.dtype, boxes, height, width)
 
 
-def _tables(like: Tensor, boxes: Tensor, height: int, width: int) -> Tensor | None:
+def _tables(like: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """Where a GPU's kernels write down the pixels that each box reads (csrc/roi_align/roi_align.h, `scratch`)."""
-    if not library.on_device(like):
-        return None
     return like.new_empty((boxes.shape[0] * (8 * (height + width) + 1),), dtype=torch.int32)
 
 
@@ -82,7 +80,7 @@ def _forward_kernel(
     boxes, pixels = coordinates(maps, boxes), height * width
     R, C = boxes.shape[0], maps.shape[1]
     crops = maps.new_empty_strided((R, C, height, width), (C * pixels, pixels, width, 1))
-    scratch = _tables(maps, boxes, height, width)
+    scratch = _tables(maps, boxes, height, width) if library.on_device(maps) else None
     library.core().roi_align_forward(maps.contiguous(), boxes, crops, scale, ratio, aligned, library.threads(), scratch)
     return crops
 
@@ -103,12 +101,14 @@ def _backward_kernel(
 ) -> Tensor:
     N, C, H, W = size
     gradient = upstream.new_empty_strided((N, C, H, W), (C * H * W, H * W, W, 1))
-    height, width = upstream.shape[2:]
-    turn = library.on_device(upstream) and height * width <= MANY_SMALL
-    turned = upstream.new_empty(upstream.shape) if turn else None
+    scratch = turned = None
+    if library.on_device(upstream):
+        height, width = upstream.shape[2:]
+        scratch = _tables(upstream, boxes, height, width)
+        turned = upstream.new_empty(upstream.shape) if height * width <= MANY_SMALL else None
     library.core().roi_align_backward(
         gradient, coordinates(upstream, boxes), upstream.contiguous(), scale, ratio, aligned, library.threads(),
-        _tables(upstream, boxes, height, width), turned,
+        scratch, turned,
     )  # fmt: skip
     return gradient
 
@@ -237,9 +237,12 @@ def roi_align(
         torch.Size([2, 8, 7, 5])
     """
     checks.check_tensor("input", input, "N C H W")
-    size: Any = (output_size, output_size) if checks.is_whole(output_size) else output_size
-    checks.check_size("output_size", size)
-    height, width = map(int, size)
+    if type(output_size) is int and output_size > 0:  # often, and quickly seen
+        height = width = output_size
+    else:
+        size: Any = (output_size, output_size) if checks.is_whole(output_size) else output_size
+        checks.check_size("output_size", size)
+        height, width = map(int, size)
     check_sampling(spatial_scale, sampling_ratio)
     table = as_table(boxes, input)
     return _forward(input, table, height, width, float(spatial_scale), int(sampling_ratio), bool(aligned))

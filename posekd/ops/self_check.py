@@ -50,12 +50,22 @@ def check_ops(device: torch.device) -> Outcome:
                 expected = case(device)
             worst = max((_difference(a, b) for a, b in zip(compiled, expected, strict=True)), default=0.0)
         except Exception as error:  # whatever a broken installation raises is what is to be told
-            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            failed[name] = _reason(error)
             continue
         if not worst <= TOLERANCE:
             failed[name] = f"differs from its definition by {worst:.1e} of its largest value"
     kernels = library.core() is not None if device.type == "cpu" else library.cuda_kernels()[0]
     return Outcome(str(device), kernels, tuple(cases), failed, time.perf_counter() - start)
+
+
+OLDER = "the compiled core is of another version than these sources"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, TypeError) and "incompatible function arguments" in text:  # pybind11's
+        return OLDER
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -51,12 +51,14 @@ def _backward_kernel(
     tags: Tensor,
 ) -> Tensor:  # fmt: skip
     gradient = torch.empty_like(tags, memory_format=torch.contiguous_format)
-    if not library.on_device(tags):  # whose kernel takes any stride, which the gradient of a sum has
-        pull_upstream, push_upstream = pull_upstream.contiguous(), push_upstream.contiguous()
     wide = pull_slope.dtype
+    if library.on_device(tags):  # whose kernel takes any stride, such as the gradient of a sum has
+        pull, push = pull_upstream.to(wide), push_upstream.to(wide)
+    else:
+        pull, push = library.dense(pull_upstream, wide), library.dense(push_upstream, wide)
     library.core().tag_loss_backward(
         library.dense(keypoints, torch.float32), pull_slope.contiguous(), push_slope.contiguous(),
-        pull_upstream.to(wide), push_upstream.to(wide), gradient, library.threads(),
+        pull, push, gradient, library.threads(),
     )  # fmt: skip
     return gradient
 

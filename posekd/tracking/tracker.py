@@ -49,7 +49,7 @@ class TrackSettings:
 
     oks_threshold: float = 0.3
     keep: int = 30
-    keypoint_threshold: float = 0.2
+    keypoint_threshold: float = 0.0
     flow: Literal["none", "dis"] = "none"
     propagate: int = 0
     least_box: float = 0.0
@@ -90,6 +90,11 @@ def refuse_blind(settings: TrackSettings, look: Look | None) -> None:
             "propagate looks for people in boxes, which this network cannot: give 0 (it is for top-down networks, and "
             "for those that find boxes)"
         )
+
+
+def _mean_score(scores: np.ndarray) -> float:
+    """The mean of the scores `[K]` of those keypoints that were found."""
+    return float(scores.clip(0).sum() / max((scores > 0).sum(), 1))
 
 
 @dataclass
@@ -230,11 +235,11 @@ class Tracker:
     def _as_continued(self, person: Instances, track: _Track, image_id: int) -> Instances:
         """Somebody found in a track's box as a person of this frame; nobody if it is not alike, or too weak.
 
-        The score of the box is the track's times the mean of the keypoints', so that it fades from frame to frame.
+        The box scores as much less than the track's as the keypoints score less than the track's: it fades. (What
+        networks give as a keypoint's score differs in scale.)
         """
-        scores = person.keypoints[..., 2]
-        mean = (scores.clamp(min=0).sum(1) / (scores > 0).sum(1).clamp(min=1)).clamp(max=1)
-        box_score = (track.box_score * mean).to(person.box_scores)
+        mean, before = (_mean_score(pose[:, 2]) for pose in (person.keypoints[0].double().numpy(), track.keypoints))
+        box_score = torch.full_like(person.box_scores, track.box_score * min(1.0, mean / before if before else 0.0))
         person = replace(
             person,
             box_scores=box_score,

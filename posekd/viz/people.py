@@ -38,8 +38,8 @@ def draw_points(canvas: np.ndarray, points: Sequence[np.ndarray], zoom: int) -> 
     length = 6 * zoom
     arms = (((1, 0), (0, 1)), ((-1, 0), (0, -1)), ((1, 0), (-1, 0), (0, 1), (0, -1)))
     for kind, ways, colour in zip(points, arms, POINTS, strict=True):
-        for point in np.asarray(kind, float).reshape(-1, 2):
-            x, y = _on_canvas(point[0], point[1], zoom)
+        for column, row in np.asarray(kind, float).reshape(-1, 2).tolist():
+            x, y = _on_canvas(column, row, zoom)
             for ink, width in (((0, 0, 0), zoom + 3), (colour, zoom + 1)):
                 for dx, dy in ways:
                     cv2.line(canvas, (x, y), (x + dx * length, y + dy * length), ink, width, cv2.LINE_AA)

@@ -126,6 +126,7 @@ def test_ap_of_a_keypoint_is_that_of_labels_without_the_others():
         (["RUN", "--images", "x"], "--images and --annotations describe a dataset together"),
         (["CHECKPOINT"], "was not validated on any data: give --images and --annotations"),
         (["RUN", "-o", "."], "is a folder"),
+        (["RUN", "--people", "-1"], "--people is a number of people, 0 or more, got -1"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(run, tmp_path, monkeypatch, capsys, words, message):

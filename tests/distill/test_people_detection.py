@@ -6,13 +6,16 @@ import math
 
 import pytest
 import torch
+from helpers.tiny_models import tiny_model
 from torch import Tensor, nn
 
 from posekd.codecs import anchored_people as codec
+from posekd.codecs import people
 from posekd.codecs.anchored_people import AnchoredMaps
 from posekd.distill import Simple, SimpleSettings
 from posekd.distill.people_boxes import find_and_match
-from posekd.distill.people_detection import anchor_terms, match_anchors
+from posekd.distill.people_detection import anchor_terms, embedding_loss, match_anchors
+from posekd.models import create_model
 from posekd.structures import ImageBatch
 
 SIDE = 16  # of the maps
@@ -114,3 +117,30 @@ def test_its_own_boxes_are_matched_and_mimicked():
     assert set(terms) == {"pose", "anchors", "anchor_boxes", "grouping", "mimic_labels"} == set(trained.weights())
     assert terms["mimic_labels"] > 0
     torch.stack(list(terms.values())).sum().backward()
+
+
+def test_the_embeddings_of_corners():
+    """CenterNet's sums: of two people, one whose tags differ by 1 and one whose are equal, means 0.5 and 0.75."""
+    boxes = torch.tensor([[[2.0, 2.0, 9.0, 9.0], [4.0, 5.0, 12.0, 13.0], [0.0, 0.0, 0.0, 0.0]]])
+    tags = torch.zeros(1, 2, SIDE, SIDE)
+    tags[0, 1, 9, 9], tags[0, 0, 5, 4], tags[0, 1, 13, 12] = 1.0, 0.75, 0.75
+    pull, push = (0.5**2 + 0.5**2) / 2, 2 * (1 - 0.25) / 2
+    assert embedding_loss(tags, boxes).item() == pytest.approx(0.1 * (pull + push))
+    assert embedding_loss(tags, boxes[:, 2:]) == 0
+
+
+def test_a_student_whose_corners_have_tags():
+    model = tiny_model("simple_w18", head_dim=8, head_mid=4, grouping_widths=(4, 8), embeddings=True).train()
+    said = model(torch.zeros(1, 3, 64, 64))
+    assert [maps.shape[1] for maps in said] == [5, 3, 6, 2]
+    assert people.read(people.reorder(said, torch.tensor([1, 0]))).tags is said[3]
+    data = batch(torch.tensor([[[4.0, 2.0, 12.0, 10.0], [1.0, 1.0, 6.0, 14.0]]]))
+    data.keypoints = [torch.zeros(1, 2, 5, 3)]
+    trained = Simple(model, None, SimpleSettings(mimic="none")).train()
+    terms = trained(data)
+    assert set(terms) == {"pose", "points", "offsets", "embeddings", "grouping"} == set(trained.weights())
+    assert terms["embeddings"] > 0
+    terms["embeddings"].backward()
+    assert model.detection.tag[0].weight.grad.any()
+    with pytest.raises(ValueError, match="embeddings are of detection modules, not of 'anchors'"):
+        create_model("simple_w18", embeddings=True, detection="anchors")

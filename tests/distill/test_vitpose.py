@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from posekd.engine.build import build_loader, open_training_data
 from posekd.engine.teacher_cache import cache_teacher
 from posekd.engine.teachers import build_teacher, open_cache, teacher_card, teacher_facts
 from posekd.models import create_model
+from posekd.ops import decode_heatmaps
 from posekd.packages import MissingPackageError
 from posekd.skeleton import COCO, MPII
 from posekd.structures import InputSpec
@@ -175,3 +177,22 @@ def test_without_transformers_a_sentence(vitpose, monkeypatch):
         MissingPackageError, match=r"No module named 'transformers': pip install 'posekd\[huggingface\]'"
     ):
         ViTPoseTeacher(vitpose)
+
+
+def test_a_peak_stands_at_the_input_pixel_where_transformers_decodes_it():
+    """Their image coordinates, taken back through UDP's crop (first and last pixel on the box's edges)."""
+    pytest.importorskip("scipy")
+    H, W = 256, 192
+    at = torch.tensor([[37.0, 50.0], [4.0, 9.0], [20.5, 33.25]])
+    u, v = torch.arange(48.0), torch.arange(64.0)[:, None]
+    maps = torch.stack([torch.exp(-((u - x) ** 2 + (v - y) ** 2) / 8) for x, y in at])[None]
+    processor = transformers.VitPoseImageProcessor(size={"height": H, "width": W})
+    box = [10.0, 20.0, 96.0, 128.0]  # of the crop's aspect ratio; the crop is 1.25 times as large
+    said = SimpleNamespace(heatmaps=maps)
+    found = processor.post_process_pose_estimation(said, boxes=[[box]])[0][0]["keypoints"]
+    extent = 1.25 * torch.tensor(box[2:])
+    corner = torch.tensor(box[:2]) + torch.tensor(box[2:]) / 2 - extent / 2
+    theirs = (torch.as_tensor(found)[:, :2] - corner) * torch.tensor([W - 1.0, H - 1.0]) / extent
+    ours = 4 * decode_heatmaps(from_corners(maps, (H, W)), "dark")[0, :, :2]
+    torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0.25)
+    assert (4 * decode_heatmaps(maps, "dark")[0, :, :2] - theirs).abs().max() > 1.5  # what UDP makes otherwise

@@ -183,3 +183,42 @@ def test_bottom_up(twelve: tuple[Path, Path], tmp_path: Path) -> None:
     options += ["--detection-threshold", "0.2", "--report", str(report)]
     assert main(["eval", weights, "--images", images, "--annotations", labels, *options]) == 0
     assert json.loads(report.read_text())["AP"] >= 0.9
+
+
+@pytest.mark.long
+@pytest.mark.data
+def test_simple(twelve: tuple[Path, Path], tmp_path: Path) -> None:
+    """Boxes and keypoints, first stage alone; ideal maps of this size give 0.93 for both. Not yet run to its end.
+
+    Box AP counts people without labelled keypoints, too, whom no training sees: they are left out here.
+    """
+    images, labels = twelve
+    content = json.loads(labels.read_text())
+    content["annotations"] = [p for p in content["annotations"] if p["num_keypoints"] > 0 or p["iscrowd"]]
+    labels.write_text(json.dumps(content))
+    words = {
+        "student.overrides": "{size: [448, 448], widths: [16, 32, 64, 96], modules: [1, 1, 1], blocks: 1, "
+        "stem_width: 32, stage1_width: 16, stage1_blocks: 1, head_dim: 32, head_mid: 16, "
+        "grouping_widths: [12, 24, 32]}",
+        "teacher": "null",
+        "method.mimic": "none",
+        "loader.batch_size": "2",
+        "optim.lr": "0.002",
+        "schedule.kind": "cosine",
+        "schedule.warmup_steps": "30",
+        "train.epochs": "900",
+        "train.precision": "bf16",
+        "train.validate_every": "300",
+        "train.checkpoint_every": "30",
+        **{f"augmentation.{name}": "0" for name in ("flip", "rotation", "translation")},
+        "augmentation.scale": "[1.75, 1.75]",  # holds every image wholly
+        "inference.size": "256",
+        "inference.square": "1.75",
+        "inference.flip_test": "false",
+        "inference.decode": "gaussian",
+    }
+    train("simple/w18_coco_512", images, labels, tmp_path / "run", words)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scores = [record for record in records if record["kind"] == "validation"][-1]
+    assert scores["AP"] >= 0.9
+    assert scores["box AP"] >= 0.9

@@ -36,7 +36,7 @@ def test_recipes_of_fine_tuning(width, rate, batch, data):
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
     if data == "posetrack":
         assert isinstance(recipe.val_data, PoseTrackSettings)
-        assert recipe.tracking == TrackSettings(flow="dis", propagate=5, keep=10, least_box=0.3, least_keypoint=0.2)
+        assert recipe.tracking == TrackSettings(flow="dis", propagate=5, keep=10, least_box=0.4)
     else:
         assert isinstance(recipe.val_data, MpiiGroupsSettings)
         assert (recipe.train_data.margin, recipe.val_data.margin) == (None, 0.75)
@@ -86,13 +86,32 @@ def test_posetrack_by_the_ordinary_commands(tmp_path, videos, capsys):
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "run" / "last.safetensors"), *words, *outputs]) == 0
     said = capsys.readouterr()
-    assert "least_box: 0.0, where the checkpoint's run had 0.3" in said.err
+    assert "least_box: 0.0, where the checkpoint's run had 0.4" in said.err
     assert [line.split()[0] for line in said.out.splitlines()[2:7]] == ["mAP", "MOTA", "MOTP", "precision", "recall"]
     files = ["--score-only", str(tmp_path / "found"), "--report", str(tmp_path / "b.json")]
     labels = ["--dataset", "posetrack", "--annotations", str(videos["annotations"])]
     assert main(["eval", *files, *labels]) == 0
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert first["columns"] == second["columns"]
+    _without_labels(tmp_path, videos, words, capsys)
+
+
+def _without_labels(folder: Path, videos: dict[str, object], words: list[str], capsys) -> None:
+    """A split without labels: results are written and nothing is scored."""
+    (folder / "test").mkdir()
+    for file in sorted(Path(str(videos["annotations"])).glob("*.json")):
+        content = {k: v for k, v in json.loads(file.read_text()).items() if k != "annotations"}
+        (folder / "test" / file.name).write_text(json.dumps(content))
+    data = ["--dataset", "posetrack", "--images", str(videos["images"]), "--annotations", str(folder / "test")]
+    capsys.readouterr()
+    run, found = str(folder / "run" / "last.safetensors"), folder / "unscored"
+    assert main(["eval", run, *words, *data, "--results", str(found)]) == 0
+    assert "no labels: results written, not scored" in capsys.readouterr().out
+    for file in sorted(found.iterdir()):
+        content = json.loads(file.read_text())
+        assert len(content["images"]) == 2
+        assert all(person["track_id"] >= 0 for person in content["annotations"])
+    assert [file.name for file in sorted(found.iterdir())] == [f"00000{i}_synthetic_train.json" for i in (1, 2)]
 
 
 def test_the_teacher_of_posetrack(tmp_path, videos, capsys):

@@ -56,6 +56,19 @@ def test_a_wrong_kernel_and_one_that_fails_are_named(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "22 of 24 agree with their definitions" in out
     assert "2 ops are wrong here" in out
+    assert "report what is wrong" in out
+
+
+def test_a_core_that_is_older_than_the_sources_is_known(monkeypatch, capsys):
+    def other(*args, **options):
+        raise TypeError("oks(): incompatible function arguments. The following argument types are supported:")
+
+    monkeypatch.setattr(ops, "oks", other)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "oks: the compiled core is of another version than these sources" in out
+    assert "to do         install posekd again" in out
+    assert "report what is wrong" not in out
 
 
 def test_definitions_take_the_place_of_kernels():

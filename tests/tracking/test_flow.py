@@ -101,9 +101,9 @@ def test_somebody_lost_is_found_again_in_the_box_around_the_last_pose():
     low, high = BODY.min(0) + corner, BODY.max(0) + corner
     margin = 0.15 * (high - low)
     np.testing.assert_allclose(eyes.boxes[0], [[*(low - margin), *(high - low + 2 * margin)]], rtol=1e-6)
-    # the score of the box fades: 1 times the mean of the keypoints'
-    assert found.box_scores[1].item() == pytest.approx(0.8)
-    assert found.scores[1].item() == pytest.approx(0.64)
+    # the box scores less as the keypoints do, which had 0.9
+    assert found.box_scores[1].item() == pytest.approx(0.8 / 0.9)
+    assert found.scores[1].item() == pytest.approx(0.8 / 0.9 * 0.8)
 
 
 def test_people_are_looked_for_a_number_of_frames():
@@ -116,10 +116,12 @@ def test_people_are_looked_for_a_number_of_frames():
 
 
 def test_a_chain_ends_where_the_score_has_faded():
-    eyes = Eyes(*[people((100.0, 50.0), score=0.7)] * 3)
-    tracker = Tracker(COCO, TrackSettings(propagate=9, least_box=0.5), look=eyes)
-    tracker.update(people((100.0, 50.0)), IMAGE)
-    assert [len(tracker.update(people(), IMAGE)) for _ in range(3)] == [1, 0, 0]  # 0.7, 0.49
+    eyes = Eyes(*[people((100.0, 50.0), score=score) for score in (0.7, 0.8, 0.5, 0.6)])
+    tracker = Tracker(COCO, TrackSettings(propagate=9, least_box=0.6), look=eyes)
+    tracker.update(people((100.0, 50.0), score=0.9), IMAGE)
+    found = [tracker.update(people(), IMAGE) for _ in range(4)]
+    assert [len(one) for one in found] == [1, 1, 0, 0]
+    assert found[1].box_scores.item() == pytest.approx(0.7 / 0.9)  # never more than before
 
 
 def test_nobody_is_found_twice_and_nobody_else_begins_a_track():

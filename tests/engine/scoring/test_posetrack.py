@@ -59,6 +59,13 @@ def test_perfect_people_are_followed_perfectly(videos):
         assert scored(videos, labelled(videos), flow=flow) == pytest.approx(expected, abs=0.1)
 
 
+def test_flow_follows_people_who_are_fast():
+    """Up to a quarter of the width in a frame, with labelled poses: only tracking can fail."""
+    fast = SyntheticVideos(SyntheticVideoSettings(videos=4, frames=6, size=(120, 160), split="val", speed=0.25))
+    scores = {flow: scored(fast, labelled(fast), flow=flow)["MOTA"] for flow in ("none", "dis")}
+    assert scores["dis"] > scores["none"] + 10
+
+
 def test_half_of_the_people(videos):
     """Every second person of each frame is missed: nobody is found who is not there."""
     people = labelled(videos)

@@ -214,7 +214,9 @@ class TestARecipe:
             make_optimizer([], OptimSettings(name="rmsprop"), capturable=True)
         with pytest.raises(ValueError, match="needs a CUDA device, and this is mps"):
             build._check_graph(recipe, torch.device("mps"))
-        foreign = SimpleNamespace(train=recipe.train, teacher=SimpleNamespace(path="teacher.onnx"), method_type=MAPD)
+        foreign = SimpleNamespace(
+            train=recipe.train, teacher=SimpleNamespace(name="onnx", path="teacher.onnx"), method_type=MAPD
+        )
         with pytest.raises(ValueError, match="which ONNX Runtime runs: write a cache of it first; or set it to false"):
             build._check_graph(foreign, torch.device("cpu"))
         monkeypatch.setattr(distributed, "world", lambda: 2)
