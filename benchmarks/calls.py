@@ -1,14 +1,15 @@
 """What a call costs when the problem is small: forward and backward through autograd, checks and all.
 
 `posekd bench calls` compares each op that has a derivative with a bare `torch.autograd.Function`, written here, which
-makes the same calls of the compiled core and checks nothing, promotes nothing and knows of no tracer. Both take their
-turns round by round, so that other work on the machine slows both.
+makes the same calls of the compiled core and checks nothing, promotes nothing and knows of no tracer. Both take many
+short turns one after the other, of which the tenth percentile counts: other work on the machine comes and goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +20,14 @@ from torch.autograd import Function, grad
 from posekd import ops
 from posekd.ops import library
 
-from .harness import measure
-
 Call = Callable[[], object]
-INT, WIDE = torch.int32, torch.float32
+INT = torch.int32
+CALLS_PER_TURN = 15
+
+
+def _counter(x: Tensor) -> Tensor | None:
+    """What kernels on a GPU count in."""
+    return x.new_zeros(1, dtype=INT) if x.is_cuda else None
 
 
 def bare(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,12 +117,17 @@ def distill_loss_bare(core: Any, teacher: Tensor, target: Tensor) -> Callable[..
 
     def forward(x: Tensor) -> tuple[Tensor, Any]:
         loss, terms, gradient = x.new_empty(()), x.new_empty(3), torch.empty_like(x)
-        stats, counter = x.new_empty((x.shape[0] * x.shape[1], 5)), torch.zeros(1, dtype=INT)
+        stats, counter = x.new_empty((x.shape[0] * x.shape[1], 5)), x.new_zeros(1, dtype=INT)
         inputs = (x, teacher, target, None, None, None, None)
-        core.distill_loss_forward(*inputs, 0.15, 0.075, 1.0, 2.0, 0, loss, terms, stats, gradient, counter, 1)
-        return loss, gradient
+        kept = None if x.is_cuda else gradient  # on a GPU the op computes it in the backward pass
+        core.distill_loss_forward(*inputs, 0.15, 0.075, 1.0, 2.0, 0, loss, terms, stats, kept, counter, 1)
+        return loss, (inputs, stats, gradient)
 
-    def backward(gradient: Any, upstream: Tensor) -> Tensor:
+    def backward(kept: Any, upstream: Tensor) -> Tensor:
+        inputs, stats, gradient = kept
+        if upstream.is_cuda:
+            core.distill_loss_backward(*inputs, 0.15, 0.075, 1.0, 2.0, 0, upstream, stats, gradient, 1)
+            return gradient
         return gradient if upstream.item() == 1.0 else gradient * upstream
 
     return bare("distill_loss", forward, backward)
@@ -129,7 +139,7 @@ def mimic_loss_bare(core: Any, boxes: Tensor, targets: Tensor) -> Callable[..., 
     def forward(x: Tensor) -> tuple[Tensor, Any]:
         weight = x.new_ones(targets.shape[:3])
         loss, stats = x.new_empty((1,)), x.new_empty(targets.shape[:3])
-        counter = torch.zeros(1, dtype=INT)
+        counter = x.new_zeros(1, dtype=INT)
         core.mimic_loss_forward(x, boxes, targets, weight, 1.0, 2, True, stats, loss, counter, 1)
         return loss.sum(), (x, weight)
 
@@ -162,12 +172,32 @@ def tag_loss_bare(core: Any, keypoints: Tensor) -> Callable[..., Any]:
     return bare("tag_loss", forward, backward)
 
 
+def center_focal_loss_bare(core: Any, boxes: Tensor, counts: Tensor) -> Callable[..., Any]:
+    """No mask; the sum of the three maps' losses is part of it."""
+
+    def forward(logits: Tensor) -> tuple[Tensor, Any]:
+        loss, points = logits.new_empty((3,)), logits.new_empty((3,), dtype=torch.int64)
+        partial = logits.new_empty((2, 3, logits.shape[0]), dtype=torch.float64)
+        core.center_focal_loss_forward(logits, boxes, counts, None, False, loss, points, partial, _counter(logits), 1)
+        return loss.sum(), (logits, points)
+
+    def backward(kept: Any, upstream: Tensor) -> Tensor:
+        logits, points = kept
+        gradient = torch.empty_like(logits)
+        core.center_focal_loss_backward(
+            logits, boxes, counts, None, False, upstream.expand(3).contiguous(), points, gradient, 1
+        )
+        return gradient
+
+    return bare("center_focal_loss", forward, backward)
+
+
 def simulated_heatmap_loss_bare(core: Any, teacher: Tensor, weight: Tensor) -> Callable[..., Any]:
     """The gradient comes with the loss; backward scales it."""
 
     def forward(coords: Tensor, sigmas: Tensor) -> tuple[Tensor, Any]:
         loss, stats = coords.new_empty(()), coords.new_empty((*coords.shape[:2], 5))
-        core.simulated_heatmap_loss_forward(coords, sigmas, teacher, weight, stats, loss, None, 1)
+        core.simulated_heatmap_loss_forward(coords, sigmas, teacher, weight, stats, loss, _counter(coords), 1)
         return loss, stats
 
     def backward(stats: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,16 +222,25 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def contestants() -> dict[str, tuple[Call, Call]]:
+def contestants(device: str = "cpu") -> dict[str, tuple[Call, Call]]:
     """Op -> ours and the bare Function, on maps `[1, 2, 8, 8]`."""
     rng = torch.Generator().manual_seed(0)
-    x, other = (torch.rand(1, 2, 8, 8, generator=rng).requires_grad_() for _ in range(2))
-    teacher, target = torch.rand(1, 2, 8, 8, generator=rng), torch.rand(1, 2, 8, 8, generator=rng)
-    boxes = torch.tensor([[0.0, 1.0, 2.0, 6.0, 7.0], [0.0, 0.0, 0.0, 4.0, 4.0]])
-    targets = torch.rand(2, 2, 4, 4, generator=rng)
-    keypoints = torch.tensor([[[[1.0, 1.0, 1.0], [2.0, 3.0, 1.0]], [[6.0, 1.0, 1.0], [7.0, 3.0, 1.0]]]])
-    points, sigmas = (torch.rand(1, 2, 2, generator=rng).requires_grad_() for _ in range(2))
-    weight = torch.ones(1, 2)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=rng).to(device)
+
+    def given(values: Any) -> Tensor:
+        return torch.tensor(values).to(device)
+
+    x, other = (random(1, 2, 8, 8).requires_grad_() for _ in range(2))
+    teacher, target = random(1, 2, 8, 8), random(1, 2, 8, 8)
+    boxes = given([[0.0, 1.0, 2.0, 6.0, 7.0], [0.0, 0.0, 0.0, 4.0, 4.0]])
+    targets = random(2, 2, 4, 4)
+    keypoints = given([[[[1.0, 1.0, 1.0], [2.0, 3.0, 1.0]], [[6.0, 1.0, 1.0], [7.0, 3.0, 1.0]]]])
+    points, sigmas = (random(1, 2, 2).requires_grad_() for _ in range(2))
+    weight = torch.ones(1, 2, device=device)
+    logits = random(1, 3, 8, 8).requires_grad_()
+    people, counts = given([[[1.0, 1.0, 6.0, 7.0]]]), given([1])
     core = library.core()
     top = corner_pool_add_bare(core, 0)
     pairs: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]] = {
@@ -225,6 +264,11 @@ def contestants() -> dict[str, tuple[Call, Call]]:
             (x,),
         ),
         "tag_loss": (lambda x: ops.tag_loss(x, keypoints), tag_loss_bare(core, keypoints), (x,)),
+        "center_focal_loss": (
+            lambda logits: ops.center_focal_loss(logits, people, counts),
+            center_focal_loss_bare(core, people, counts),
+            (logits,),
+        ),
         "simulated_heatmap_loss": (
             lambda points, sigmas: ops.simulated_heatmap_loss(points, sigmas, teacher, weight),
             simulated_heatmap_loss_bare(core, teacher, weight),
@@ -241,34 +285,55 @@ def _check_equal(name: str, ours: Any, base: Any) -> None:
         raise RuntimeError(f"{name}: the bare Function's gradients differ, so its time says nothing")
 
 
-def rows(rounds: int) -> list[tuple[str, float, float, tuple[float, float, float]]]:
-    """Op, microseconds per call of ours and of the bare Function, quartiles of their ratio round by round."""
-    found = []
-    for name, (ours, base) in contestants().items():
+def quick_tenth(ours: Call, base: Call, turns: int, device: str) -> tuple[float, float]:
+    """Microseconds per call of both: the tenth percentile of many short turns, which other work seldom disturbs."""
+    samples: tuple[list[float], list[float]] = [], []
+    for _ in range(turns):
+        for function, times in zip((ours, base), samples, strict=True):
+            start = time.perf_counter()
+            for _ in range(CALLS_PER_TURN):
+                function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(1e6 * (time.perf_counter() - start) / CALLS_PER_TURN)
+    return sorted(samples[0])[turns // 10], sorted(samples[1])[turns // 10]
+
+
+def rows(rounds: int, turns: int, device: str) -> list[tuple[str, float, float, list[float]]]:
+    """Op, microseconds per call of ours and of the bare Function (medians over rounds), their ratio in each round."""
+    contest = contestants(device)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contest}
+    for name, (ours, base) in contest.items():
         _check_equal(name, ours(), base())
-        samples = measure({"posekd": ours, "bare": base}, "cpu", rounds)
-        ratios = [a / b for a, b in zip(samples["posekd"], samples["bare"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        found.append(
-            (name, *(1e3 * statistics.median(samples[who]) for who in ("posekd", "bare")), (low, middle, high))
-        )
-    return found
+    for _ in range(rounds):
+        for name, (ours, base) in contest.items():
+            found[name].append(quick_tenth(ours, base, turns, device))
+    return [
+        (name, *(statistics.median(column) for column in zip(*times, strict=True)), sorted(a / b for a, b in times))
+        for name, times in found.items()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="posekd bench calls", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="rounds counted after one of warm-up (default 25)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all ops (default 5)")
+    parser.add_argument("--turns", type=int, default=200, help="turns of 15 calls in a round (default 200)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(argv)
-    if options.rounds < 2:
-        parser.error(f"--rounds must be at least 2, for quartiles, got {options.rounds}")
+    if options.device == "cuda" and not (torch.cuda.is_available() and library.cuda_kernels()[0]):
+        parser.error("--device cuda, but there is no GPU here that our kernels run on (see `posekd doctor`)")
+    for name in ("rounds", "turns"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     if library.core() is None:
         parser.error("the compiled core did not load: there are no core calls to compare with (see `posekd doctor`)")
     torch.set_num_threads(1)
-    print("forward and backward of [1, 2, 8, 8] float32 on one CPU thread, microseconds per call")
-    print(f"{'op':<22} {'posekd':>8} {'bare':>8} {'ratio':>6}  quartiles")
-    for name, ours, base, (low, middle, high) in rows(options.rounds):
-        print(f"{name:<22} {ours:8.1f} {base:8.1f} {middle:6.2f}  {low:.2f} to {high:.2f}")
+    print(f"forward and backward of [1, 2, 8, 8] float32 on {options.device}, one CPU thread, microseconds per call")
+    print(f"{'op':<22} {'posekd':>8} {'bare':>8} {'ratio':>6}  over {options.rounds} rounds")
+    for name, ours, base, ratios in rows(options.rounds, options.turns, options.device):
+        middle = statistics.median(ratios)
+        print(f"{name:<22} {ours:8.1f} {base:8.1f} {middle:6.2f}  {ratios[0]:.2f} to {ratios[-1]:.2f}")
     return 0
 
 

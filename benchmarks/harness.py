@@ -3,6 +3,10 @@
 Inputs past `SMALL_BYTES` are cold: before each sample the caches are filled with something else, as training fills them
 between two calls. Smaller problems are timed in a loop, warm, and reported in microseconds.
 
+On a GPU two things are measured apart: the device time, the sum of a call's kernels with cold caches as the profiler
+has them, of which ratios and shares are made; and the wall time of a call that is enqueued again and again from Python,
+which drowns the kernels of a small problem.
+
 A benchmark is a module with `cases(options) -> Iterator[Case]` and `main(argv)`, which hands them to `run`.
 Machines are shared and noisy: every contestant is timed once per round, in turn, and ratios are taken round by round.
 """
@@ -27,10 +31,12 @@ from typing import Any
 import torch
 
 import posekd
+from posekd.files import write_atomically
 from posekd.ops import build_info
 
 COPY_BYTES = 256 << 20
 SAMPLE_MS = 5.0
+DEVICE_ROUNDS = 5  # of a profiler's figures, which hardly vary
 SMALL_BYTES = 8 << 20  # below it a share of bandwidth means nothing: launch latency dominates
 
 
@@ -85,6 +91,20 @@ def _once(function: Callable[[], object], device: str) -> float:
     return (time.perf_counter() - begin_s) * 1e3
 
 
+def _wall(function: Callable[[], object], device: str) -> float:
+    """Milliseconds until the device has done it."""
+    _wait(device)
+    begin_s = time.perf_counter()
+    function()
+    _wait(device)
+    return (time.perf_counter() - begin_s) * 1e3
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def _repeats(function: Callable[[], object], device: str) -> int:
     """The number of calls per sample of at least `SAMPLE_MS`; the first call after other work is slow (cold code)."""
     function()
@@ -97,7 +117,11 @@ def _repeat(function: Callable[[], object], times: int) -> None:
 
 
 def measure(
-    contestants: dict[str, Callable[[], object]], device: str, rounds: int, evict: Callable[[], object] | None = None
+    contestants: dict[str, Callable[[], object]],
+    device: str,
+    rounds: int,
+    evict: Callable[[], object] | None = None,
+    once: Callable[[Callable[[], object], str], float] = _once,
 ) -> dict[str, list[float]]:
     """Milliseconds per call of each contestant, one sample per round, in turn; cold after `evict`, else warm."""
     repeats = {label: 1 if evict else _repeats(function, device) for label, function in contestants.items()}
@@ -107,10 +131,55 @@ def measure(
             n = repeats[label]
             if evict:
                 evict()
-            ms = _once(partial(_repeat, function, n), device) / n
+            ms = once(partial(_repeat, function, n), device) / n
             if turn:  # the first round warms up: pages, compilation, threads
                 samples[label].append(ms)
     return samples
+
+
+@dataclass
+class OnDevice:
+    """What a GPU did for one contestant: milliseconds of kernels in each call, and how many there were."""
+
+    ms: list[float] = field(default_factory=list)
+    launches: int = 0
+
+
+def kernels(function: Callable[[], object]) -> list[float]:
+    """Milliseconds of each kernel, copy and fill of one call, as the profiler has them."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.cuda.synchronize()
+    events = profile.events() or ()
+    return [e.time_range.elapsed_us() / 1e3 for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+
+
+def measure_device(
+    contestants: dict[str, Callable[[], object]], evict: Callable[[], object], rounds: int = DEVICE_ROUNDS
+) -> dict[str, OnDevice]:
+    """Device time of each contestant, one call a round, in turn, with cold caches."""
+    found = {label: OnDevice() for label in contestants}
+    for turn in range(rounds + 1):
+        for label, function in contestants.items():
+            evict()
+            times = kernels(function)
+            if turn:  # the first round warms up
+                found[label].ms.append(sum(times))
+                found[label].launches = len(times)
+    return found
+
+
+def usable(case: Case) -> dict[str, Callable[[], object]]:
+    """Ours and the baselines that run here; of the others it is said why they do not."""
+    contestants = {"posekd": case.ours}
+    for label, function in case.baselines.items():
+        try:
+            function()
+            contestants[label] = function
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            print(f"  {case.name}: {label} is left out: {str(error).strip().splitlines()[0][:200]}", flush=True)
+    return contestants
 
 
 def cache_bytes(device: str) -> int:
@@ -142,19 +211,24 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _result(case: Case, samples: dict[str, list[float]], copy: float) -> dict[str, Any]:
+def _result(
+    case: Case, samples: dict[str, list[float]], copy: float, more: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """A row of the JSON: `ms` is the device time on a GPU, where `more` says a contestant's wall time and launches."""
     low, median, high = _quartiles(samples["posekd"])
     row: dict[str, Any] = {"case": case.name, "ms": median, "ms_quartiles": [low, high], "baselines": {}}
+    row |= more.get("posekd", {})
     if case.bytes is not None:
         row["bytes"] = case.bytes
         row["share_of_copy"] = case.bytes / (median * 1e-3) / copy
-    for label in case.baselines:
+    for label in [label for label in samples if label != "posekd"]:
         ratios = [b / a for a, b in zip(samples["posekd"], samples[label], strict=True)]
         r_low, r_median, r_high = _quartiles(ratios)
         row["baselines"][label] = {
             "ms": statistics.median(samples[label]),
             "ratio": r_median,
             "ratio_quartiles": [r_low, r_high],
+            **more.get(label, {}),
         }
     return row
 
@@ -165,13 +239,19 @@ def _time(ms: float) -> str:
 
 def _print(row: dict[str, Any]) -> None:
     low, high = row["ms_quartiles"]
-    line = f"  {row['case']}\n      posekd {_time(row['ms'])} ({_time(low)} to {_time(high)})"
+    line = f"  {row['case']}\n      posekd {_time(row['ms'])} ({_time(low)} to {_time(high)}){_wall_words(row)}"
     if row.get("bytes", 0) >= SMALL_BYTES:
         line += f", {row['share_of_copy']:.0%} of the copy speed"
     for label, other in row["baselines"].items():
         low, high = other["ratio_quartiles"]
         line += f"\n      {label} {_time(other['ms'])}: {other['ratio']:.2f}x ({low:.2f} to {high:.2f})"
+        line += _wall_words(other)
     print(line, flush=True)
+
+
+def _wall_words(row: dict[str, Any]) -> str:
+    """What a GPU's row has beside the device time."""
+    return f" on the device in {row['launches']} launches, {_time(row['wall_ms'])} wall" if "wall_ms" in row else ""
 
 
 def _said_by(*command: str) -> str | None:
@@ -210,10 +290,10 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _compare(old_file: Path, name: str, rows: Iterable[dict[str, Any]], now: dict[str, Any]) -> None:
+def _compare(old_file: Path, text: str, name: str, rows: Iterable[dict[str, Any]], now: dict[str, Any]) -> None:
     old: dict[str, dict[str, Any]] = {}
     before: dict[str, Any] = {}
-    for record in map(json.loads, old_file.read_text().splitlines()):
+    for record in map(json.loads, text.splitlines()):
         if record["benchmark"] == name:  # the last of them counts
             before = record["environment"]
             old |= {row["case"]: row for row in record["results"]}
@@ -237,18 +317,29 @@ def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> list[d
     evict = evictor(options.device)
     copy = copy_speed(options.device, evict)
     print(f"{name} on {options.device}, {options.threads} threads; copy {copy / 1e9:.1f} GB/s (read + written)")
-    rows = []
-    for case in cases:
-        cold = evict if (case.bytes or 0) >= SMALL_BYTES and not options.warm else None
-        samples = measure({"posekd": case.ours, **case.baselines}, options.device, options.rounds, cold)
-        rows.append(_result(case, samples, copy))
-        _print(rows[-1])
+    rows: list[dict[str, Any]] = []
     facts = environment(options)
+    record = {"benchmark": name, "environment": facts, "copy_bytes_per_s": copy, "results": rows}
+    earlier = options.json.read_text(encoding="utf-8") if options.json and options.json.is_file() else ""
+    before = options.compare.read_text(encoding="utf-8") if options.compare else ""
+    for case in cases:
+        contestants = usable(case)
+        if options.device == "cuda":
+            on_device = measure_device(contestants, evict)
+            walls = measure(contestants, options.device, options.rounds, None, _wall)
+            samples = {label: found.ms for label, found in on_device.items()}
+            more = {
+                label: {"wall_ms": statistics.median(walls[label]), "launches": found.launches}
+                for label, found in on_device.items()
+            }
+        else:
+            cold = evict if (case.bytes or 0) >= SMALL_BYTES and not options.warm else None
+            samples, more = measure(contestants, options.device, options.rounds, cold), {}
+        rows.append(_result(case, samples, copy, more))
+        _print(rows[-1])
+        if options.json:  # after each case: a run that is stopped leaves what it has
+            write_atomically(options.json, earlier + json.dumps(record) + "\n")
     if options.compare:
-        _compare(options.compare, name, rows, facts)
-    if options.json:
-        record = {"benchmark": name, "environment": facts, "copy_bytes_per_s": copy, "results": rows}
-        with open(options.json, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        _compare(options.compare, before, name, rows, facts)
     sys.stdout.flush()
     return rows

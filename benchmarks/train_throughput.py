@@ -8,13 +8,17 @@ Three loops train the recipe's student for some steps, in turn, round by round:
 
 Then a few steps are taken apart, waiting for the device after each part, and the work of a worker is timed in this
 process. Figures are medians of the rounds with their extremes. `--synthetic N` writes N JPEGs of synthetic people and
-an untrained teacher to a temporary folder and uses those in place of the recipe's, so that nothing need be there.
+an untrained teacher and uses those in place of the recipe's, so that nothing need be there; with `--data FOLDER` they
+are kept there and found there by the next run. It says what it is at, and ends within `--minutes` and one step: rounds
+for which no time is left are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import resource
 import statistics
 import sys
@@ -34,6 +38,7 @@ if __package__ in (None, ""):  # run as a file
     __package__ = "benchmarks"
 
 from posekd.data import CropDataset
+from posekd.data.sources.coco import CocoSettings
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.distill import MAPD
 from posekd.engine.build import build_job, build_model
@@ -54,7 +59,7 @@ PARTS = ("transfer", "crop", "teacher", "student", "loss", "backward", "optimize
 
 def synthetic_recipe(recipe: Recipe, images: int, folder: Path) -> Recipe:
     """The recipe on JPEGs of COCO's size and an untrained teacher, which cost the same time."""
-    people = write_coco(folder, images, settings=SyntheticSettings(size=(480, 640), people=(1, 4)))
+    people = _people(folder, images)
     teacher = recipe.teacher
     if teacher is not None:
         weights = folder / "teacher.safetensors"
@@ -64,23 +69,41 @@ def synthetic_recipe(recipe: Recipe, images: int, folder: Path) -> Recipe:
     return replace(recipe, train_data=people, val_data=None, teacher=teacher, train=train)
 
 
+def _people(folder: Path, images: int) -> CocoSettings:
+    """Drawn people in COCO's form: those that are there, if there are so many, or new ones."""
+    labels = folder / "annotations" / "person_keypoints_train.json"
+    if labels.is_file():
+        count = len(json.loads(labels.read_text(encoding="utf-8"))["images"])
+        if count != images:
+            raise ValueError(f"{folder} has {count} images, not {images}: pass --synthetic {count}, or another --data")
+        return CocoSettings(images=str(folder / "train"), annotations=str(labels))
+    _say(f"drawing {images} images in {folder}")
+    processes = len(os.sched_getaffinity(0)) if images >= 100 else 1
+    return write_coco(folder, images, settings=SyntheticSettings(size=(480, 640), people=(1, 4)), processes=processes)
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
 def real_steps(job: Job) -> Iterator[tuple[int, float]]:
     """Takes steps for ever; persons and seconds of waiting of each."""
-    size = job.settings.accumulate
+    size, take = job.settings.accumulate, job.learner.captured or train_step
     for epoch in count():
         packed = job.loader.epoch(epoch)
         for _ in range(job.steps_per_epoch):
             start = time.perf_counter()
             group = list(islice(packed, size))
             waited = time.perf_counter() - start
-            train_step(job.learner, [job.prepare(batch) for batch in group])
+            take(job.learner, [job.prepare(batch) for batch in group])
             yield sum(map(len, group)), waited
 
 
 def preloaded_steps(job: Job, groups: Sequence[Sequence[PackedCropBatch]]) -> Iterator[tuple[int, float]]:
     """The same with batches that wait on the device."""
+    take = job.learner.captured or train_step
     for group in cycle(groups):
-        train_step(job.learner, [job.prepare(batch) for batch in group])
+        take(job.learner, [job.prepare(batch) for batch in group])
         yield sum(map(len, group)), 0.0
 
 
@@ -107,7 +130,12 @@ def baseline_steps(job: Job, recipe: Recipe) -> Iterator[tuple[int, float]]:
 
 
 def measure(
-    loops: dict[str, Iterator[tuple[int, float]]], steps: int, rounds: int, idle: int, device: torch.device
+    loops: dict[str, Iterator[tuple[int, float]]],
+    steps: int,
+    rounds: int,
+    idle: int,
+    device: torch.device,
+    deadline: float = math.inf,
 ) -> dict[str, dict[str, Any]]:
     """Samples per second and share of waiting of each loop, in turn.
 
@@ -117,18 +145,38 @@ def measure(
         rounds: of all loops.
         idle: steps before each count, which use up what a loader has prepared while the others ran.
         device: to wait for.
+        deadline: of `time.monotonic()`, after which a round is cut short, and no other begins.
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
-    for _ in range(rounds):
-        for name, loop in loops.items():
+    for turn in range(rounds):
+        for place, (name, loop) in enumerate(loops.items()):
+            share = _share(deadline, (rounds - turn) * len(loops) - place)  # of the time that is left
+            if turn and share <= 0:
+                _say(f"  no time for round {turn + 1} of {rounds}")
+                return _summary(found)
+            _say(f"  round {turn + 1} of {rounds}: {name}")
+            middle, end = time.monotonic() + share / 2, time.monotonic() + share
             for _ in range(idle):
                 next(loop)
+                if time.monotonic() > middle:
+                    break
             _wait(device)
             start = time.perf_counter()
-            taken = [next(loop) for _ in range(steps)]
+            taken = []
+            while len(taken) < steps and (not taken or time.monotonic() < end):
+                taken.append(next(loop))
             _wait(device)
             seconds = time.perf_counter() - start
             found[name].append((sum(n for n, _ in taken) / seconds, sum(w for _, w in taken) / seconds))
+    return _summary(found)
+
+
+def _share(deadline: float, parts: int) -> float:
+    return (deadline - time.monotonic()) / parts
+
+
+def _summary(found: dict[str, list[tuple[float, float]]]) -> dict[str, dict[str, Any]]:
+    """Medians and extremes of the rounds."""
     return {
         name: {
             "samples_per_s": statistics.median(rate for rate, _ in rows),
@@ -139,8 +187,10 @@ def measure(
     }
 
 
-def take_apart(job: Job, groups: Sequence[Sequence[PackedCropBatch]], steps: int) -> dict[str, float]:
-    """Milliseconds per step of each part, the device idle between them."""
+def take_apart(
+    job: Job, groups: Sequence[Sequence[PackedCropBatch]], steps: int, deadline: float = math.inf
+) -> dict[str, float]:
+    """Milliseconds per step of each part, the device idle between them; no step begins after the deadline but one."""
     learner, device = job.learner, job.learner.device
     spent = dict.fromkeys(PARTS, 0.0)
     clock = SimpleNamespace(start=0.0)
@@ -159,7 +209,11 @@ def take_apart(job: Job, groups: Sequence[Sequence[PackedCropBatch]], steps: int
         networks["teacher"] = learner.method.teacher.model
     hooks = [network.register_forward_pre_hook(ends("loss")) for network in networks.values()]
     hooks += [network.register_forward_hook(ends(name)) for name, network in networks.items()]
+    taken = 0
     for step in range(-2, steps):
+        if taken and time.monotonic() > deadline:
+            break
+        taken += step >= 0
         if step == 0:
             spent.update(dict.fromkeys(PARTS, 0.0))
         for packed in groups[step % len(groups)]:
@@ -179,7 +233,7 @@ def take_apart(job: Job, groups: Sequence[Sequence[PackedCropBatch]], steps: int
         spent["optimizer"] += lap()
     for hook in hooks:
         hook.remove()
-    return {part: seconds / steps * 1e3 for part, seconds in spent.items()}
+    return {part: seconds / taken * 1e3 for part, seconds in spent.items()}
 
 
 def worker_times(job: Job, batches: int) -> dict[str, float]:
@@ -200,8 +254,10 @@ def worker_times(job: Job, batches: int) -> dict[str, float]:
     return {"decode_ms": decode / persons * 1e3, "all_ms": whole / persons * 1e3}
 
 
-def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True) -> dict[str, Any]:
-    """Measures a recipe; what `--json` writes."""
+def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True, seconds: float = math.inf) -> dict[str, Any]:
+    """Measures a recipe, in about so many seconds; what `--json` writes."""
+    deadline = time.monotonic() + 0.8 * seconds  # the rest is for the parts of a step
+    _say("building student, teacher and loader")
     job = build_job(recipe)
     device, workers = job.learner.device, recipe.loader.workers
     set_rate(job.learner.optimizer, recipe.optim.lr * 1e-3)  # the weights hardly move: no loop spoils the next one's
@@ -218,12 +274,13 @@ def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True) -> dict[
     options = SimpleNamespace(device=device.type, threads=torch.get_num_threads(), warm=True)
     result["environment"] = environment(options)  # type: ignore[arg-type]
     idle = max(2, workers * recipe.loader.prefetch + 1)
-    result["loops"] = measure(loops, steps, rounds, idle, device)
+    result["loops"] = measure(loops, steps, rounds, idle, device, deadline)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     for loop in loops.values():
         loop.close()  # type: ignore[attr-defined]
     apart = build_job(replace(recipe, train=replace(recipe.train, compile="none")))
-    result["step_ms"] = take_apart(apart, groups, steps)
+    _say("  a step in parts")
+    result["step_ms"] = take_apart(apart, groups, steps, deadline + 0.15 * seconds)
     result["worker"] = {**worker_times(job, 2), "workers": workers}
     result["memory_mib"] = {
         "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -235,7 +292,7 @@ def run(recipe: Recipe, steps: int, rounds: int, baseline: bool = True) -> dict[
 def _as_published(recipe: Recipe) -> Recipe:
     """Float32, eager, contiguous; one batch per step."""
     plain = replace(recipe.train, precision="fp32", compile="none", teacher_dtype=None, channels_last=False)
-    return replace(recipe, train=replace(plain, accumulate=1, ema_decay=None))
+    return replace(recipe, train=replace(plain, accumulate=1, ema_decay=None, graph=False))
 
 
 def _wait(device: torch.device) -> None:
@@ -282,16 +339,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all loops (default 3)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--synthetic", type=int, metavar="N", help="N JPEGs of synthetic people, an untrained teacher")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of the drawn people: written if it is empty")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all of it (default 10)")
     parser.add_argument("--no-baseline", action="store_true", help="leave out the loop written as published code is")
     parser.add_argument("--json", type=Path, help="append the result to this file")
     options, overrides = parser.parse_known_args(argv)
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be more than 0, got {options.minutes:g}")
+    if options.data is not None and not options.synthetic:
+        parser.error("--data is the folder of drawn people: say how many images with --synthetic N")
+    begun = time.monotonic()
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         recipe = read_recipe(options.config, [*overrides, "--out", folder])
         if options.synthetic:
-            recipe = synthetic_recipe(recipe, options.synthetic, Path(folder))
-        result = run(recipe, options.steps, options.rounds, not options.no_baseline)
+            recipe = synthetic_recipe(recipe, options.synthetic, options.data or Path(folder))
+        left = max(1.0, 60 * options.minutes - (time.monotonic() - begun))
+        result = run(recipe, options.steps, options.rounds, not options.no_baseline, left)
     report(result)
     if options.json:
         with open(options.json, "a", encoding="utf-8") as file:

@@ -39,8 +39,10 @@ namespace {
 #define POSEKD_CUDA(entry) (nullptr)
 #endif
 #if defined(POSEKD_EMU)
+constexpr bool kEmulated = true;
 #define POSEKD_CPU(entry) (nullptr)
 #else
+constexpr bool kEmulated = false;
 #define POSEKD_CPU(entry) (entry)
 #endif
 // Both entry points of a function, those that this module has.
@@ -56,19 +58,30 @@ struct Entry {
 template <class Args>
 void run(const TensorView& on, const Args& args, int threads, typename Entry<Args>::Cpu cpu,
          typename Entry<Args>::Cuda cuda) {
-#if defined(POSEKD_EMU)
-  const bool on_device = true;  // the GIL stays held: the emulated device has one scheduler
-#else
-  const bool on_device = on.device == posekd::Device::cuda;
+  const bool on_device = kEmulated || on.device == posekd::Device::cuda;
+#if !defined(POSEKD_EMU)  // there the GIL stays held: the emulated device has one scheduler
   const py::gil_scoped_release unlocked;
 #endif
-  if (!on_device) return cpu(args, threads);
+  if (!on_device) {
+    if (!cpu) throw std::runtime_error("posekd core: this function is for CUDA tensors");
+    return cpu(args, threads);
+  }
   if (!cuda) throw std::runtime_error("posekd core: built without CUDA kernels");
   cuda(args, CudaContext{on.device_index, on.stream});
 }
 
+// Whether the forward pass fills `args.gradient`: always on the CPU.
+bool keeps_gradient(const posekd::DistillLoss& args) {
+#if defined(POSEKD_WITH_CUDA)
+  const TensorView& on = args.student;
+  if (kEmulated || on.device == posekd::Device::cuda)
+    return posekd::distill_loss_keeps_gradient_cuda(args, CudaContext{on.device_index, on.stream});
+#endif
+  return args.gradient.present;
+}
+
 void bind_distill_loss(py::module_& module) {
-  module.def(
+  module.def(  // returns whether `gradient` was filled
       "distill_loss_forward",
       [](const TensorView& student, const TensorView& teacher, const TensorView& target, const TensorView& keypoints,
          const TensorView& weight, const TensorView& teacher_weight, const TensorView& mask, double alpha, double beta,
@@ -79,6 +92,7 @@ void bind_distill_loss(py::module_& module) {
         args.loss = loss, args.terms = terms, args.stats = stats, args.gradient = gradient;
         args.counter = counter;
         run(student, args, threads, POSEKD_ENTRIES(distill_loss_forward));
+        return keeps_gradient(args);
       });
   module.def("distill_loss_backward",
              [](const TensorView& student, const TensorView& teacher, const TensorView& target,
@@ -90,6 +104,11 @@ void bind_distill_loss(py::module_& module) {
                args.upstream = upstream, args.stats = stats, args.gradient = gradient;
                run(student, args, threads, POSEKD_ENTRIES(distill_loss_backward));
              });
+  module.def("distill_loss_scale", [](const TensorView& gradient, const TensorView& upstream) {  // CUDA only
+    posekd::DistillLoss args{};
+    args.gradient = gradient, args.upstream = upstream;
+    run(gradient, args, 1, nullptr, POSEKD_CUDA(posekd::distill_loss_scale_cuda));
+  });
 }
 
 void bind_corner_pool(py::module_& module) {
@@ -98,7 +117,7 @@ void bind_corner_pool(py::module_& module) {
     const posekd::CornerPool args{x, other, y, heads, static_cast<posekd::CornerDirection>(direction), last_wins};
     run(x, args, threads, POSEKD_ENTRIES(corner_pool_forward));
   });
-  module.def("corner_pool_sum_forward",  // CPU only
+  module.def("corner_pool_sum_forward",
              [](const TensorView& vertical, const TensorView& horizontal, const TensorView& y,
                 const TensorView& vertical_heads, const TensorView& horizontal_heads, int vertical_direction,
                 int horizontal_direction, bool last_wins, int threads) {
@@ -206,10 +225,10 @@ void bind_decode_heatmaps(py::module_& module) {
 
 void bind_crop_warp(py::module_& module) {
   module.def("crop_warp", [](const TensorView& images, const TensorView& offsets, const TensorView& shapes,
-                             const TensorView& matrices, const TensorView& image_index, const TensorView& out,
-                             const std::vector<double>& scale, const std::vector<double>& shift, bool channels_last,
-                             bool fresh, int threads) {
-    posekd::CropWarp args{images, offsets, shapes, matrices, image_index, out};
+                             const TensorView& matrices, const TensorView& image_index, const TensorView& color,
+                             const TensorView& out, const std::vector<double>& scale, const std::vector<double>& shift,
+                             bool channels_last, bool fresh, int threads) {
+    posekd::CropWarp args{images, offsets, shapes, matrices, image_index, color, out};
     args.set_normalisation(scale.data(), shift.data(), scale.size());
     args.bytes = offsets.present, args.channels_last = channels_last, args.fresh = fresh;
     run(out, args, threads, POSEKD_ENTRIES(crop_warp));
@@ -218,10 +237,17 @@ void bind_crop_warp(py::module_& module) {
 
 void bind_roi_align(py::module_& module) {
   const auto define = [&](const char* name, Entry<posekd::RoiAlign>::Cpu cpu, Entry<posekd::RoiAlign>::Cuda cuda) {
-    module.def(name, [cpu, cuda](const TensorView& maps, const TensorView& boxes, const TensorView& crops,
-                                 double spatial_scale, int sampling_ratio, bool aligned, int threads) {
-      run(maps, posekd::RoiAlign{maps, boxes, crops, spatial_scale, sampling_ratio, aligned}, threads, cpu, cuda);
-    });
+    module.def(
+        name,
+        [cpu, cuda](const TensorView& maps, const TensorView& boxes, const TensorView& crops, double spatial_scale,
+                    int sampling_ratio, bool aligned, int threads, const TensorView& scratch,
+                    const TensorView& turned) {
+          const posekd::RoiAlign args{maps,    boxes,   crops,   spatial_scale, sampling_ratio,
+                                      aligned, nullptr, scratch, turned};
+          run(maps, args, threads, cpu, cuda);
+        },
+        py::arg("maps"), py::arg("boxes"), py::arg("crops"), py::arg("spatial_scale"), py::arg("sampling_ratio"),
+        py::arg("aligned"), py::arg("threads"), py::arg("scratch") = py::none(), py::arg("turned") = py::none());
   };
   define("roi_align_forward", POSEKD_ENTRIES(roi_align_forward));
   define("roi_align_backward", POSEKD_ENTRIES(roi_align_backward));
@@ -277,12 +303,14 @@ void bind_oks(py::module_& module) {
     const py::gil_scoped_release unlocked;
     posekd::oks({a, b, areas_a, areas_b, sigmas.data(), similarity}, threads);
   });
-  module.def("oks_nms", [](const TensorView& keypoints, const TensorView& scores, const TensorView& areas,
-                           const std::vector<double>& sigmas, double threshold, bool soft, const TensorView& kept,
-                           const TensorView& count) {
-    const py::gil_scoped_release unlocked;
-    posekd::oks_nms({keypoints, scores, areas, sigmas.data(), threshold, soft, kept, count});
-  });
+  module.def("oks_nms",
+             [](const TensorView& keypoints, const TensorView& scores, const TensorView& areas,
+                const std::vector<double>& sigmas, double threshold, bool soft, const TensorView& kept,
+                const TensorView& count, const TensorView& bits, const TensorView& order, const TensorView& counter) {
+               const posekd::OksNms args{keypoints, scores, areas, sigmas.data(), threshold, soft,
+                                         kept,      count,  bits,  order,         counter};
+               run(keypoints, args, 1, POSEKD_ENTRIES(oks_nms));
+             });
 }
 
 py::dict build_info() {
@@ -331,8 +359,11 @@ PYBIND11_MODULE(_posekd_emu, module) {
       .value("reverse", posekd::emu::Order::reverse)
       .value("shuffled", posekd::emu::Order::shuffled);
   module.def("set_order", &posekd::emu::set_order, py::arg("order"), py::arg("seed") = 0);
+  module.def("set_grid_rows", &posekd::emu::set_grid_rows, py::arg("largest") = 65535);
   module.def("selftest_sum", &posekd::selftest_sum);
   module.def("selftest_divergent", &posekd::selftest_divergent);
+  module.def("selftest_cluster", &posekd::selftest_cluster);
+  module.def("selftest_copy", &posekd::selftest_copy);
   module.def("selftest_overrun", &posekd::selftest_overrun);
 #else
 PYBIND11_MODULE(_C, module) {

@@ -46,7 +46,7 @@ def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[\W_]+", cut.lower()) if word]
 
 
-def _split(name: str) -> tuple[Side | None, str]:
+def split_side(name: str) -> tuple[Side | None, str]:
     """The side that a name tells, and what is left of it."""
     words = _words(name)
     told = {_SIDES[word] for word in words if word in _SIDES}
@@ -61,7 +61,7 @@ def _split(name: str) -> tuple[Side | None, str]:
 
 def side(name: str) -> Side | None:
     """The side that a keypoint's name tells: left for `left_ear`, `leftEar` and `L-ear`; None for `nose`."""
-    return _split(name)[0]
+    return split_side(name)[0]
 
 
 def infer_flip(names: Sequence[str]) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ def infer_flip(names: Sequence[str]) -> tuple[int, ...]:
     more have them.
     """
     flip = list(range(len(names)))
-    for couple in _couples(list(map(_split, names))) or _glued_couples(names):
+    for couple in _couples(list(map(split_side, names))) or _glued_couples(names):
         a, b = couple
         flip[a], flip[b] = b, a
     return tuple(flip)
@@ -121,7 +121,7 @@ def infer_upper_body(names: Sequence[str]) -> tuple[int, ...]:
 
 def _has(name: str, parts: Sequence[str]) -> bool:
     """Whether a word of the name is one of some parts of a body, their plural, or, for long ones, a compound of it."""
-    words = _words(_split(name)[1])
+    words = _words(split_side(name)[1])
     return any(
         word.rstrip("s") == part.rstrip("s") or (len(part) > 4 and part in word) for word in words for part in parts
     )
@@ -142,9 +142,9 @@ def match(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...]:
     """
     places: dict[tuple[Side | None, str], list[int]] = defaultdict(list)
     for i, name in enumerate(theirs):
-        places[_split(name)].append(i)
+        places[split_side(name)].append(i)
     exact = {name: i for i, name in enumerate(theirs)}
-    found = [[exact[name]] if name in exact else places[_split(name)] for name in ours]
+    found = [[exact[name]] if name in exact else places[split_side(name)] for name in ours]
     missing = [name for name, where in zip(ours, found, strict=True) if len(where) != 1]
     if missing:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Packages that are not always there (`pip install 'posekd[deploy]'`): for exported networks and foreign teachers."""
+"""Packages that are not always there: `posekd[deploy]` for exported files, `posekd[huggingface]` for its networks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,19 @@ class MissingPackageError(RuntimeError):
     """A package that is not installed; the message says how to install it."""
 
 
-def need(name: str) -> ModuleType:
+EXTRAS = {
+    "deploy": "what exported files need",
+    "huggingface": "what teachers of Hugging Face, `posekd push` and `pull` need",
+}
+"""Optional part of an installation (`posekd[NAME]`) -> what it is for."""
+
+
+def need(name: str, extra: str = "deploy") -> ModuleType:
     """Imports an optional package.
+
+    Args:
+        name: of the module.
+        extra: one of `EXTRAS`, which installs it.
 
     Raises:
         MissingPackageError: it is not there.
@@ -25,7 +36,7 @@ def need(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingPackageError(f"{error}: pip install 'posekd[deploy]' installs what exported files need") from error
+        raise MissingPackageError(f"{error}: pip install 'posekd[{extra}]' installs {EXTRAS[extra]}") from error
 
 
 def open_session(

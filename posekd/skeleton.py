@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_SIGMA",
     "LSP",
     "MPII",
+    "POSETRACK",
     "Skeleton",
     "infer_flip",
     "side",
@@ -143,6 +144,20 @@ LSP = Skeleton(
 )  # fmt: skip
 
 
+POSETRACK = Skeleton(
+    name="posetrack",
+    keypoints=("nose", "head_bottom", "head_top", *COCO.keypoints[3:]),
+    edges=(
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+        (1, 5), (1, 6), (1, 0), (0, 2), (1, 2), (0, 3), (0, 4),
+    ),
+    flip=(0, 1, 2, *COCO.flip[3:]),
+    # COCO's where the keypoints are; those of MPII above for neck and head top. There are no official ones.
+    sigmas=(0.026, 0.079, 0.026, *COCO.sigmas[3:]),
+    upper_body=tuple(range(11)),
+)  # fmt: skip
+
+
 # Names are MMPose's: the data set itself numbers all but the body.
 _TOES = ("big_toe", "small_toe", "heel")
 _FINGERS = ("thumb", "forefinger", "middle_finger", "ring_finger", "pinky_finger")
@@ -256,7 +271,9 @@ def skeleton_from_category(
     label = str(category.get("name", "?"))
     if not names:
         raise ValueError(f"category {label!r} has no 'keypoints' list: this is not a keypoint annotation file")
-    known = next((s for s in (COCO, CROWDPOSE, COCO_WHOLEBODY) if sorted(s.keypoints) == sorted(names)), None)
+    known = next(
+        (s for s in (COCO, CROWDPOSE, COCO_WHOLEBODY, POSETRACK) if sorted(s.keypoints) == sorted(names)), None
+    )
     if known is not None and known.keypoints == names and flip_pairs is None and sigmas is None and upper_body is None:
         return known
     if known is not None:

@@ -75,6 +75,29 @@ class Pixels:
 
 
 @dataclass
+class Looks:
+    """How augmentation changes the look of B inputs; an empty tensor changes nothing.
+
+    Attributes:
+        colors: float32 `[B, 3, 4]`, on (red, green, blue, 1) of 0 to 255; or `[0, 3, 4]`.
+        blurred: int64 `[n]`, rows that are blurred.
+        blurs: float32 `[n, taps]`, the kernel of each along a row or column of the input.
+        noisy: int64 `[m]`, rows with noise.
+        noises: float32 `[m]`, its standard deviation in grey levels of 255.
+        noise_seeds: m seeds.
+        rectangles: float32 `[B, R, 4]` (left, top, right, bottom) as shares of the input, cut out; zeros for none.
+    """
+
+    colors: Tensor
+    blurred: Tensor
+    blurs: Tensor
+    noisy: Tensor
+    noises: Tensor
+    noise_seeds: list[int]
+    rectangles: Tensor
+
+
+@dataclass
 class CachedMaps:
     """A teacher's stored heatmaps of B persons (`data.loading.teacher_maps`).
 
@@ -111,6 +134,7 @@ class PackedCropBatch:
         sample_ids: int64 `[B]`, annotation id, or the detection's row.
         skipped: int64 `[S]`, dataset rows of persons left out because their image could not be read.
         teacher: the cached teacher's heatmaps of these persons, if there is a cache.
+        looks: how augmentation changes the look of each crop; None where it does not.
     """
 
     pixels: Pixels
@@ -126,6 +150,7 @@ class PackedCropBatch:
     sample_ids: Tensor
     skipped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     teacher: CachedMaps | None = None
+    looks: Looks | None = None
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
@@ -205,6 +230,7 @@ class PackedImageBatch:
         masks: rectangles around the ignored regions of M images, 255 inside; at most one per image.
         mask_rows: int64 `[M]`, row of the image that each mask belongs to.
         skipped: int64 `[S]`, dataset rows of images left out because they could not be read.
+        looks: how augmentation changes the look of each image; None where it does not.
     """
 
     pixels: Pixels
@@ -219,6 +245,7 @@ class PackedImageBatch:
     masks: Pixels = field(default_factory=lambda: Pixels.none(1))
     mask_rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     skipped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    looks: Looks | None = None
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
@@ -254,6 +281,7 @@ class ImageBatch:
         boxes: float32 `[B, P, 4]` (x1, y1, x2, y2) in input pixels, of the same people, within the input; zeros for
             whom nothing is to be seen there. None where nobody asks for them.
         pixels: the pixels that the images were cut from, so that a method can cut again (`inputs.warp`).
+        colors: float32 `[B, 3, 4]`, the colour matrices that they were cut with; None for none.
     """
 
     images: Tensor
@@ -263,6 +291,7 @@ class ImageBatch:
     image_ids: Tensor
     boxes: Tensor | None = field(default=None, kw_only=True)
     pixels: Pixels | None = field(default=None, kw_only=True)
+    colors: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.images.shape[0]

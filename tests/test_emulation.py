@@ -52,6 +52,46 @@ def test_a_divergent_barrier_is_reported_with_its_line(order: str, kind: int, me
     assert (sum_in(order, with_barrier=True) == 95 * 96 / 2).all()  # and the next launch is unharmed
 
 
+def test_a_grid_of_too_many_rows_is_refused() -> None:
+    with emulation.grid_rows(0), pytest.raises(RuntimeError, match="the grid exceeds"):
+        sum_in("forward", with_barrier=True)
+    assert (sum_in("forward", with_barrier=True) == 95 * 96 / 2).all()
+
+
+def cluster_sums(order: str, kind: int = 0) -> torch.Tensor:
+    module = emulation.load()
+    module.set_order(getattr(module.Order, order), seed=1)
+    out = torch.zeros(2 * 4 * 64)  # two clusters of four blocks
+    module.selftest_cluster(out, kind)
+    return out
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_blocks_of_a_cluster_see_each_other(order: str) -> None:
+    assert (cluster_sums(order) == 0 + 1 + 2 + 3).all()
+
+
+def test_a_missing_cluster_barrier_shows_in_some_order() -> None:
+    assert any(not (cluster_sums(order, kind=2) == 6).all() for order in ORDERS)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_block_that_its_cluster_waits_for_in_vain_is_reported(order: str) -> None:
+    with pytest.raises(RuntimeError, match=r"divergent cluster barrier.*selftest\.cpp:\d+.*has returned"):
+        cluster_sums(order, kind=1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_asynchronous_copy_is_there_once_it_is_waited_for(order: str) -> None:
+    module = emulation.load()
+    module.set_order(getattr(module.Order, order), seed=1)
+    values, out = torch.arange(96.0), torch.zeros(96)
+    module.selftest_copy(values, out, True)
+    assert torch.equal(out, values.flip(0))
+    module.selftest_copy(values, out, False)
+    assert out.isnan().all()  # shared memory starts so
+
+
 SANITIZED = """
 import importlib.util, sys, torch
 spec = importlib.util.spec_from_file_location("_posekd_emu", sys.argv[1])

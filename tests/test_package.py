@@ -17,20 +17,27 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__nam
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # one worker builds it, once
 
 
+def call(command: list[str], **environment: str) -> None:
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def build(pip: list[str], folder: Path) -> Path:
+    """The wheel of the sources, without CUDA kernels."""
+    options = ["--no-build-isolation", f"--config-settings=build-dir={folder}/b"]
+    call([*pip, "wheel", "--no-deps", *options, "-w", str(folder), "."], POSEKD_CUDA="OFF")
+    return next(folder.glob("posekd-*.whl"))
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's contents and nothing else."""
+    """A folder with the wheel's contents and nothing else; POSEKD_WHEEL names a wheel that is built already."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    found = ["--no-index", "--find-links", str(folder)]
-    environment = {**os.environ, "POSEKD_CUDA": "OFF"}
-    build = ["--no-build-isolation", f"--config-settings=build-dir={folder}/b"]
-    for command in (
-        [*pip, "wheel", "--no-deps", *build, "-w", f"{folder}", "."],
-        [*pip, "install", "--no-deps", *found, "--target", f"{folder}/site", "posekd"],
-    ):  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    wheel = Path(os.environ["POSEKD_WHEEL"]) if "POSEKD_WHEEL" in os.environ else build(pip, folder)
+    call([*pip, "install", "--no-deps", "--no-index", "--target", f"{folder}/site", str(wheel)])
     (folder / "startup").mkdir()
     (folder / "startup" / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
     return folder / "site"
@@ -78,4 +85,5 @@ def test_metadata(installed: Path) -> None:
     out = run(installed, "-c", "import posekd, importlib.metadata as m; print(posekd.__version__, m.version('posekd'))")
     assert len(set(out.split())) == 1
     assert (installed / "posekd" / "py.typed").exists()
+    assert (installed / "posekd" / "deploy" / "web" / "index.html").exists()
     assert not list(installed.glob("**/_posekd_emu*")), "the emulation is for tests only"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -148,13 +149,21 @@ def report(experiment: Experiment, results: dict[str, Any]) -> None:
     console.print(results["verdict"], highlight=False)
 
 
-def main(experiment: Experiment, description: str | None, argv: Sequence[str] | None = None) -> int:
+def main(
+    experiment: Experiment,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    deadline: float = math.inf,
+    facts: Mapping[str, Any] | None = None,
+) -> int:
     """Runs all arms of all seeds, seed by seed, and writes `results.json` after each; a killed run goes on.
 
     Args:
         experiment: the arms.
         description: for `--help`.
         argv: the words of the command line; recipe keys for all arms may be among them.
+        deadline: of `time.monotonic()`, after which no other arm begins; started again, the rest follows.
+        facts: further entries of `results.json`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(experiment.out), help="folder of runs and results")
@@ -176,9 +185,15 @@ def main(experiment: Experiment, description: str | None, argv: Sequence[str] | 
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "posekd": posekd.__version__,
+        "comparisons": {},
+        "verdict": "nothing is trained yet",
+        **(facts or {}),
     }
     for seed, done in results["seeds"].items():
         for arm in wanted:
+            if time.monotonic() > deadline and not (options.out / f"seed{seed}" / arm / "result.json").is_file():
+                print(f"seed {seed}, {arm}: no time is left; start again to go on")
+                continue
             done[arm] = run_arm(recipe_of(experiment, arm, int(seed), options.out, overrides), validation)
             results["comparisons"] = compare(experiment, options.out, list(results["seeds"]), truth)
             results["verdict"] = verdict(experiment, results)

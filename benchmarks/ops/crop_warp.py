@@ -39,6 +39,14 @@ def random_matrices(seed: int) -> np.ndarray:
     return np.stack(matrices).astype(np.float32)
 
 
+def random_colors(seed: int) -> Tensor:
+    """Changes of brightness, contrast and mixture as augmentation draws them, float32 `[COUNT, 3, 4]`."""
+    rng = np.random.default_rng(seed)
+    colors = np.eye(3, 4) * rng.uniform(0.6, 1.4, (COUNT, 1, 1)) + rng.normal(0, 0.1, (COUNT, 3, 4))
+    colors[..., 3] = rng.uniform(-40, 40, (COUNT, 1))
+    return torch.from_numpy(colors).float()
+
+
 def opencv_alone(images: list[np.ndarray], matrices: np.ndarray, crops: np.ndarray) -> None:
     """Bytes into reused bytes: neither normalised nor transposed."""
     for image, matrix, crop in zip(images, matrices, crops, strict=True):
@@ -86,6 +94,13 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         f"{title}, reused output",
         lambda: ours(out=kept),
         {"cv2.warpAffine alone, reused bytes": lambda: opencv_alone(arrays, matrices, reused)},
+        size,
+    )
+    color = random_colors(2).to(options.device)
+    yield Case(
+        f"{title}, colour matrices, reused output",
+        lambda: ours(out=kept, color=color),
+        {"posekd without colour matrices": lambda: ours(out=kept)},
         size,
     )
     floats = torch.stack(pictures).permute(0, 3, 1, 2).float().contiguous()

@@ -88,7 +88,9 @@ def forward_baselines(
 def kernel_cases(title: str, maps: Tensor, boxes: Tensor, g: Tensor, moved: int) -> Iterator[Case]:
     """Both kernels beside the gather and the scatter, all on reused outputs."""
     crops, out, core, threads = torch.empty_like(g), torch.empty_like(maps), library.core(), library.threads
-    forward = lambda: core.roi_align_forward(maps, boxes, crops, SCALE, RATIO, True, threads())  # noqa: E731
+    words = boxes.shape[0] * (8 * sum(g.shape[2:]) + 1)
+    scratch = maps.new_empty((words,), dtype=torch.int32) if maps.is_cuda else None
+    forward = lambda: core.roi_align_forward(maps, boxes, crops, SCALE, RATIO, True, threads(), scratch)  # noqa: E731
     backward = lambda: core.roi_align_backward(out, boxes, g, SCALE, RATIO, True, threads())  # noqa: E731
     other, other_out = torch.empty_like(crops), torch.empty_like(out)
     gathers = {"per-sample gather (C++, 1 thread)": lambda: gather.forward(maps, boxes, other, SCALE, RATIO)}

@@ -47,6 +47,14 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// More than 48 KB of dynamic shared memory must be asked for.
+template <class... Params>
+void allow_shared(void (*kernel)(Params...), size_t bytes) {
+  if (bytes <= 48 * 1024) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+             "cudaFuncSetAttribute");
+}
+
 // The one way a kernel is launched: on the caller's device and stream, with the launch checked.
 template <class... Params, class... Args>
 void launch(const CudaContext& context, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
@@ -54,14 +62,48 @@ void launch(const CudaContext& context, void (*kernel)(Params...), dim3 grid, di
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const DeviceGuard guard(context.device);
   auto* stream = static_cast<cudaStream_t>(context.stream);
-  if (shared_bytes > 48 * 1024)
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-        "cudaFuncSetAttribute");
+  allow_shared(kernel, shared_bytes);
   // clang-format off
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
   // clang-format on
   check_cuda(cudaGetLastError(), "kernel launch");
+}
+
+// As launch, with every `cluster` neighbouring blocks of grid.x in one cluster (core/cuda_cluster.cuh).
+template <class... Params, class... Args>
+void launch_clusters(const CudaContext& context, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                     unsigned cluster, Args... args) {
+  if (cluster == 1) return launch(context, kernel, grid, block, shared_bytes, args...);
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const DeviceGuard guard(context.device);
+  allow_shared(kernel, shared_bytes);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(context.stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
+}
+
+// Whether the device has thread block clusters: from Hopper (compute capability 9.0) on.
+inline bool has_clusters(const CudaContext& context) {
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, context.device),
+             "cudaDeviceGetAttribute");
+  return major >= 9;
+}
+
+// The most shared memory that a block may ask for, in bytes.
+inline size_t largest_shared(const CudaContext& context) {
+  int bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, context.device),
+             "cudaDeviceGetAttribute");
+  return static_cast<size_t>(bytes);
 }
 
 }  // namespace posekd

@@ -33,18 +33,23 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
       [](T a, T b) { return a + b; });
 }
 
-// Whether this block is the last of the grid to come here: it may then read, through volatile, what thread 0 of every
-// block wrote before. `counter` is 0 before the launch, and after it again. Contains a barrier.
-__device__ __forceinline__ bool last_block(unsigned* counter) {
-  __shared__ bool last;
+// Whether this block is the last of `blocks` to come here: it may then read, past the first-level cache (volatile or
+// __ldcg), what thread 0 of every block wrote before. `counter` is 0 before the launch, and after it again. `last` is
+// shared memory. Contains a barrier.
+__device__ __forceinline__ bool last_of(unsigned* counter, unsigned blocks, bool* last) {
   if (threadIdx.x == 0) {
     __threadfence();
-    const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
-    last = atomicInc(counter, blocks - 1) == blocks - 1;
+    *last = atomicInc(counter, blocks - 1) == blocks - 1;
   }
   __syncthreads();
-  if (last) __threadfence();
-  return last;
+  if (*last) __threadfence();
+  return *last;
+}
+
+// As last_of, for all blocks of the grid.
+__device__ __forceinline__ bool last_block(unsigned* counter) {
+  __shared__ bool last;
+  return last_of(counter, gridDim.x * gridDim.y * gridDim.z, &last);
 }
 
 }  // namespace posekd

@@ -115,6 +115,19 @@ POSEKD_INLINE vec<float> larger(vec<float> a, vec<float> b) {
 }
 POSEKD_INLINE vec<double> larger(vec<double> a, vec<double> b) { return select(a > b, a, b); }
 
+// Lane by lane a < b ? a : b, so b where either is NaN.
+POSEKD_INLINE vec<float> smaller(vec<float> a, vec<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_mask_min_ps(a, 0xFFFF, a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_min_ps(a, b);
+#else
+  return select(a < b, a, b);
+#endif
+}
+
 // e^x for x < 88, to 2 units in the last place; below -86.6 it stays at 2.5e-38; NaN stays NaN, -inf gives 2.5e-38 too.
 // (Named for what the kernels need: softmax weights and Gaussians.) Cody-Waite reduction to |r| <= ln(2)/2, and 1 + r +
 // r^2 q(r) with the q that makes the largest relative error least: 3.1e-9, found by reweighted least squares.

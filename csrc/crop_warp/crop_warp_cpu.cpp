@@ -81,17 +81,20 @@ void store_row(const CropWarp& args, const RowBuffer<T>& buffer, int64_t m, int 
 }
 
 template <class T, class Pixel>
-void warp_row(const Picture<Pixel>& picture, const Affine<T>& affine, int row, const CropWarp& args,
-              const RowBuffer<T>& buffer) {
+void warp_row(const Picture<Pixel>& picture, const Affine<T>& affine, const WideTone* tone, int row,
+              const CropWarp& args, const RowBuffer<T>& buffer) {
   const int channels = args.channels(), width = args.width();
   if (picture.height <= 0 || picture.width <= 0 || !finite(affine)) {
-    for (int c = 0; c < channels; ++c)
-      for (int i = 0; i < width; ++i) buffer.planes[c][i] = buffer.shift[c];
+    for (int c = 0; c < channels; ++c) {
+      const T border = tone ? static_cast<T>(apply(tone->one, c, 0, 0, 0)) : buffer.shift[c];
+      for (int i = 0; i < width; ++i) buffer.planes[c][i] = border;
+    }
     return;
   }
   if constexpr (std::is_same_v<Pixel, uint8_t>) {
-    if (channels == 3) return byte_row<3>(picture, affine, row, width, buffer.scale, buffer.shift, buffer.planes);
-    if (channels == 1) return byte_row<1>(picture, affine, row, width, buffer.scale, buffer.shift, buffer.planes);
+    const Scaled scaled{buffer.scale, buffer.shift};
+    if (channels == 3) return byte_row<3>(picture, affine, row, width, scaled, tone, buffer.planes);
+    if (channels == 1) return byte_row<1>(picture, affine, row, width, scaled, tone, buffer.planes);
   }
   border_columns(picture, affine, row, {0, width}, channels, buffer.scale, buffer.shift, buffer.planes);
 }
@@ -107,18 +110,21 @@ void warp(const CropWarp& args, int threads) {
       args.crops() * bands, 32768 / (int64_t{1} * kBand * width) + 1, threads, [&](int64_t begin, int64_t end) {
         const RowBuffer<T> buffer(channels, width, args.normalisation);
         for (int c = 0; c < channels; ++c) buffer.planes[c] = buffer.line(c);
+        WideTone tone{};
         for (int64_t item = begin; item < end; ++item) {
           const int64_t m = item / bands;
           const int first = static_cast<int>(item % bands) * kBand,
                     last = first + kBand < height ? first + kBand : height;
           const Picture<Pixel> picture = picture_at(pictures, args.image_index ? args.image_index.as<int64_t>()[m] : m);
+          if constexpr (std::is_same_v<Pixel, uint8_t>)
+            if (args.color) tone.set(tone_of(args.color.as<float>() + 12 * m, buffer.scale, buffer.shift));
           Affine<T> affine;
           std::memcpy(affine.m, args.matrices.as<T>() + 6 * m, sizeof(affine.m));
           for (int row = first; row < last; ++row) {
             if constexpr (kSame)
               for (int c = 0; direct && c < channels; ++c)
                 buffer.planes[c] = args.out.as<T>() + ((m * channels + c) * height + row) * width;
-            warp_row(picture, affine, row, args, buffer);
+            warp_row(picture, affine, args.color ? &tone : nullptr, row, args, buffer);
             if (!direct) store_row<Out>(args, buffer, m, row);
           }
         }

@@ -117,5 +117,31 @@ POSEKD_HD T interpolate(const Footprint<T>& print, const Pixel* channel) {
   return sum;
 }
 
+// The colour matrix of one crop with the normalisation taken in: sampled bytes to values of the output. Bounded to
+// 0..255 and then scaled and shifted is the same as scaled and shifted and then bounded to where 0 and 255 go.
+struct Tone {
+  float m[3][4];  // value c = m[c][0] red + m[c][1] green + m[c][2] blue + m[c][3]
+  float low[3], high[3];
+};
+
+POSEKD_HD Tone tone_of(const float* color, const float* scale, const float* shift) {
+  Tone tone;
+  for (int c = 0; c < 3; ++c) {
+    for (int i = 0; i < 4; ++i) tone.m[c][i] = color[4 * c + i] * scale[c];
+    tone.m[c][3] += shift[c];
+    const float white = 255.0f * scale[c] + shift[c];
+    tone.low[c] = scale[c] < 0 ? white : shift[c];
+    tone.high[c] = scale[c] < 0 ? shift[c] : white;
+  }
+  return tone;
+}
+
+// One channel; NaN passes.
+POSEKD_HD float apply(const Tone& tone, int c, float red, float green, float blue) {
+  const float* m = tone.m[c];
+  const float value = m[0] * red + (m[1] * green + (m[2] * blue + m[3]));
+  return value < tone.low[c] ? tone.low[c] : value > tone.high[c] ? tone.high[c] : value;
+}
+
 }  // namespace
 }  // namespace posekd

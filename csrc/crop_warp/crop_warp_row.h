@@ -101,25 +101,58 @@ POSEKD_INLINE Floats byte(Words low, Words high) {
 }
 
 template <int C, int c>
-POSEKD_INLINE void blend_channel(Words low_t, Words high_t, Words low_b, Words high_b, Floats fx, Floats fy,
-                                 float scale, float shift, float* out) {
+POSEKD_INLINE Floats blend_channel(Words low_t, Words high_t, Words low_b, Words high_b, Floats fx, Floats fy) {
   const Floats a = byte<c>(low_t, high_t), b = byte<c>(low_b, high_b);
   const Floats upper = a + (byte<c + C>(low_t, high_t) - a) * fx, lower = b + (byte<c + C>(low_b, high_b) - b) * fx;
-  store_as(out, (upper + (lower - upper) * fy) * scale + shift);
+  return upper + (lower - upper) * fy;
 }
 
-// Interpolates, scales and stores kLanes columns of every channel.
-template <int C>
-POSEKD_INLINE void blend(const Chunk& chunk, int i, const float* scale, const float* shift, float* const* out) {
+// How sampled bytes become values: channel by channel,
+struct Scaled {
+  const float *scale, *shift;
+};
+// or by a colour matrix in every lane: operands in memory, because there are more of them than registers, and
+// spreading each anew costs as much as using it.
+struct WideTone {
+  Tone one;  // the same for single pixels
+  Floats m[3][4], low[3], high[3];
+
+  void set(const Tone& tone) {
+    one = tone;
+    for (int c = 0; c < 3; ++c) {
+      for (int i = 0; i < 4; ++i) m[c][i] = broadcast(tone.m[c][i]);
+      low[c] = broadcast(tone.low[c]), high[c] = broadcast(tone.high[c]);
+    }
+  }
+};
+
+template <int c, int C>
+POSEKD_INLINE Floats finished(const Scaled& how, const Floats (&value)[C]) {
+  return value[c] * how.scale[c] + how.shift[c];
+}
+template <int c>
+POSEKD_INLINE Floats finished(const WideTone& how, const Floats (&value)[3]) {
+  const Floats* m = how.m[c];
+  const Floats mixed = value[0] * m[0] + (value[1] * m[1] + (value[2] * m[2] + m[3]));
+  return smaller(how.high[c], larger(how.low[c], mixed));  // NaN passes
+}
+
+// Interpolates, finishes and stores kLanes columns of every channel.
+template <int C, class How>
+POSEKD_INLINE void blend(const Chunk& chunk, int i, const How& how, float* const* out) {
   Words low_t, high_t, low_b, high_b;
   split(chunk.top + i, low_t, high_t);
   split(chunk.bottom + i, low_b, high_b);
   const Floats fx = load_as<Floats>(chunk.fx + i), fy = load_as<Floats>(chunk.fy + i);
-  blend_channel<C, 0>(low_t, high_t, low_b, high_b, fx, fy, scale[0], shift[0], out[0]);
+  Floats value[C];
+  value[0] = blend_channel<C, 0>(low_t, high_t, low_b, high_b, fx, fy);
   if constexpr (C == 3) {
-    blend_channel<C, 1>(low_t, high_t, low_b, high_b, fx, fy, scale[1], shift[1], out[1]);
-    blend_channel<C, 2>(low_t, high_t, low_b, high_b, fx, fy, scale[2], shift[2], out[2]);
+    value[1] = blend_channel<C, 1>(low_t, high_t, low_b, high_b, fx, fy);
+    value[2] = blend_channel<C, 2>(low_t, high_t, low_b, high_b, fx, fy);
+    store_as(out[1], finished<1>(how, value));
+    store_as(out[2], finished<2>(how, value));
   }
+  store_as(out[0], finished<0>(how, value));
 }
 
 // Asks for the bytes that the line reads, about a cache line at a time.
@@ -137,9 +170,9 @@ POSEKD_INLINE void prefetch(const Picture<uint8_t>& picture, const Line& line, I
   }
 }
 
-template <int C>
-void inner_columns(const Picture<uint8_t>& picture, const Line& line, Interval columns, const float* scale,
-                   const float* shift, float* const* planes) {
+template <int C, class How>
+void inner_columns(const Picture<uint8_t>& picture, const Line& line, Interval columns, const How& how,
+                   float* const* planes) {
   Chunk chunk;
   for (int begin = columns.begin; begin < columns.end; begin += kChunk) {
     const int n = columns.end - begin < kChunk ? columns.end - begin : kChunk;
@@ -147,14 +180,14 @@ void inner_columns(const Picture<uint8_t>& picture, const Line& line, Interval c
     float* out[3] = {planes[0] + begin, C == 3 ? planes[1] + begin : nullptr, C == 3 ? planes[2] + begin : nullptr};
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-      blend<C>(chunk, i, scale, shift, out);
+      blend<C>(chunk, i, how, out);
       for (int c = 0; c < C; ++c) out[c] += kLanes;
     }
     if (i == n) continue;
     alignas(64) float last[3][kLanes];
     float* const rest[3] = {last[0], last[1], last[2]};
     for (int k = n; k < i + kLanes; ++k) chunk.fx[k] = chunk.fy[k] = 0, chunk.top[k] = chunk.bottom[k] = 0;
-    blend<C>(chunk, i, scale, shift, rest);
+    blend<C>(chunk, i, how, rest);
     for (int c = 0; c < C; ++c) std::memcpy(out[c], last[c], static_cast<size_t>(n - i) * sizeof(float));
   }
 }
@@ -174,10 +207,21 @@ void border_columns(const Picture<Pixel>& picture, const Affine<T>& affine, int 
   }
 }
 
-// One row of a byte image into `planes`, C lines of `width` floats.
+// The same with a colour matrix.
+inline void tinted_border(const Picture<uint8_t>& picture, const Affine<float>& affine, int row, Interval columns,
+                          const Tone& tone, float* const* planes) {
+  const float scale[3] = {1, 1, 1}, shift[3] = {};
+  border_columns(picture, affine, row, columns, 3, scale, shift, planes);
+  for (int i = columns.begin; i < columns.end; ++i) {
+    const float red = planes[0][i], green = planes[1][i], blue = planes[2][i];
+    for (int c = 0; c < 3; ++c) planes[c][i] = apply(tone, c, red, green, blue);
+  }
+}
+
+// One row of a byte image into `planes`, C lines of `width` floats; `tone` only with C = 3, or null.
 template <int C>
-void byte_row(const Picture<uint8_t>& picture, const Affine<float>& affine, int row, int width, const float* scale,
-              const float* shift, float* const* planes) {
+void byte_row(const Picture<uint8_t>& picture, const Affine<float>& affine, int row, int width, const Scaled& scaled,
+              const WideTone* tone, float* const* planes) {
   const Line line(affine, row);
   const double far_right = picture.width, far_bottom = picture.height;
   const Interval all{0, width},
@@ -191,11 +235,21 @@ void byte_row(const Picture<uint8_t>& picture, const Affine<float>& affine, int 
     inner = line.inside(seen, kMargin, last - kMargin, kMargin, picture.height - 1 - kMargin);
   if (inner.begin == inner.end) inner = {seen.end, seen.end};
   for (int c = 0; c < C; ++c) {
-    for (int i = 0; i < seen.begin; ++i) planes[c][i] = shift[c];
-    for (int i = seen.end; i < width; ++i) planes[c][i] = shift[c];
+    const float border = tone ? apply(tone->one, c, 0, 0, 0) : scaled.shift[c];
+    for (int i = 0; i < seen.begin; ++i) planes[c][i] = border;
+    for (int i = seen.end; i < width; ++i) planes[c][i] = border;
   }
-  border_columns(picture, affine, row, {seen.begin, inner.begin}, C, scale, shift, planes);
   prefetch(picture, Line(affine, row + kRowsAhead), inner);
-  inner_columns<C>(picture, line, inner, scale, shift, planes);
-  border_columns(picture, affine, row, {inner.end, seen.end}, C, scale, shift, planes);
+  const Interval before{seen.begin, inner.begin}, after{inner.end, seen.end};
+  if (tone) {
+    if constexpr (C == 3) {
+      tinted_border(picture, affine, row, before, tone->one, planes);
+      inner_columns<C>(picture, line, inner, *tone, planes);
+      tinted_border(picture, affine, row, after, tone->one, planes);
+    }
+    return;
+  }
+  border_columns(picture, affine, row, before, C, scaled.scale, scaled.shift, planes);
+  inner_columns<C>(picture, line, inner, scaled, planes);
+  border_columns(picture, affine, row, after, C, scaled.scale, scaled.shift, planes);
 }

@@ -1,15 +1,18 @@
 // Heatmap distillation: MSE to a teacher, KL of spatial softmaxes, MSE to labels, fused.
 //
 // Floor, float32, [64, 17, 64, 48] (3.3 M elements, 13.4 MB per map), teacher and heatmap labels:
-//   forward: read s, t, g                      40 MB (H200 at 4.3 TB/s:  9.3 us)
-//   backward: read s, t, g, write ds           53 MB (H200: 12.5 us)
-//   CPU forward with gradient: read s, t, g, write ds, 53 MB in all
-// Labels given as keypoints save the read of g. Two exponentials per element each way.
+//   loss and gradient in one pass: read s, t, g, write ds    53 MB (H200 at 4.3 TB/s: 12.5 us)
+//   two passes: read s, t, g; read s, t, g, write ds        93 MB (9.3 + 12.5 us)
+// Labels given as keypoints save the read of g. Two exponentials per element.
 // How it gets near: one pass over the inputs. The CPU keeps a row (one keypoint's map, 12 KB) in L1 between the
-// maximum, the exponentials and the gradient; the GPU keeps a running maximum per thread (online softmax), so that it
-// reads a row once.
+// maximum, the exponentials and the gradient; the GPU keeps it in registers (distill_loss_row_cuda.cu). The gradient
+// is then stored for an upstream gradient of 1, and multiplied in place in the backward pass unless that is 1. What
+// would be rounded away: float16 cannot hold the bare gradient of a mean, and takes two passes; in float32 and
+// bfloat16, which reach down to 1e-38, the result is within one ulp of that of two passes. Maps that do not fit take
+// two passes as well, with a running maximum per thread (online softmax).
 //
-// A row is one (b, k) map of H*W pixels. Rows of weight 0 are not read. Statistics per row, in the accumulation type:
+// A row is one (b, k) map of H*W pixels. Rows of weight 0 are not used, whatever stands in them. Statistics per row, in
+// the accumulation type:
 //   stats[row] = { sum of masked (s-t)^2, KL / T^2, sum of masked (s-g)^2, log-sum-exp of s/T, of t/T }
 #pragma once
 
@@ -55,5 +58,9 @@ POSEKD_CPU_ENTRY(distill_loss_forward, DistillLoss)
 POSEKD_CPU_ENTRY(distill_loss_backward, DistillLoss)
 void distill_loss_forward_cuda(const DistillLoss& args, const CudaContext& context);
 void distill_loss_backward_cuda(const DistillLoss& args, const CudaContext& context);
+// Whether the CUDA forward pass writes the gradient that it is given to fill.
+bool distill_loss_keeps_gradient_cuda(const DistillLoss& args, const CudaContext& context);
+// Multiplies `gradient` by `upstream` (CUDA only).
+void distill_loss_scale_cuda(const DistillLoss& args, const CudaContext& context);
 
 }  // namespace posekd

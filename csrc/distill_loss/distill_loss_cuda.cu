@@ -1,71 +1,26 @@
-// CUDA kernels of distill_loss. See distill_loss.h for the floor. One block per row, one launch each way.
-#include "core/cuda_reduce.cuh"
-#include "core/gaussian.h"
-#include "distill_loss/distill_loss.h"
+// CUDA kernels of distill_loss for any shape, type and mask: a block a row, one launch each way. Most maps are small
+// enough for the kernel of distill_loss_row_cuda.cu. See distill_loss.h for the floor.
+#include <algorithm>
+
+#include "core/cuda_math.cuh"
+#include "distill_loss/distill_loss_device.cuh"
 
 namespace posekd {
 namespace {
 
 constexpr int kThreads = 256;
 
-// A map of any float type, read as float. The type is the same for all threads, so the branch costs nothing.
-struct Map {
-  const void* data;
-  DType dtype;
-};
+using Params = DistillParams;
 
+// The type is the same for all threads, so the branch costs nothing.
 template <int N>
-__device__ __forceinline__ void read(const Map& map, int64_t offset, float (&out)[N]) {
+__device__ __forceinline__ void read(const Params::Map& map, int64_t offset, float (&out)[N]) {
   if (map.dtype == DType::float32)
     read_pack<float, N>(map.data, offset, out);
   else if (map.dtype == DType::float16)
     read_pack<half_t, N>(map.data, offset, out);
   else
     read_pack<bfloat16_t, N>(map.data, offset, out);
-}
-
-struct Params {
-  Map student, teacher, target;  // data is null where absent
-  const float* keypoints;        // [B*K, 3]
-  const float* weight;           // [B*K]
-  const float* teacher_weight;   // [B*K]
-  const uint8_t* mask;           // [B, H*W]
-  float* stats;                  // [B*K, 5]
-  float* loss;                   // []
-  float* terms;                  // [3]
-  const float* upstream;         // []
-  void* gradient;                // [B*K, H*W]
-  unsigned* counter;
-  int64_t pixels;
-  int joints, width, height;
-  GaussianKind kind;
-  float sigma, inverse_temperature;
-  double alpha, beta, label_factor, mse_scale, kl_scale, kl_slope;
-};
-
-// What a block knows of its row before it reads the maps.
-struct RowFacts {
-  float label_weight, teacher_weight;
-  bool use_labels, use_teacher;
-};
-
-// Reads weights and, for keypoint labels, fills the shared profiles [width] and [height]. Ends with a barrier.
-__device__ __forceinline__ RowFacts open_row(const Params& p, int64_t row, float* profile) {
-  RowFacts facts;
-  facts.label_weight = p.weight ? p.weight[row] : 1.0f;
-  if (p.keypoints) {
-    const GaussianJoint joint = gaussian_joint(p.kind, p.keypoints + 3 * row, p.sigma, p.width, p.height);
-    facts.label_weight *= joint.weight;
-    for (int i = threadIdx.x; i < p.width; i += blockDim.x)
-      profile[i] = joint.drawn ? gaussian_value(joint.x, p.sigma, i) : 0.0f;
-    for (int i = threadIdx.x; i < p.height; i += blockDim.x)
-      profile[p.width + i] = joint.drawn ? gaussian_value(joint.y, p.sigma, i) : 0.0f;
-  }
-  facts.teacher_weight = p.teacher_weight ? p.teacher_weight[row] : facts.label_weight;
-  facts.use_labels = (p.target.data || p.keypoints) && facts.label_weight != 0.0f;
-  facts.use_teacher = p.teacher.data && facts.teacher_weight != 0.0f;
-  __syncthreads();
-  return facts;
 }
 
 // Labels of N pixels from `i` on: read, or the product of the two profiles.
@@ -140,35 +95,14 @@ __device__ __forceinline__ void add_teacher(Sums& sums, const float (&s)[N], con
   }
 }
 
-// The last block to finish adds up the rows, in a fixed order.
-__device__ void finish(const Params& p, double* scratch) {
-  if (!last_block(p.counter)) return;
-  const volatile float* stats = p.stats;
-  double total[3] = {0.0, 0.0, 0.0};
-  for (int64_t row = threadIdx.x; row < gridDim.x; row += blockDim.x)
-    for (int term = 0; term < 3; ++term) total[term] += stats[5 * row + term];
-  for (int term = 0; term < 3; ++term) {
-    total[term] = block_sum(total[term], scratch);
-    __syncthreads();
-  }
-  if (threadIdx.x != 0) return;
-  const double scale[3] = {p.mse_scale, p.kl_scale, p.mse_scale};
-  const double factor[3] = {p.alpha, p.beta, p.label_factor};
-  double sum = 0.0;
-  for (int term = 0; term < 3; ++term) {
-    p.terms[term] = static_cast<float>(total[term] * scale[term]);
-    if (factor[term] != 0.0) sum += factor[term] * (total[term] * scale[term]);
-  }
-  *p.loss = static_cast<float>(sum);
-}
-
 template <int N>
 __global__ void __launch_bounds__(kThreads) forward_kernel(Params p) {
   POSEKD_DYNAMIC_SHARED(float, profile);
   __shared__ Sums warp_sums[kWarp];
-  __shared__ double scratch[kWarp];
+  __shared__ RowTerms scratch[kWarp];
   const int64_t row = blockIdx.x;
   const RowFacts facts = open_row(p, row, profile);
+  __syncthreads();
   const uint8_t* mask = p.mask ? p.mask + row / p.joints * p.pixels : nullptr;
   Sums sums = empty_sums();
   if (facts.use_teacher || facts.use_labels) {
@@ -201,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Params p) {
     stats[3] = lse_s;
     stats[4] = lse_t;
   }
-  finish(p, scratch);
+  if (last_block(p.counter)) finish_loss(p, scratch);
 }
 
 template <class T, int N>
@@ -209,12 +143,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Params p) {
   POSEKD_DYNAMIC_SHARED(float, profile);
   const int64_t row = blockIdx.x;
   const RowFacts facts = open_row(p, row, profile);
+  __syncthreads();
   const uint8_t* mask = p.mask ? p.mask + row / p.joints * p.pixels : nullptr;
-  // The upstream gradient, which carries the loss scale, multiplies before the rounding to T.
-  const double upstream = *p.upstream, tw = facts.teacher_weight, lw = facts.label_weight;
-  const float teacher = static_cast<float>(upstream * p.alpha * 2.0 * p.mse_scale * tw * tw);
-  const float label = static_cast<float>(upstream * p.label_factor * 2.0 * p.mse_scale * lw * lw);
-  const float kl = static_cast<float>(upstream * p.kl_slope * tw);
+  const float upstream = read_upstream(p);
+  const Slopes slopes = row_slopes(p, facts, kScaledBeforeRounding<T> ? upstream : 1.0);
   const float lse_s = p.stats[5 * row + 3], lse_t = p.stats[5 * row + 4];
   auto* gradient = static_cast<T*>(p.gradient) + row * p.pixels;
   for (int64_t i = static_cast<int64_t>(threadIdx.x) * N; i < p.pixels; i += static_cast<int64_t>(blockDim.x) * N) {
@@ -224,49 +156,17 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Params p) {
     if (facts.use_teacher) {
       read(p.teacher, row * p.pixels + i, other);
       for (int k = 0; k < N; ++k)
-        value[k] = teacher * (s[k] - other[k]) +
-                   kl * (expf(s[k] * p.inverse_temperature - lse_s) - expf(other[k] * p.inverse_temperature - lse_t));
+        value[k] = slopes.teacher * (s[k] - other[k]) + slopes.kl * (expf(s[k] * p.inverse_temperature - lse_s) -
+                                                                     expf(other[k] * p.inverse_temperature - lse_t));
     }
     if (facts.use_labels) {
       read_labels(p, row, i, profile, other);
-      for (int k = 0; k < N; ++k) value[k] += label * (s[k] - other[k]);
+      for (int k = 0; k < N; ++k) value[k] += slopes.label * (s[k] - other[k]);
     }
     Pack<T, N> out;
-    for (int k = 0; k < N; ++k) out.v[k] = from_float<T>(!mask || mask[i + k] != 0 ? value[k] : 0.0f);
+    for (int k = 0; k < N; ++k) out.v[k] = scaled<T>(!mask || mask[i + k] != 0 ? value[k] : 0.0f, upstream);
     *reinterpret_cast<Pack<T, N>*>(gradient + i) = out;
   }
-}
-
-Params make_params(const DistillLoss& args) {
-  const auto map = [](const TensorView& view) { return Map{view.data, view.dtype}; };
-  Params p{};
-  p.student = map(args.student);
-  p.teacher = map(args.teacher);
-  p.target = map(args.target);
-  p.keypoints = args.keypoints.as<float>();
-  p.weight = args.weight.as<float>();
-  p.teacher_weight = args.teacher_weight.as<float>();
-  p.mask = args.mask.as<uint8_t>();
-  p.stats = args.stats.as<float>();
-  p.loss = args.loss.as<float>();
-  p.terms = args.terms.as<float>();
-  p.upstream = args.upstream.as<float>();
-  p.gradient = args.gradient.data;
-  p.counter = args.counter.as<unsigned>();
-  p.pixels = args.pixels();
-  p.joints = static_cast<int>(args.student.shape[1]);
-  p.height = static_cast<int>(args.student.shape[2]);
-  p.width = static_cast<int>(args.student.shape[3]);
-  p.kind = args.kind;
-  p.sigma = static_cast<float>(args.sigma);
-  p.inverse_temperature = static_cast<float>(1.0 / args.temperature);
-  p.alpha = args.alpha;
-  p.beta = args.beta;
-  p.label_factor = args.label_factor();
-  p.mse_scale = args.mse_scale();
-  p.kl_scale = args.kl_scale();
-  p.kl_slope = args.beta * args.kl_scale() / args.temperature;
-  return p;
 }
 
 size_t profile_bytes(const Params& p) {
@@ -281,20 +181,96 @@ bool aligned(const DistillLoss& args) {
   return args.pixels() % 4 == 0 && fits(args.student) && fits(args.teacher) && fits(args.target) && fits(args.gradient);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    scale_kernel(T* gradient, int64_t packs, int64_t count, const float* upstream) {
+  const float factor = *upstream;
+  if (factor == 1.0f) return;
+  constexpr int kSize = kVector<T>;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = first; i < packs; i += step) {
+    uint4* const at = reinterpret_cast<uint4*>(gradient) + i;
+    float values[kSize];
+    unpack<T>(*at, values);
+    for (int k = 0; k < kSize; ++k) values[k] *= factor;
+    *at = pack<T>(values);
+  }
+  for (int64_t i = packs * kSize + first; i < count; i += step)
+    gradient[i] = from_float<T>(to_float(gradient[i]) * factor);
+}
+
+void launch_gradient(const DistillLoss& args, const CudaContext& context) {
+  const Params p = distill_params(args);
+  const dim3 grid(static_cast<unsigned>(args.rows()));
+  dispatch_float<false>(args.gradient.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch(context, aligned(args) ? backward_kernel<T, 4> : backward_kernel<T, 1>, grid, kThreads, profile_bytes(p), p);
+  });
+}
+
 }  // namespace
 
+DistillParams distill_params(const DistillLoss& args) {
+  const auto map = [](const TensorView& view) { return DistillParams::Map{view.data, view.dtype}; };
+  DistillParams p{};
+  p.student = map(args.student);
+  p.teacher = map(args.teacher);
+  p.target = map(args.target);
+  p.keypoints = args.keypoints.as<float>();
+  p.weight = args.weight.as<float>();
+  p.teacher_weight = args.teacher_weight.as<float>();
+  p.mask = args.mask.as<uint8_t>();
+  p.stats = args.stats.as<float>();
+  p.loss = args.loss.as<float>();
+  p.terms = args.terms.as<float>();
+  p.upstream = args.upstream.as<float>();
+  p.gradient = args.gradient.data;
+  p.counter = args.counter.as<unsigned>();
+  p.pixels = args.pixels();
+  p.rows = static_cast<int>(args.rows());
+  p.joints = static_cast<int>(args.student.shape[1]);
+  p.height = static_cast<int>(args.student.shape[2]);
+  p.width = static_cast<int>(args.student.shape[3]);
+  p.kind = args.kind;
+  p.sigma = static_cast<float>(args.sigma);
+  p.inverse_width = 1.0f / static_cast<float>(p.width);
+  p.inverse_temperature = static_cast<float>(1.0 / args.temperature);
+  p.alpha = args.alpha;
+  p.beta = args.beta;
+  p.label_factor = args.label_factor();
+  p.mse_scale = args.mse_scale();
+  p.kl_scale = args.kl_scale();
+  p.kl_slope = args.beta * args.kl_scale() / args.temperature;
+  return p;
+}
+
 void distill_loss_forward_cuda(const DistillLoss& args, const CudaContext& context) {
-  const Params p = make_params(args);
+  DistillLoss wanted = args;
+  if (!distill_loss_keeps_gradient_cuda(args, context)) wanted.gradient = {};
+  if (distill_loss_by_row(wanted, context)) return;
+  const Params p = distill_params(args);
   const dim3 grid(static_cast<unsigned>(args.rows()));
   launch(context, aligned(args) ? forward_kernel<4> : forward_kernel<1>, grid, kThreads, profile_bytes(p), p);
 }
 
 void distill_loss_backward_cuda(const DistillLoss& args, const CudaContext& context) {
-  const Params p = make_params(args);
-  const dim3 grid(static_cast<unsigned>(args.rows()));
+  DistillLoss without_loss = args;
+  without_loss.stats = {};
+  if (!distill_loss_by_row(without_loss, context)) launch_gradient(args, context);
+}
+
+// Leaves a gradient as it is where the upstream gradient is 1, which only the device knows.
+void distill_loss_scale_cuda(const DistillLoss& args, const CudaContext& context) {
+  const int64_t count = args.gradient.numel();
   dispatch_float<false>(args.gradient.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(context, aligned(args) ? backward_kernel<T, 4> : backward_kernel<T, 1>, grid, kThreads, profile_bytes(p), p);
+    const bool whole = reinterpret_cast<uintptr_t>(args.gradient.data) % 16 == 0;
+    const int64_t packs = whole ? count / kVector<T> : 0;
+    const int64_t blocks =
+        std::min<int64_t>(ceil_div<int64_t>(std::max(packs, count - packs * kVector<T>), kThreads), 1056);
+    launch(context, scale_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, 0, args.gradient.as<T>(), packs,
+           count, args.upstream.as<float>());
   });
 }
 

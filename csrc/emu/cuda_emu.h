@@ -2,10 +2,12 @@
 //
 // What is here: threadIdx/blockIdx/blockDim/gridDim, static and dynamic shared memory, __syncthreads, __syncwarp,
 // __shfl_{,up,down,xor}_sync, __ballot/__any/__all_sync, atomics, __ldg, the integer and float intrinsics that
-// our kernels use. Not here: CUB, cooperative groups, clusters, bulk copies, wgmma, textures, streams.
+// our kernels use, clusters (barrier and the other blocks' dynamic shared memory) and asynchronous copies, which happen
+// when they are waited for. Not here: CUB, cooperative groups, bulk copies, wgmma, textures, streams.
 // Threads of a block run one at a time until they wait, in forward, reverse or shuffled order, so a missing barrier
 // shows as a wrong result in one of the orders. Waiting at different barriers, or at one that a thread of the block
 // will never reach, is reported as an error with the line. Dynamic shared memory starts as NaN bytes in each block.
+// Blocks of a cluster run together and would share what is declared __shared__: such kernels use dynamic memory only.
 #pragma once
 
 #include <algorithm>
@@ -23,11 +25,21 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define __noinline__
 #define __restrict__ __restrict
 #define __shared__ static
 
 struct uint3 {
   unsigned x, y, z;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+struct alignas(16) float4 {
+  float x, y, z, w;
 };
 
 struct dim3 {
@@ -44,6 +56,8 @@ extern uint3 thread_index, block_index;
 extern dim3 block_dim, grid_dim;
 
 void set_order(Order order, unsigned seed);
+// The largest second and third dimension of a grid: a device's 65535, or less, for tests that must reach it.
+void set_grid_rows(unsigned largest);
 void* dynamic_shared();
 
 // Waits until every thread of the block (warp: of `mask`) waits at this line. Throws on divergence.
@@ -54,7 +68,18 @@ void barrier_warp(unsigned mask, const char* file, int line);
 const uint64_t* exchange(unsigned mask, uint64_t bytes, const char* file, int line);
 unsigned lane();
 
-void run(const std::function<void()>& thread, dim3 grid, dim3 block, size_t shared_bytes);
+// Waits until every thread of the cluster waits at this line.
+void barrier_cluster(const char* file, int line);
+unsigned cluster_rank();
+unsigned cluster_size();
+// What stands in the dynamic shared memory of block `rank` where `mine` stands in this block's.
+void* shared_of_rank(void* mine, unsigned rank);
+
+// Copies when this thread waits for its copies.
+void copy_later(void* to, const void* from, size_t bytes);
+void finish_copies();
+
+void run(const std::function<void()>& thread, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster = 1);
 
 template <class T>
 uint64_t to_bytes(T value) {
@@ -172,6 +197,16 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+template <class T>
+T __ldcg(const T* address) {
+  return *address;
+}
+inline int __reduce_max_sync(unsigned mask, int value, POSEKD_EMU_AT) {
+  const uint64_t* lanes = posekd::emu::exchange(mask, posekd::emu::to_bytes(value), file, line);
+  for (unsigned i = 0; i < 32; ++i)
+    if (mask >> i & 1u) value = std::max(value, posekd::emu::from_bytes<int>(lanes[i]));
+  return value;
+}
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __clz(int value) { return value ? __builtin_clz(static_cast<unsigned>(value)) : 32; }
 inline int __ffs(int value) { return __builtin_ffs(value); }
@@ -204,5 +239,14 @@ template <class... Params, class... Args>
 void launch(const CudaContext&, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
   emu::run([&] { kernel(static_cast<Params>(args)...); }, grid, block, shared_bytes);
 }
+
+template <class... Params, class... Args>
+void launch_clusters(const CudaContext&, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                     unsigned cluster, Args... args) {
+  emu::run([&] { kernel(static_cast<Params>(args)...); }, grid, block, shared_bytes, cluster);
+}
+
+inline bool has_clusters(const CudaContext&) { return true; }
+inline size_t largest_shared(const CudaContext&) { return 227 * 1024; }
 
 }  // namespace posekd

@@ -105,7 +105,7 @@ void oks(const Oks& args, int threads) {
   });
 }
 
-void oks_nms(const OksNms& args) {
+void oks_nms_cpu(const OksNms& args, int) {
   const std::vector<int64_t> kept = args.soft ? soft(args) : hard(args);
   int64_t* out = args.kept.as<int64_t>();
   std::fill(std::copy(kept.begin(), kept.end(), out), out + args.kept.shape[0], int64_t{-1});

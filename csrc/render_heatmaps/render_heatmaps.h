@@ -2,8 +2,8 @@
 //
 // Floor, [64, 17, 64, 48] float32: nothing to read, write 13.4 MB (H200 at 4.3 TB/s written: 3.1 us; one CPU core
 // stores about 10 GB/s to memory, more to cache). Two exponentials per pixel at most, and they factor: W + H per
-// keypoint on the CPU, which works map by map in L1; on the GPU each thread draws 16 bytes, and pixels outside every
-// window cost two comparisons per person.
+// keypoint, on the CPU, which works map by map in L1, and on the GPU, where a block draws a map from shared memory and
+// pixels outside every window cost one look at two words of bits for 32 people.
 #pragma once
 
 #include "core/cpu_dispatch.h"

@@ -23,6 +23,8 @@ struct RoiAlign {
   int sampling_ratio = 0;
   bool aligned = true;
   const void* plan = nullptr;  // RoiPlan<T>, on the CPU
+  TensorView scratch;          // CUDA: [R (8 (P + Q) + 1)] int32, or absent
+  TensorView turned;           // CUDA backward: as many elements as the crops, or absent
 
   int64_t images() const { return maps.shape[0]; }
   int64_t channels() const { return maps.shape[1]; }
@@ -40,5 +42,9 @@ POSEKD_CPU_ENTRY(roi_align_crops, RoiAlign)
 POSEKD_CPU_ENTRY(roi_align_gradients, RoiAlign)
 void roi_align_forward_cuda(const RoiAlign& args, const CudaContext& context);
 void roi_align_backward_cuda(const RoiAlign& args, const CudaContext& context);
+// The forward kernel for many small crops (roi_align_plane_cuda.cu, which says what it takes). Returns whether it ran.
+bool roi_align_by_plane(const RoiAlign& args, const CudaContext& context);
+// The backward kernel for them (roi_align_bins_cuda.cu), likewise.
+bool roi_align_by_bins(const RoiAlign& args, const CudaContext& context);
 
 }  // namespace posekd

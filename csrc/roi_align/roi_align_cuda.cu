@@ -83,6 +83,7 @@ Params make_params(const RoiAlign& args) {
 }  // namespace
 
 void roi_align_forward_cuda(const RoiAlign& args, const CudaContext& context) {
+  if (roi_align_by_plane(args, context)) return;
   Params p = make_params(args);
   const int64_t group = args.count() * args.channels() / 1056;
   p.group = static_cast<int>(group < 1 ? 1 : group > args.channels() ? args.channels() : group);
@@ -96,6 +97,7 @@ void roi_align_forward_cuda(const RoiAlign& args, const CudaContext& context) {
 }
 
 void roi_align_backward_cuda(const RoiAlign& args, const CudaContext& context) {
+  if (roi_align_by_bins(args, context)) return;
   Params p = make_params(args);
   const GradientTiles tiles = gradient_tiles(args.images(), args.channels(), args.height(), args.width());
   p.group = tiles.group;

@@ -34,9 +34,9 @@ struct TagLossGradient {
   TensorView keypoints;      // as above
   TensorView pull_slope;     // as above
   TensorView push_slope;     // as above
-  TensorView pull_upstream;  // [B] accumulation type
+  TensorView pull_upstream;  // [B] accumulation type; CUDA: any stride
   TensorView push_upstream;  // [B]
-  TensorView gradient;       // [B, K or 1, H, W] dtype of the tags; CUDA: zero on entry
+  TensorView gradient;       // [B, K or 1, H, W] dtype of the tags
 
   int64_t images() const { return gradient.shape[0]; }
   int64_t channels() const { return gradient.shape[1]; }

@@ -9,20 +9,21 @@ from pathlib import Path
 from posekd.cli import command_parser
 
 EPILOG = """formats: coco (JSON), deeplabcut (CollectedData CSV), yolo (a folder of pose text files), label-studio (JSON
-export), cvat (XML, "CVAT for images"). The first three are written too; the format of FILE is seen by itself.
+export), cvat (XML, "CVAT for images"). All are read and written; the format of FILE is seen by itself.
 
 examples:
   posekd convert CollectedData.csv --out mouse.json
   posekd convert labels/train --images images/train --out train.json
   posekd convert labels.json --boxes corners --out mended.json   # boxes that are left, top, right, bottom
-  posekd convert mouse.json --to yolo --out labels"""
+  posekd convert mouse.json --to yolo --out labels
+  posekd convert mouse.json --to cvat --out mouse.xml"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Converts a label file, and says how many images and people there are.
 
     Raises:
-        ValueError: a file that is not of the format, or a format that is only read.
+        ValueError: a file that is not of the format.
         FileNotFoundError: labels or images that are not there.
     """
     from functools import partial
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     add("--out", metavar="FILE", required=True, help="what to write; for yolo a folder")
     add("--images", metavar="DIR", help="folder of the images (looked for by itself)")
     add("--from", dest="source", choices=FORMATS, help="format of FILE (seen by itself)")
-    add("--to", choices=[name for name, known in FORMATS.items() if known.write], default="coco", help="format (coco)")
+    add("--to", choices=FORMATS, default="coco", help="format (coco)")
     add("--boxes", choices=("corners",), help="COCO: boxes are left, top, right, bottom, and get width and height")
     add("--category", metavar="NAME", help="what is labelled, in a word")
     options = parser.parse_args(argv)
@@ -52,9 +53,7 @@ def main(argv: Sequence[str]) -> int:
         from dataclasses import replace
 
         labels = replace(labels, category=options.category)
-    write = FORMATS[options.to].write
-    assert write is not None  # the choices of --to
-    write(labels, out)
+    FORMATS[options.to].write(labels, out)
     people = [person for image in labels.images for person in image.people]
     points = sum(int((person.keypoints[:, 2] > 0).sum()) for person in people)
     print(

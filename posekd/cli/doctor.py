@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from posekd.cli import command_parser
 
+if TYPE_CHECKING:
+    from posekd.ops.self_check import Outcome
+
+OPTIONAL = {
+    "onnx": ("posekd[deploy]", "posekd export"),
+    "onnxscript": ("posekd[deploy]", "posekd export"),
+    "onnxruntime": ("posekd[deploy]", "exported networks, detectors and ONNX teachers"),
+    "transformers": ("posekd[huggingface]", "ViTPose teachers"),
+    "huggingface_hub": ("posekd[huggingface]", "teachers of the hub, posekd push and pull"),
+    "scipy": ("posekd[mat]", "PCK files of MPII (.mat)"),
+    "supervision": ("supervision", "results as supervision.KeyPoints"),
+}
+"""Module that may be missing -> (what installs it, what it is for)."""
+
 
 def main(argv: Sequence[str]) -> int:
-    """Prints one line per fact; the exit code is 1 if the ops have to run without the compiled core."""
+    """Prints one line per fact, and runs every op against its definition on each device.
+
+    The exit code is 1 if the ops have to run without the compiled core, or if one differs from its definition.
+    """
     command_parser("doctor").parse_args(argv)
     import posekd
     from posekd.ops import build_info
@@ -23,12 +42,78 @@ def main(argv: Sequence[str]) -> int:
         ("torch", torch_facts()),
         *core_facts(info),
         ("cuda kernels", cuda_facts(info)),
-        ("verdict", verdict(info)),
+        *missing_packages(),
     ]
-    width = max(len(name) for name, _ in facts)
+    _print(facts)
+    outcomes = check_devices()
+    _print([(f"ops on {outcome.device}", op_facts(outcome)) for outcome in outcomes])
+    failed = sum(len(outcome.failed) for outcome in outcomes)
+    _print([("verdict", f"{failed} ops are wrong here: do not use them" if failed else verdict(info))])
+    _print([("to do", advice) for advice in (*cures(outcomes), *advices(info))])
+    return 0 if info["core"] and not failed else 1
+
+
+def _print(facts: Sequence[tuple[str, str]]) -> None:
     for name, text in facts:
-        print(f"{name:<{width}}  {text}")
-    return 0 if info["core"] else 1
+        print(f"{name:<12}  {text}", flush=True)
+
+
+def check_devices() -> list[Outcome]:
+    """Runs every op on the CPU and on each GPU that torch sees."""
+    import torch
+
+    from posekd.ops.self_check import check_ops
+
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
+    return [check_ops(torch.device(device)) for device in devices]
+
+
+def op_facts(outcome: Outcome) -> str:
+    """How the ops did on a device."""
+    good = len(outcome.checked) - len(outcome.failed)
+    told = f"{good} of {len(outcome.checked)} agree with their definitions in plain PyTorch ({outcome.seconds:.1f} s)"
+    if not outcome.kernels and not outcome.failed:
+        return f"{len(outcome.checked)} ran on their definitions: no compiled kernels here ({outcome.seconds:.1f} s)"
+    return "; ".join((told, *(f"{name}: {problem}" for name, problem in outcome.failed.items())))
+
+
+def cures(outcomes: Sequence[Outcome]) -> list[str]:
+    """What to do about ops that fail."""
+    from posekd.ops.self_check import OLDER
+
+    problems = {problem for outcome in outcomes for problem in outcome.failed.values()}
+    found = ["install posekd again (in a checkout: pip install ., see CONTRIBUTING.md)"] if OLDER in problems else []
+    return found + (["report what is wrong, with all lines above"] if problems - {OLDER} else [])
+
+
+def missing_packages() -> list[tuple[str, str]]:
+    """What is not installed of what is optional, and what it would be for."""
+    missing = {name: facts for name, facts in OPTIONAL.items() if importlib.util.find_spec(name) is None}
+    if not missing:
+        return [("optional", "all optional packages are installed")]
+    return [
+        ("optional", f"no {name}: pip install '{what}', for {purpose}") for name, (what, purpose) in missing.items()
+    ]
+
+
+def advices(info: dict[str, object]) -> list[str]:
+    """What to install so that what cannot run here does."""
+    import torch
+
+    found = []
+    if not info["core"]:
+        found.append(
+            "the compiled core: pip install --force-reinstall --no-deps posekd (in a checkout: pip install ., see "
+            "CONTRIBUTING.md)"
+        )
+    if os.path.exists("/dev/nvidiactl") or torch.cuda.is_available():
+        if torch.version.cuda is None:
+            found.append("a torch that sees this machine's GPU: https://pytorch.org/get-started/locally")
+        elif not torch.cuda.is_available():
+            found.append("a newer NVIDIA driver: this torch was built for CUDA " + torch.version.cuda)
+        elif info["core"] and not info.get("cuda"):
+            found.append("posekd with CUDA kernels: POSEKD_CUDA=ON pip install . in a checkout, with nvcc on the PATH")
+    return found
 
 
 def torch_facts() -> str:

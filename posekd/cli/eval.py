@@ -20,6 +20,7 @@ from posekd.cli.eval_options import (
     inference_settings,
     read_options,
     refuse_settings,
+    track_settings,
 )
 from posekd.cli.progress import Bar
 from posekd.files import check_writable, write_atomically
@@ -43,22 +44,35 @@ def main(argv: Sequence[str]) -> int:
         FileNotFoundError: a file or folder does not exist.
         OSError: an output cannot be written; where that shows only in the end, the tables are printed first.
     """
+    from posekd.deploy.exported import is_exported
+
     options = read_options(argv)
     for file in filter(None, (options.results, options.report, options.curve) if is_main_process() else ()):
-        check_writable(file)
+        folder = file is options.results and Path(file).is_dir() and _fills_folders(options)
+        check_writable(Path(file) / "video.json" if folder else file)
     if options.draw is not None and is_main_process():
         check_writable(Path(options.draw) / "best.png")
     if options.compare is not None:
         _compare(options, *options.compare)
     elif options.score_only is not None:
         _score(options, options.score_only)
-    elif options.model is not None and options.model.endswith(".onnx"):
+    elif options.model is not None and is_exported(options.model):
         _evaluate_exported(options, options.model)
     elif options.model is None:
         raise ValueError("give a model and --images to evaluate, or --score-only FILE to score a results file")
     else:
         _evaluate(options, options.model)
     return 0
+
+
+def _fills_folders(options: EvalOptions) -> bool:
+    """Whether results may be several files in a folder; yes where the run knows its dataset, which says so later."""
+    from posekd.engine.recipes.datasets import DATASETS
+    from posekd.engine.scoring import METRICS
+
+    if options.dataset is None and "annotations" not in options.data:
+        return True
+    return METRICS[DATASETS[options.dataset or "coco"].metrics[0]].folder
 
 
 def _score(options: EvalOptions, path: str) -> None:
@@ -152,11 +166,12 @@ def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
             raise ValueError(f"--pck-pair: {keypoint!r} is not among the keypoints {names}")
     known = bool((card or {}).get("skeleton")) and "sigmas" not in options.data
     examine(source, data, "data", acknowledged, card=known)
+    tracking, followed = track_settings(options, recipe, source.records.videos is not None)
     network = _open_model(name, file, card, options, source.records.skeleton.num_keypoints)
     padding = options.padding or (recipe.loader.padding if recipe is not None else LoaderSettings.padding)
     if recipe is not None and padding != recipe.loader.padding:
         more.append(f"padding: {padding}, where the checkpoint's run had {recipe.loader.padding}")
-    _say_settings(name, recipe, [*changes, *more])
+    _say_settings(name, recipe, [*changes, *more, *followed])
     place = pick_device(options.device or "auto")
     network.to(place)
     loader = LoaderSettings(
@@ -167,16 +182,25 @@ def run_model(options: EvalOptions, name: str) -> tuple[PoseSource, Report]:
         padding=padding,
     )
     with distributed.group(place), Bar("evaluating") as on_batch:
-        report = evaluate(network, source, settings, loader=loader, results_file=options.results, on_batch=on_batch)
+        report = evaluate(
+            network,
+            source,
+            settings,
+            loader=loader,
+            results_file=options.results,
+            on_batch=on_batch,
+            tracking=tracking,
+        )
     return source, report
 
 
 def _evaluate_exported(options: EvalOptions, name: str) -> None:
     """An exported network, whose settings are in its graph."""
-    from posekd.deploy.onnx_finder import OnnxFinder
+    from posekd.deploy.exported import open_exported
     from posekd.engine.evaluate import refuse_unfit, report_people
+    from posekd.tracking import refuse_blind
 
-    finder = OnnxFinder(name, batch_size=options.batch_size)
+    finder = open_exported(name, options.batch_size)
     paradigm, settings = finder.facts.paradigm, finder.settings
     refuse_settings(name, vars(options), options.inference)
     options = for_paradigm(options, paradigm)
@@ -185,16 +209,24 @@ def _evaluate_exported(options: EvalOptions, name: str) -> None:
     source = open_data(data, paradigm.evaluation_images, facts)
     refuse_unfit(source, paradigm.crops_boxes, options.results)
     _refuse_curve(options, source.records.metrics)
+    tracking, _ = track_settings(options, None, source.records.videos is not None)
+    refuse_blind(tracking, finder.look)
     start = time.perf_counter()
     with Bar("evaluating") as on_image:
         found = finder.find_in(source, on_image)
     count = len(source.records) if paradigm.crops_boxes else source.records.num_images
-    _tell(
-        options,
-        report_people(source, found, paradigm, settings, start=start, count=count, results_file=options.results),
-        name,
+    report = report_people(
         source,
+        found,
+        paradigm,
+        settings,
+        start=start,
+        count=count,
+        results_file=options.results,
+        tracking=tracking,
+        look=finder.look,
     )
+    _tell(options, report, name, source)
 
 
 def open_data(data: Any, keep_images: KeepImages, card: Mapping[str, Any] | None) -> PoseSource:

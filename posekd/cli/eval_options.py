@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from posekd.cli import command_parser
+from posekd.cli.track_options import add_tracking, pop_tracking, track_option
 
 if TYPE_CHECKING:
     from posekd.engine.recipes.recipe import Recipe
     from posekd.paradigms import Paradigm
+    from posekd.tracking import TrackSettings
 
 # options that are keys of the recipe's group `inference`, by their old names in it
 _INFERENCE = (
@@ -21,7 +23,7 @@ _INFERENCE = (
 # options that are fields of a dataset's settings
 _DATA = (
     "annotations", "images", "split", "head_boxes", "validation_list", "detections", "detection_threshold", "sigmas",
-    "category", "apply_orientation", "max_detections", "whole_body",
+    "category", "apply_orientation", "max_detections", "whole_body", "compat", "groups",
 )  # fmt: skip
 
 EPILOG = """A checkpoint that `posekd train` wrote remembers its run: data, padding, test settings and sigmas are the
@@ -37,6 +39,8 @@ examples:
   posekd eval runs/hg/best.safetensors --dataset mpii --images images --annotations valid.json --head-boxes gt_valid.mat
   posekd eval runs/hg/best.safetensors --dataset lsp --split test --images lsp/images --annotations lsp/joints.mat
   posekd eval --score-only preds.mat --dataset mpii --annotations valid.json --head-boxes gt_valid.mat
+  posekd eval runs/simple --dataset posetrack --images posetrack18 --annotations posetrack18/annotations/val --flow dis
+  posekd eval --score-only results --dataset posetrack --annotations posetrack18/annotations/val --compat
   torchrun --nproc-per-node 8 -m posekd eval ...     # on 8 GPUs"""
 
 
@@ -48,7 +52,8 @@ class EvalOptions:
         model: a run's folder, a checkpoint or a model's name; None with `score_only`.
         data: the settings of the dataset that were given.
         inference: the keys of the recipe's group `inference` that were given.
-        dataset: the kind of dataset (coco, mpii, lsp), if given.
+        tracking: those of its group `tracking`.
+        dataset: the kind of dataset (coco, mpii, lsp, ...), if given.
         weights: checkpoint of a model given by name.
         weights_key: entry of that file with the weights, if given.
         size: height and width of the input in pixels, if given.
@@ -70,6 +75,7 @@ class EvalOptions:
     model: str | None
     data: dict[str, Any]
     inference: dict[str, Any]
+    tracking: dict[str, Any]
     dataset: str | None
     weights: str | None
     weights_key: str | None
@@ -92,7 +98,7 @@ class EvalOptions:
 def read_options(argv: Sequence[str]) -> EvalOptions:
     """Reads the words of a command line."""
     words = vars(_parser().parse_args(argv))
-    inference = pop_inference(words)
+    inference, tracking = pop_inference(words), pop_tracking(words)
     data = {name: words.pop(name) for name in _DATA}
     size, compare, pair = (words.pop(name) for name in ("size", "compare", "pck_pair"))
     return EvalOptions(
@@ -102,6 +108,7 @@ def read_options(argv: Sequence[str]) -> EvalOptions:
         size=None if size is None else (size[0], size[1]),
         data={name: value for name, value in data.items() if value is not None},
         inference=inference,
+        tracking=tracking,
     )
 
 
@@ -134,6 +141,22 @@ def inference_settings(options: EvalOptions, paradigm: Paradigm, recipe: Recipe 
     own = validation_settings(recipe)
     changes = _changes({name: getattr(own, name) for name in options.inference}, options.inference)
     return replace(own, **options.inference), changes
+
+
+def track_settings(options: EvalOptions, recipe: Recipe | None, has_videos: bool) -> tuple[TrackSettings, list[str]]:
+    """How people are followed: as in the run, with the options' changes; and a line per setting that is changed.
+
+    Raises:
+        ValueError: options for a dataset without videos.
+    """
+    from posekd.tracking import TrackSettings
+
+    if options.tracking and not has_videos:
+        given = ", ".join(f"--{track_option(name)}" for name in options.tracking)
+        raise ValueError(f"{given}: nobody is followed over images that are no videos (--dataset posetrack has some)")
+    own = recipe.tracking if recipe is not None else TrackSettings()
+    changes = _changes({name: getattr(own, name) for name in options.tracking}, options.tracking) if recipe else []
+    return replace(own, **options.tracking), changes
 
 
 def data_settings(options: EvalOptions, recipe: Recipe | None) -> tuple[Any, list[str]]:
@@ -272,10 +295,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--annotations",
         metavar="FILE",
-        help="COCO keypoint file or image list without labels; MPII's JSON or .mat; LSP's joints.mat (the run's)",
+        help="COCO keypoint file or image list without labels; MPII's JSON or .mat; LSP's joints.mat; PoseTrack18's "
+        "JSON, a file or a folder of them (the run's)",
     )
     add("--images", metavar="DIR", help="folder of the images (default: the run's)")
-    add("--dataset", choices=("coco", "mpii", "lsp"), help="the label file's format, and the metric (coco)")
+    add(
+        "--dataset",
+        choices=("coco", "mpii", "mpii_groups", "lsp", "posetrack"),
+        help="the label file's format, and the metric (coco)",
+    )
     add("--split", choices=("train", "valid", "test"), help="of MPII's official .mat and of LSP")
     add("--head-boxes", metavar="FILE", help="MPII's head boxes for HRNet's JSON (gt_valid.mat)")
     add("--validation-list", metavar="FILE", help="people of split `valid` in MPII's official .mat (detections.mat)")
@@ -286,7 +314,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     threshold_help = "leave out boxes with a lower score (0); bottom-up: peaks must be above it (0.1)"
     add("--detection-threshold", type=float, metavar="S", help=threshold_help)
-    add("--results", metavar="FILE", help="write the poses: COCO's results; for MPII and LSP .json or .mat")
+    results_help = (
+        "write the poses: COCO's results; for MPII and LSP .json or .mat; for PoseTrack a folder of its files"
+    )
+    add("--results", metavar="FILE", help=results_help)
     add("--report", metavar="FILE", help="write the numbers and the tables as JSON")
     add("--curve", metavar="FILE", help="draw PCK over its threshold (PNG)")
     add("--compare", nargs=2, metavar=("A", "B"), help="two runs on the same data: how certain is their difference?")
@@ -298,6 +329,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--draw", metavar="DIR", help="draw the best, the worst and random people, labels beside what was found")
     add("--score-only", metavar="FILE", help="score this results file; no network is run")
+    compat_help = "PoseTrack: the official evaluator's answer, with its habits (docs/posetrack.md)"
+    add("--compat", action=argparse.BooleanOptionalAction, default=None, help=compat_help)
+    add("--groups", metavar="FILE", help="MPII's groups of people, for --dataset mpii_groups")
+    add_tracking(parser)
     add("--sigmas", type=float, nargs="+", metavar="S", help="OKS constants, for keypoints other than COCO's")
     add("--category", metavar="NAME", help="of the label file, where several have keypoints (all of one skeleton)")
     add(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from posekd.cli import command_parser
-from posekd.cli.eval_options import add_inference, check_inference, pop_inference
+from posekd.cli.eval_options import add_inference, pop_inference
+from posekd.cli.networks import add_network, open_network
 from posekd.files import check_writable
 
 if TYPE_CHECKING:
     from posekd.data import PoseSource
+    from posekd.deploy.deviation import Deviation
     from posekd.deploy.load import Ready
-    from posekd.deploy.verify import Deviation
     from posekd.engine.scoring import Report
     from posekd.models import PoseModel
 
@@ -32,6 +32,7 @@ examples:
   posekd export runs/v1 --verify                        # beside the checkpoint; compared on the run's validation data
   posekd export runs/v1 --no-flip --precision fp16 --verify labels.json --images photos --out small.onnx
   posekd export runs/v1 --precision int8 --calibrate --verify --max-loss 1
+  posekd export runs/v1 --format web --out page               # for the browser: an image or the webcam, drawn upon
   posekd export hrnet_w32 --weights pose_hrnet_w32_256x192.pth --out hrnet.onnx"""
 
 
@@ -46,31 +47,34 @@ def main(argv: Sequence[str]) -> int:
     words = vars(_parser().parse_args(argv))
     inference = pop_inference(words, precision=False)
     options = argparse.Namespace(**words)
+    if options.format == "pt2" and options.precision == "int8":
+        raise ValueError("int8 is a precision of ONNX files: --precision int8 goes with --format onnx or web")
+    if options.compile and options.format != "pt2":
+        raise ValueError("--compile makes machine code of a program of torch.export: give --format pt2 with it")
     if options.precision == "int8" and options.calibrate is None:
         raise ValueError("--precision int8 needs --calibrate: images from which the ranges of activations are taken")
     if options.max_loss is not None and options.verify is None:
         raise ValueError("--max-loss is a limit of --verify: give both")
 
     from posekd.deploy.export import export_onnx
-    from posekd.deploy.load import ready
+    from posekd.deploy.forms import calibration
+    from posekd.deploy.program import export_program
+    from posekd.deploy.web import export_web
     from posekd.paradigms import paradigm_of
 
-    found = ready(
-        options.model,
-        weights=options.weights,
-        weights_key=options.weights_key,
-        skeleton=options.skeleton,
-        size=None if options.size is None else tuple(options.size),
-        padding=options.padding,
-    )
-    check_inference(inference, paradigm_of(found.model), options.model)
-    found = replace(found, settings=replace(found.settings, **inference))
-    path = Path(options.out) if options.out is not None else _beside(options.model, found.model)
+    found = open_network(options, inference)
+    path = _target(options, found)
     check_writable(path)
     feeds = None
     if options.precision == "int8":
-        feeds = calibration(_open(options, options.calibrate, "train_data", found), options.calibration_people)
-    facts = export_onnx(found, path, options.precision, feeds)
+        source = _open(options, options.calibrate, "train_data", found)
+        feeds = calibration(source, paradigm_of(found.model), options.calibration_people)
+    if options.format == "pt2":
+        facts = export_program(found, path, options.precision, options.compile)
+    elif options.format == "web":
+        facts = export_web(found, path.parent, options.precision, feeds)
+    else:
+        facts = export_onnx(found, path, options.precision, feeds)
     console = Console()
     height, width = facts.spec.size
     console.print(
@@ -79,26 +83,37 @@ def main(argv: Sequence[str]) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if options.format == "web":
+        serve = f"python -m http.server -b 127.0.0.1 -d {shlex.quote(str(path.parent))} 8000"
+        console.print(f"a page that shows it: {serve}, then http://localhost:8000", highlight=False, soft_wrap=True)
     if options.verify is not None:
         _verify(options, found, path, console)
     return 0
 
 
-def calibration(source: PoseSource, people: int) -> Iterator[dict[str, np.ndarray]]:
-    """Images with the boxes of their people, of at most so many people spread over the dataset."""
-    records = source.records
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(people, len(records))).astype(int))
-    for row in chosen.tolist():
-        image = source.load_image(int(records.image_rows[row]))
-        yield {"image": image, "boxes": records.boxes[row : row + 1].astype(np.float32)}
+def _target(options: argparse.Namespace, found: Ready) -> Path:
+    """The file to write.
+
+    Raises:
+        ValueError: `--out` has another suffix than files of the format.
+    """
+    from posekd.deploy.web import NETWORK
+
+    if options.format == "web":
+        beside = _beside(options.model, found.model, "onnx").parent / "web"
+        return (beside if options.out is None else Path(options.out)) / NETWORK
+    path = _beside(options.model, found.model, options.format) if options.out is None else Path(options.out)
+    if path.suffix != f".{options.format}":
+        raise ValueError(f"--out {path}: the names of such files end in .{options.format}, by which they are known")
+    return path
 
 
-def _beside(name: str, model: PoseModel) -> Path:
+def _beside(name: str, model: PoseModel, suffix: str) -> Path:
     """Where the file goes if nobody says: beside the checkpoint, or into this folder under the model's name."""
     from posekd.deploy.load import find_card
 
     file = find_card(name)[0] if Path(name).exists() else None
-    return Path(f"{model.name}.onnx") if file is None else file.with_suffix(".onnx")
+    return Path(f"{model.name}.{suffix}") if file is None else file.with_suffix(f".{suffix}")
 
 
 def _open(options: argparse.Namespace, labels: str, group: str, found: Ready) -> PoseSource:
@@ -124,16 +139,17 @@ def _verify(options: argparse.Namespace, found: Ready, path: Path, console: Cons
     import time
 
     from posekd.cli.progress import Bar
-    from posekd.deploy.onnx_finder import OnnxFinder
-    from posekd.deploy.verify import compare, judge
+    from posekd.deploy.deviation import judge
+    from posekd.deploy.exported import open_exported
+    from posekd.deploy.verify import compare
     from posekd.engine.evaluate import report_people
     from posekd.engine.scoring import METRICS
     from posekd.paradigms import paradigm_of
 
     source = _open(options, options.verify, "val_data", found)
-    finder, start = OnnxFinder(path, batch_size=options.batch_size), time.perf_counter()
-    with Bar("comparing") as on_person:
-        *both, deviation = compare(found, finder, source, batch_size=options.batch_size, on_person=on_person)
+    finder, start = open_exported(path, options.batch_size), time.perf_counter()
+    with Bar("comparing") as on_done:
+        *both, deviation = compare(found, finder, source, batch_size=options.batch_size, on_done=on_done)
     paradigm = paradigm_of(found.model)
     reports = [
         report_people(source, people, paradigm, found.settings, start=start, count=len(people)) for people in both
@@ -150,7 +166,10 @@ def _points(report: Report, scale: float) -> float:
 
 
 def _show(deviation: Deviation, reports: Sequence[Report], before: float, after: float, console: Console) -> None:
-    console.print(f"PyTorch and onnxruntime on {deviation.persons} people: deviation in image pixels", highlight=False)
+    alone = f", {deviation.alone} of whom only one of both has found" if deviation.alone else ""
+    console.print(
+        f"the network and the file on {deviation.persons} people{alone}: deviation in image pixels", highlight=False
+    )
     table = Table()
     for name in ("keypoint", "median", "worst"):
         table.add_column(name, justify="left" if name == "keypoint" else "right")
@@ -174,19 +193,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("export", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", help="a run's folder, a .safetensors file with its card, or a model's name with --weights")
-    add("--format", choices=("onnx",), default="onnx", help="of the file (onnx)")
-    add("--out", metavar="FILE", help="where to write (default: beside the checkpoint, with the suffix .onnx)")
+    add(
+        "--format",
+        choices=("onnx", "pt2", "web"),
+        default="onnx",
+        help="ONNX, a program of torch.export, or a web page",
+    )
+    add("--compile", action="store_true", help="pt2: compile it for this machine's processor (needs a C++ compiler)")
+    add("--out", metavar="FILE", help="where to write; web: a folder (default: beside the checkpoint)")
     add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of weights and arithmetic (fp32)")
     data = "COCO labels; without FILE the run's own "
     add("--verify", nargs="?", const=RUN, metavar="FILE", help=f"compare with PyTorch on {data}validation data")
     add("--calibrate", nargs="?", const=RUN, metavar="FILE", help=f"int8: take ranges from {data}training data")
-    add("--calibration-people", type=int, default=100, metavar="N", help="of --calibrate (100)")
+    add(
+        "--calibration-people",
+        type=int,
+        default=100,
+        metavar="N",
+        help="of --calibrate (100); images, if the network sees whole ones",
+    )
     add("--images", metavar="DIR", help="folder of the images of these files (default: the file's folder)")
     add("--max-loss", type=float, metavar="POINTS", help="by which the score may move (0.1; int8: anything)")
-    add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
-    add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
-    add("--skeleton", metavar="NAME", help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
+    add_network(parser)
     add_inference(parser, precision=False)
     add("--batch-size", type=int, default=16, metavar="N", help="people per batch of --verify (16)")
     return parser

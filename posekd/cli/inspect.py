@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     recipe = _recipe(options, overrides)
     paradigm = recipe.paradigm
-    flip = getattr(recipe.augmentation, "flip", 0.0)
+    flip = max(recipe.augmentation.flip, recipe.augmentation.vertical_flip)
     train = _open(recipe.train_data, paradigm.training_images, console)
     _tell(train, recipe.train_data, str(getattr(recipe.train_data, "annotations", "train_data")), flip, console)
     if recipe.val_data is not None:

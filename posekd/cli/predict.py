@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from posekd.cli import command_parser
 from posekd.cli.eval_options import add_inference, check_inference, pop_inference, refuse_settings
+from posekd.cli.networks import add_network, open_network
+from posekd.cli.track_options import add_tracking, pop_tracking, track_option
 from posekd.files import check_writable
 
 if TYPE_CHECKING:
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from posekd.deploy.detector import Detector
     from posekd.deploy.finder import Finder
     from posekd.deploy.frames import Clip
-    from posekd.deploy.predict import Found
+    from posekd.deploy.load import Ready
     from posekd.deploy.results import Writer
     from posekd.skeleton import Skeleton
+    from posekd.tracking import TrackSettings
 
 DRAWINGS = "predictions"
 
@@ -35,6 +38,7 @@ examples:
   posekd predict runs/higher/best.safetensors 'photos/*.jpg' --jsonl poses.jsonl
   posekd predict hrnet_w32 --weights pose_hrnet_w32_256x192.pth photos --boxes labels.json --results results.json
   posekd predict runs/teacher photos --boxes detections.json --save-labels pseudo.json
+  posekd predict recipe.yaml photos --boxes boxes.json --save-labels pseudo.json  # its teacher from elsewhere
   posekd predict runs/higher 0 --jsonl /dev/stdout                       # a webcam, until Ctrl-C"""
 
 
@@ -47,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         OSError: a result cannot be written; what was written before is kept.
     """
     words = vars(_parser().parse_args(argv))
-    inference = pop_inference(words)
+    inference, tracking = pop_inference(words), pop_tracking(words)
     options = argparse.Namespace(**words)
     if not any((options.draw, options.results, options.jsonl, options.save_labels)):
         options.draw = DRAWINGS
@@ -57,13 +61,17 @@ def main(argv: Sequence[str]) -> int:
         check_writable(Path(options.draw) / "drawing.png")
 
     from posekd.deploy.frames import open_clips
+    from posekd.tracking import refuse_blind
 
     _check_boxes(options)
+    follow = _track_settings(options, tracking)
     finder = _open_finder(options, inference)
+    if follow is not None:
+        refuse_blind(follow, finder.look)
     clips = open_clips(options.source, options.apply_orientation)
     done = _Done()
     try:
-        _run(options, finder, clips, done)
+        _run(options, finder, clips, done, follow)
     except OSError as error:
         raise OSError(f"{error} (what was done before is kept: {done.frames} frames)") from error
     except KeyboardInterrupt:
@@ -103,39 +111,48 @@ class _Done:
 
 
 def _open_finder(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
-    if options.model.endswith(".onnx"):
-        return _open_exported(options, inference)
+    from posekd.deploy.exported import is_exported, open_exported
     from posekd.deploy.finder import NetworkFinder
-    from posekd.deploy.load import ready
     from posekd.engine.build import pick_device
     from posekd.paradigms import paradigm_of
 
-    found = ready(
-        options.model,
-        weights=options.weights,
-        weights_key=options.weights_key,
-        skeleton=options.skeleton,
-        size=None if options.size is None else tuple(options.size),
-        padding=options.padding,
-    )
+    if is_exported(options.model):
+        refuse_settings(options.model, vars(options), inference)
+        exported = open_exported(options.model, options.batch_size)
+        _refuse_boxes(options, exported.crops_boxes)
+        return exported
+    if options.model.endswith((".yaml", ".yml")):
+        found = _foreign_teacher(options, inference)
+    else:
+        found = open_network(options, inference)
     paradigm = paradigm_of(found.model)
-    check_inference(inference, paradigm, options.model)
     _refuse_boxes(options, paradigm.crops_boxes)
+    settings = found.settings
     if options.detection_threshold is not None and not paradigm.crops_boxes:
-        inference = {**inference, "detection_threshold": options.detection_threshold}
-
-    settings = replace(found.settings, **inference)
+        inference = {"detection_threshold": options.detection_threshold}
+        check_inference(inference, paradigm, options.model)
+        settings = replace(settings, **inference)
     finder = NetworkFinder(found.model, found.skeleton, settings, found.padding, options.batch_size)
     return finder.to(pick_device(options.device or "auto"))
 
 
-def _open_exported(options: argparse.Namespace, inference: dict[str, Any]) -> Finder:
-    from posekd.deploy.onnx_finder import OnnxFinder
+def _foreign_teacher(options: argparse.Namespace, inference: Mapping[str, Any]) -> Ready:
+    """The teacher from elsewhere that a recipe names, tested as the recipe says."""
+    from posekd.deploy.load import Ready
+    from posekd.engine.recipes.recipe import read_recipe
+    from posekd.engine.teachers import foreign_network
+    from posekd.paradigms import paradigm_of
 
-    refuse_settings(options.model, vars(options), inference)
-    finder = OnnxFinder(options.model, batch_size=options.batch_size)
-    _refuse_boxes(options, finder.crops_boxes)
-    return finder
+    for name in ("weights", "weights_key", "skeleton", "size"):
+        if vars(options)[name] is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: {options.model} says what its teacher is, in `teacher`")
+    recipe = read_recipe(options.model)
+    network, skeleton = foreign_network(recipe)
+    paradigm = paradigm_of(network)
+    check_inference(inference, paradigm, options.model)
+    settings = recipe.inference if isinstance(recipe.inference, paradigm.inference) else paradigm.inference()
+    padding = recipe.loader.padding if options.padding is None else options.padding
+    return Ready(network.eval(), skeleton, replace(settings, **inference), padding)
 
 
 def _refuse_boxes(options: argparse.Namespace, crops_boxes: bool) -> None:
@@ -143,10 +160,13 @@ def _refuse_boxes(options: argparse.Namespace, crops_boxes: bool) -> None:
         raise ValueError(f"--boxes and --detector give boxes to crop: {options.model} sees whole images and needs none")
 
 
-def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], done: _Done) -> None:
+def _run(
+    options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], done: _Done, follow: TrackSettings | None
+) -> None:
     from posekd.cli.progress import Bar
     from posekd.deploy.boxes import read_boxes
     from posekd.deploy.predict import stream
+    from posekd.deploy.tracking import tracked
 
     file: BoxFile | None = None
     if options.boxes is not None:
@@ -166,7 +186,7 @@ def _run(options: argparse.Namespace, finder: Finder, clips: Sequence[Clip], don
     with ExitStack() as stack:
         writers = [stack.enter_context(writer) for writer in _writers(options, finder.skeleton)]
         on_frame = stack.enter_context(Bar("predicting", "frames"))
-        for one in _followed(options, found, finder.skeleton):
+        for one in found if follow is None else tracked(found, finder.skeleton, follow, finder.look):
             if one.frame.problem is not None:
                 print(f"posekd: warning: {one.frame.problem}", file=sys.stderr)
             for add in writers:
@@ -189,14 +209,20 @@ def _open_detector(options: argparse.Namespace) -> Detector:
     return detector
 
 
-def _followed(options: argparse.Namespace, found: Iterator[Found], skeleton: Skeleton) -> Iterator[Found]:
-    """The frames, with tracks if asked for."""
-    from posekd.deploy.tracking import TrackSettings, tracked
+def _track_settings(options: argparse.Namespace, given: dict[str, Any]) -> TrackSettings | None:
+    """How people are followed; None if nobody asked for it.
+
+    Raises:
+        ValueError: options of tracking without it.
+    """
+    from posekd.tracking import TrackSettings
 
     if not options.track and not options.smooth:
-        return found
-    settings = TrackSettings(smooth=options.smooth, keypoint_threshold=options.keypoint_threshold)
-    return tracked(found, skeleton, settings)
+        if given:
+            words = ", ".join(f"--{track_option(setting)}" for setting in given)
+            raise ValueError(f"{words}: these say how people are followed: give --track (or --smooth) with them")
+        return None
+    return TrackSettings(smooth=options.smooth, keypoint_threshold=options.keypoint_threshold, **given)
 
 
 def _writers(options: argparse.Namespace, skeleton: Skeleton) -> Iterator[Writer]:
@@ -215,7 +241,8 @@ def _writers(options: argparse.Namespace, skeleton: Skeleton) -> Iterator[Writer
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("predict", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", help="a run's folder, a .safetensors file with its card, an exported .onnx, or a name with --weights")
+    model_help = "a run's folder, a .safetensors file with its card, an exported .onnx or .pt2, or a name with "
+    add("model", help=model_help + "--weights; or a recipe (.yaml), whose teacher from elsewhere is meant")
     add("source", nargs="+", help="images, videos, folders, patterns ('*.jpg'), or the number of a webcam")
     add("--draw", metavar="DIR", help=f"draw people into PNGs and MP4s there ({DRAWINGS}, if nothing is asked for)")
     add("--results", metavar="FILE", help="write people in COCO's results format (JSON)")
@@ -231,10 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--keypoint-threshold", type=float, default=0.2, metavar="S", help=threshold_help)
     add("--track", action="store_true", help="number people over the frames of each video or folder, by OKS")
     add("--smooth", action="store_true", help="track people, and filter their keypoints (One-Euro)")
-    add("--weights", metavar="FILE", help="checkpoint for a model given by name (safetensors, official .pth)")
-    add("--weights-key", metavar="KEY", help="entry of the checkpoint with the weights, where it has an unusual name")
-    add("--skeleton", metavar="NAME", help="keypoints, where no card tells them: coco (default), crowdpose, lsp, mpii")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels (default: the model's own)")
+    add_tracking(parser)
+    add_network(parser)
     add_inference(parser)
     add("--apply-orientation", action="store_true", help="turn images as their EXIF tags say (as viewers do)")
     add("--batch-size", type=int, default=16, metavar="N", help="people or images per batch (16)")

@@ -17,6 +17,8 @@ from posekd.ops.reference import decode_heatmaps as definition
 
 NAME = "heatmaps"
 STRIDE = 4  # input pixels per heatmap pixel, in all networks here
+MIDPOINT_SIGMA = 2.0  # heatmap pixels, as labels are drawn for most networks
+DERIVES = True  # whether `bridged` draws midpoints
 
 
 class TokenHeatmaps(NamedTuple):
@@ -77,6 +79,52 @@ def reorder(output: Any, order: Tensor) -> list[Tensor] | TokenHeatmaps:
     if isinstance(output, TokenHeatmaps):
         return TokenHeatmaps(output.heatmaps[:, order], output.keypoint_tokens[:, order], output.visual_tokens)
     return [stage[:, order] for stage in read(output)]
+
+
+def gaussians(points: Tensor, sigmas: Tensor, size: tuple[int, int]) -> Tensor:
+    """Heatmaps of points: `score exp(-((u - x)^2 / sigma_x^2 + (v - y)^2 / sigma_y^2) / 2)` at column u and row v.
+
+    Args:
+        points: `[B, K, 3]` (x, y, score) in pixels of the maps.
+        sigmas: `[B, K, 2]`, or what broadcasts to it, of x and y, in pixels of the maps.
+        size: `(height, width)` of the maps.
+
+    Returns:
+        float32 `[B, K, height, width]`.
+    """
+    x, y, score = points.float().unbind(2)
+    sigma_x, sigma_y = sigmas.float().expand(*points.shape[:2], 2).unbind(2)
+    u, v = (torch.arange(side, device=points.device, dtype=torch.float32) for side in (size[1], size[0]))
+    along_x = torch.exp(-0.5 * ((u - x[..., None]) / sigma_x[..., None]) ** 2)
+    along_y = torch.exp(-0.5 * ((v - y[..., None]) / sigma_y[..., None]) ** 2)
+    return score[..., None, None] * along_y[..., :, None] * along_x[..., None, :]
+
+
+def bridged(output: Any, order: Tensor, covered: Tensor, midway: Tensor, couples: Tensor) -> list[Tensor]:
+    """The heatmaps of another set of keypoints, of each stage.
+
+    A point midway between two is drawn: a Gaussian of `MIDPOINT_SIGMA` at the midpoint of their two peaks, as high as
+    the lower one. That needs maps of one person.
+
+    Args:
+        output: what the network returned.
+        order: int64 `[K]`, the network's keypoint of each; any where there is none.
+        covered: bool `[K]`; where it is false the maps are 0.
+        midway: int64 `[D]`, which of the K are midpoints.
+        couples: int64 `[2, D]`, the network's keypoints that they lie between.
+    """
+    result = []
+    for stage in read(output):
+        maps = torch.where(covered[:, None, None], stage[:, order], 0)
+        if midway.numel():
+            first, second = (ops.decode_heatmaps(stage[:, couple].float(), "quarter") for couple in couples)
+            score = torch.minimum(first[..., 2:], second[..., 2:]).clamp_min(0)
+            points = torch.cat(((first[..., :2] + second[..., :2]) / 2, score), 2)
+            sigmas = points.new_full((1, 1, 2), MIDPOINT_SIGMA)
+            drawn = gaussians(points, sigmas, (stage.shape[-2], stage.shape[-1])).to(stage.dtype)
+            maps = maps.index_copy(1, midway, drawn)
+        result.append(maps)
+    return result
 
 
 def final(output: Any, num_keypoints: int) -> Tensor:

@@ -103,8 +103,9 @@ def read(output: Any, num_keypoints: int | None = None) -> PeopleMaps:
     fits = len(parts) in (3, 4) and all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in parts)
     if fits and K is None:
         K = parts[0].shape[1]
-    sizes = {(maps.shape[0], *maps.shape[2:]) for maps in parts} if fits else set()
-    if not fits or [maps.shape[1] for maps in parts] != [K, 3, 6, 2][: len(parts)] or len(sizes) != 1:
+    sizes = [(maps.shape[0], *maps.shape[2:]) for maps in parts] if fits else []
+    channels = [K, 3, 6, 2][: len(parts)]
+    if not fits or [maps.shape[1] for maps in parts] != channels or any(size != sizes[0] for size in sizes):
         raise ValueError(
             f"a network that finds people gives heatmaps [B, {'K' if K is None else K}, h, w], points [B, 3, h, w] and "
             f"offsets [B, 6, h, w]; this one gives {', '.join(map(str, shapes)) or 'nothing'}"
@@ -295,6 +296,7 @@ def keypoints(
     rounds: int,
     group: Grouper,
     settings: PeopleSettings,
+    used_rounds: Tensor | None = None,
 ) -> Tensor:
     """The keypoints of the people in boxes, without waiting for the device.
 
@@ -313,6 +315,7 @@ def keypoints(
             is then still in dispute goes without.
         group: the network's second half.
         settings: `complete`, `decode` and `keypoint_threshold`.
+        used_rounds: int64 scalar, where only so many of the rounds shall count (for exporters).
 
     Returns:
         float32 `[R, K, 3]` (x, y in map pixels, moved inside the peak's pixel as `decode` says; the product as score);
@@ -325,7 +328,9 @@ def keypoints(
     in_crop = geometry.transform_keypoints(own[..., :2].flatten(1, 2), inverse).unflatten(1, own.shape[1:3])
     masks = group(crops).float()
     shares, inside = masks_at(masks, in_crop)
-    choice, score = _shared_out(own[..., 2] * shares * inside, shares, scores, images, maps.shape[0], rounds)
+    choice, score = _shared_out(
+        own[..., 2] * shares * inside, shares, scores, images, maps.shape[0], rounds, used_rounds
+    )
     points = own[..., :2].gather(2, choice[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
     points = points + _step(maps, points, images, settings.decode)
     found = torch.where((score > 0)[..., None], torch.cat((points, score[..., None]), -1), 0.0)
@@ -337,13 +342,19 @@ def keypoints(
 
 
 def _shared_out(
-    values: Tensor, shares: Tensor, scores: Tensor, images: Tensor, num_images: int, rounds: int
+    values: Tensor,
+    shares: Tensor,
+    scores: Tensor,
+    images: Tensor,
+    num_images: int,
+    rounds: int,
+    used_rounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which peak each person takes for each keypoint, `[R, K]`, and its value there, 0 for none."""
     R, K, P = values.shape
     rows = torch.arange(R, device=values.device)[:, None].expand(R, K)
     joint = (images[:, None] * K + torch.arange(K, device=values.device)) * P
-    for last in [False] * rounds + [True]:
+    for played in range(rounds + 1):
         best, choice = values.max(2)
         wanted = best > 0
         peak = (joint + choice).flatten()
@@ -353,9 +364,10 @@ def _shared_out(
         first = rows.new_full((num_images * K * P,), R)
         first = first.scatter_reduce(0, peak, torch.where(strong, rows, R).flatten(), "amin")
         wins = strong & (first[peak].view(R, K) == rows)
-        if last:
+        if played == rounds:
             return choice, torch.where(wins, best, 0.0)
-        values = values.scatter(2, choice[..., None], torch.where(wins | ~wanted, best, 0.0)[..., None])
+        left = values.scatter(2, choice[..., None], torch.where(wins | ~wanted, best, 0.0)[..., None])
+        values = left if used_rounds is None else torch.where(used_rounds > played, left, values)
     raise AssertionError("the last round returns")
 
 

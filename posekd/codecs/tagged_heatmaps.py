@@ -18,6 +18,7 @@ from posekd import geometry, ops
 
 NAME = "tagged_heatmaps"
 STRIDES = (4, 2)  # input pixels per pixel of the coarse and of the fine maps
+DERIVES = False  # maps of several people do not tell whose left and right hip belong together
 
 
 class TaggedHeatmaps(NamedTuple):
@@ -115,6 +116,12 @@ def reorder(output: Any, order: Tensor) -> list[Tensor]:
     said = read(output)
     coarse = torch.cat((said.coarse[:, order], said.tags[:, order]), 1)
     return [coarse] if said.fine is None else [coarse, said.fine[:, order]]
+
+
+def bridged(output: Any, order: Tensor, covered: Tensor, midway: Tensor, couples: Tensor) -> list[Tensor]:
+    """The maps of another set of keypoints, see `codecs.heatmaps.bridged`; there are no midpoints here."""
+    coarse, fine = reorder(output, order)
+    return [torch.where(covered.repeat(2)[:, None, None], coarse, 0), torch.where(covered[:, None, None], fine, 0)]
 
 
 def final(output: Any, num_keypoints: int) -> MergedMaps:

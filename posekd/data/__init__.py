@@ -4,6 +4,7 @@ from posekd.data.augment import CropAugmentation, ImageAugmentation
 from posekd.data.loading.crops import CropDataset
 from posekd.data.loading.loader import LoaderSettings, PackedLoader, crop_loader, image_loader
 from posekd.data.loading.whole_images import ImageDataset
+from posekd.data.photometric import Photometric, color_matrix
 from posekd.data.records import BadImageError, CocoSource, PoseRecords, PoseSource
 from posekd.data.sources.coco import CocoKeypoints, CocoSettings
 from posekd.data.sources.labels import FewLabels, LabelSettings, WithUnlabelled
@@ -25,9 +26,11 @@ __all__ = [
     "LspSettings",
     "MpiiSettings",
     "PackedLoader",
+    "Photometric",
     "PoseRecords",
     "PoseSource",
     "WithUnlabelled",
+    "color_matrix",
     "crop_loader",
     "image_loader",
     "open_lsp",

@@ -7,10 +7,12 @@ HigherHRNet-Human-Pose-Estimation, lib/dataset/transforms/transforms.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+from posekd.data.photometric import Photometric
 
 HALF_BODY_PADDING = 1.5  # half_body_transform: scale * 1.5
 SCALE_UNIT = 200.0  # HigherHRNet's translation is in units of a crop of 200 pixels
@@ -30,6 +32,8 @@ class CropAugmentation:
         rotation_probability: share of crops that are rotated at all.
         half_body: probability of cropping to the upper or lower body, for persons with many keypoints.
         half_body_min_joints: only persons with more labelled keypoints than this are cropped to half a body.
+        vertical_flip: probability of a mirror image about the horizontal axis, upside down.
+        photometric: how crops vary in look.
     """
 
     flip: float = 0.5
@@ -39,11 +43,13 @@ class CropAugmentation:
     half_body: float = 0.0
     half_body_min_joints: int = 8
     distribution: Literal["normal", "uniform"] = "normal"
+    vertical_flip: float = 0.0
+    photometric: Photometric = field(default_factory=Photometric)
 
     def __post_init__(self) -> None:
         if self.distribution not in ("normal", "uniform"):
             raise ValueError(f"distribution must be normal or uniform, got {self.distribution!r}")
-        for name in ("flip", "rotation_probability", "half_body"):
+        for name in ("flip", "rotation_probability", "half_body", "vertical_flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, in 0..1, got {getattr(self, name)}")
         if not 0 <= self.scale < 1:
@@ -53,9 +59,9 @@ class CropAugmentation:
 
     @property
     def moves(self) -> bool:
-        """Whether any crop differs from the box's."""
+        """Whether any crop is of another place than the box's; looks aside."""
         rotates = self.rotation > 0 and self.rotation_probability > 0
-        return rotates or self.flip > 0 or self.scale > 0 or self.half_body > 0
+        return rotates or self.flip > 0 or self.vertical_flip > 0 or self.scale > 0 or self.half_body > 0
 
 
 class Draw(NamedTuple):
@@ -100,7 +106,22 @@ def draw(
         zoom = float(np.clip(1 + a.scale * rng.standard_normal(), 1 - a.scale, 1 + a.scale))
         angle = float(np.clip(a.rotation * rng.standard_normal(), -2 * a.rotation, 2 * a.rotation))
     rotation = angle if rng.random() < a.rotation_probability else 0.0
-    return Draw(center, scale, rotation, zoom, bool(rng.random() < a.flip))
+    flip, rotation = upside_down(a.vertical_flip, rng, bool(rng.random() < a.flip), rotation)
+    return Draw(center, scale, rotation, zoom, flip)
+
+
+def upside_down(probability: float, rng: np.random.Generator, flip: bool, rotation: float) -> tuple[bool, float]:
+    """Draws a mirror about the horizontal axis: the other mirror and half a turn. Both mirrors are half a turn alone.
+
+    One mirror exchanges left and right, two do not, so what follows from `flip` stays right. Nothing is drawn where
+    the probability is 0, so that older runs stay the same runs.
+
+    Returns:
+        the mirror and the rotation (degrees) with it.
+    """
+    if probability > 0 and rng.random() < probability:
+        return not flip, rotation + 180.0
+    return flip, rotation
 
 
 def half_body(
@@ -136,16 +157,21 @@ class ImageAugmentation:
         scale: smallest and largest side of the crop in units of the image's shorter side, drawn evenly: below 1 the
             image is enlarged.
         translation: farthest shift of the crop in x and in y, in pixels of a crop of 200.
+        vertical_flip: probability of a mirror image about the horizontal axis, upside down.
+        photometric: how images vary in look.
     """
 
     flip: float = 0.5
     rotation: float = 30.0
     scale: tuple[float, float] = (0.75, 1.5)
     translation: float = 40.0
+    vertical_flip: float = 0.0
+    photometric: Photometric = field(default_factory=Photometric)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is a probability, in 0..1, got {self.flip}")
+        for name in ("flip", "vertical_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, in 0..1, got {getattr(self, name)}")
         if self.rotation < 0 or self.translation < 0:
             raise ValueError(f"rotation and translation cannot be negative, got {self.rotation}, {self.translation}")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -169,4 +195,5 @@ def draw_image(augmentation: ImageAugmentation, rng: np.random.Generator, height
     rotation = a.rotation * (2 * rng.random() - 1)
     reach = int(a.translation * side / SCALE_UNIT)  # whole pixels, as in the official code
     dx, dy = rng.integers(-reach, reach, 2) if reach else (0, 0)
-    return ImageDraw((width / 2 + float(dx), height / 2 + float(dy)), side, rotation, bool(rng.random() < a.flip))
+    flip, rotation = upside_down(a.vertical_flip, rng, bool(rng.random() < a.flip), rotation)
+    return ImageDraw((width / 2 + float(dx), height / 2 + float(dy)), side, rotation, flip)

@@ -12,6 +12,9 @@ from pycocotools import mask as rle
 
 DIRECTIONS = 32  # a turned hull is at most half a percent too small: 1 - cos(pi / 32)
 
+BOX_MARGIN = 0.15
+"""Of people without a box: how much the hull of their keypoints grows on each side (Simple Baselines' factor)."""
+
 _ANGLES = np.arange(DIRECTIONS) * (2 * np.pi / DIRECTIONS)
 _NORMALS = np.stack((np.cos(_ANGLES), np.sin(_ANGLES))).round(12)  # axes exactly
 
@@ -60,3 +63,12 @@ def _edges(runs: Mapping[str, Any]) -> np.ndarray:
     rows = np.flatnonzero(mask.any(1))
     left, right = mask[rows].argmax(1), width - mask[rows, ::-1].argmax(1)
     return np.concatenate([np.stack((x, y), 1) for x in (left, right) for y in (rows, rows + 1)]).astype(np.float64)
+
+
+def hull_box(points: np.ndarray) -> tuple[float, float, float, float]:
+    """The box (x, y, width, height) around points `[n, 2]`, larger by `BOX_MARGIN` on each side, a pixel at least."""
+    low, high = points.min(0), points.max(0)
+    margin = BOX_MARGIN * (high - low)
+    x, y = (low - margin).tolist()
+    width, height = np.maximum(high - low + 2 * margin, 1.0).tolist()
+    return x, y, width, height

@@ -15,7 +15,7 @@ class BadImageError(RuntimeError):
     """An image that is missing, unreadable, truncated, or not the size that its labels state."""
 
 
-IMAGE_FIELDS = ("image_ids", "image_sizes")
+IMAGE_FIELDS = ("image_ids", "image_sizes", "videos")
 """The arrays of `PoseRecords` that have a row for each image; the others have one for each person."""
 
 
@@ -74,6 +74,8 @@ class PoseRecords:
         stated_boxes: float32 `[N, 4]`, the boxes as the label file states them, before they were clipped to the image;
             None where they are those of `boxes`.
         left_out: why people of the label file are not among the N -> how many.
+        videos: int64 `[M]`, the video of each image, whose frames stand next to each other in their order; people are
+            then followed over them. None for images that do not belong together.
     """
 
     skeleton: Skeleton
@@ -92,6 +94,7 @@ class PoseRecords:
     first_pixel: int = 0
     stated_boxes: np.ndarray | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    videos: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_rows)

@@ -10,67 +10,26 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
+from posekd.deploy import grouping
 from posekd.deploy.facts import Facts, to_texts
-from posekd.deploy.graphs import TopDownGraph, plain_pooling
+from posekd.deploy.forms import FORMS, Feed, Form
 from posekd.deploy.load import Ready
-from posekd.files import replacing
+from posekd.deploy.plain import ONNX_STAND_INS
+from posekd.files import replacing, write_atomically
 from posekd.models.fold import fold_norms
+from posekd.ops import library
 from posekd.packages import need
-from posekd.paradigms import TOP_DOWN, Paradigm, paradigm_of
+from posekd.paradigms import paradigm_of
 
 OPSET = 18
+GROUPING = "posekd_grouping.py"  # beside a network whose people are grouped outside its graph
 Precision = Literal["fp32", "fp16", "int8"]
-Feed = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Export:
-    """How networks of a paradigm become a graph.
-
-    Attributes:
-        paradigm: of the networks.
-        module: from a network and the half precision to a module that the exporter can follow.
-        inputs: example inputs by name.
-        dynamic: for each input the names of its sizes that may be anything.
-        outputs: names of the outputs.
-    """
-
-    paradigm: Paradigm
-    module: Callable[[Ready, bool], nn.Module]
-    inputs: Callable[[], dict[str, Tensor]]
-    dynamic: Mapping[str, Mapping[int, str]]
-    outputs: tuple[str, ...]
-
-
-def _crops_graph(found: Ready, half: bool) -> nn.Module:
-    return TopDownGraph(found.model, found.skeleton, found.settings, found.padding, half)
-
-
-EXPORTS = {
-    export.paradigm.name: export
-    for export in (
-        Export(
-            TOP_DOWN,
-            _crops_graph,
-            # no two sizes are equal, or 1, which an exporter might take for a rule
-            lambda: {
-                "image": torch.zeros(37, 53, 3, dtype=torch.uint8),
-                "boxes": torch.tensor([[3.0, 4.0, 20.0, 30.0]]).repeat(5, 1),
-            },
-            {"image": {0: "H", 1: "W"}, "boxes": {0: "N"}},
-            ("keypoints",),
-        ),
-    )
-}
-"""Paradigm -> how its networks are exported."""
 
 
 def export_onnx(
@@ -80,6 +39,8 @@ def export_onnx(
     calibration: Iterable[Feed] | None = None,
 ) -> Facts:
     """Writes an ONNX file that has everything between an image and keypoints in it.
+
+    Of a bottom-up network everything up to the peaks; what groups them is written beside it (`GROUPING`).
 
     Args:
         found: the network; it is not changed.
@@ -93,20 +54,31 @@ def export_onnx(
 
     Raises:
         MissingPackageError: onnx or onnxscript is not installed (for int8 also onnxruntime).
-        ValueError: a network that cannot be exported, or int8 without calibration.
+        ValueError: settings that a graph cannot follow, or int8 without calibration.
+        OSError: the file cannot be written.
     """
     onnx = need("onnx")
     need("onnxscript")
-    paradigm = paradigm_of(found.model)
-    export = EXPORTS.get(paradigm.name)
-    if export is None:
-        raise ValueError(f"a {paradigm.title} network cannot be exported yet; these can: {', '.join(EXPORTS)}")
+    form = FORMS[paradigm_of(found.model).name]
     if precision == "int8" and calibration is None:
         raise ValueError("int8 needs images to calibrate with")
-    proto = _proto(found, export, half=precision == "fp16")
-    facts = Facts(
+    proto = _proto(found, form, half=precision == "fp16")
+    facts = facts_of(found, precision)
+    if precision == "int8":
+        proto = quantised(proto, calibration or ())
+    onnx.helper.set_model_props(proto, to_texts(facts))
+    with replacing(path) as temporary:
+        onnx.save(proto, str(temporary))
+        onnx.checker.check_model(str(temporary), full_check=True)
+    write_beside(form, path)
+    return facts
+
+
+def facts_of(found: Ready, precision: Precision) -> Facts:
+    """What an exported file says of its network."""
+    return Facts(
         model=found.model.name,
-        paradigm=paradigm,
+        paradigm=paradigm_of(found.model),
         output=found.model.output,
         skeleton=found.skeleton,
         spec=found.model.spec,
@@ -114,41 +86,74 @@ def export_onnx(
         padding=found.padding,
         precision=precision,
     )
-    if precision == "int8":
-        proto = quantised(proto, calibration or ())
-    onnx.helper.set_model_props(proto, to_texts(facts))
-    with replacing(path) as temporary:
-        onnx.save(proto, str(temporary))
-        onnx.checker.check_model(str(temporary), full_check=True)
-    return facts
 
 
-def _proto(found: Ready, export: Export, half: bool) -> Any:
-    """The graph in ONNX's form."""
+def write_beside(form: Form, path: str | os.PathLike[str]) -> None:
+    """Writes what a network's users need beside its file."""
+    if form.grouped:
+        write_atomically(Path(path).parent / GROUPING, Path(grouping.__file__).read_text(encoding="utf-8"))
+
+
+def trace(
+    found: Ready, form: Form, half: bool, instead: Mapping[str, Callable[..., Any]]
+) -> torch.export.ExportedProgram:
+    """A network and everything around it as one graph, for images and numbers of them of any size.
+
+    Args:
+        found: the network; it is not changed.
+        form: of its paradigm.
+        half: whether its weights and arithmetic become float16.
+        instead: ops of ours and what to put in their place.
+    """
     network = deepcopy(found.model).cpu().eval()
     network.__dict__.pop("predict", None)
     with torch.no_grad():
         fold_norms(network, torch.randn(1, 3, *network.spec.size, generator=torch.Generator().manual_seed(0)))
     if half:
         network.half()
-    copy = Ready(network, found.skeleton, found.settings, found.padding)
-    module, inputs = export.module(copy, half).eval(), export.inputs()
-    sizes = {name: {d: torch.export.Dim(size) for d, size in export.dynamic[name].items()} for name in inputs}
-    with plain_pooling(), _quietly(), torch.no_grad():
+    module, inputs = form.module(replace(found, model=network), half).eval(), form.inputs()
+    sizes = {name: {d: torch.export.Dim(size) for d, size in form.dynamic[name].items()} for name in inputs}
+    with quietly(), torch.no_grad(), library.stood_in(instead):
         # strict about what may vary: `torch.onnx.export` by itself falls back to fixed sizes, and says nothing
         program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=sizes, strict=False)
+        return program.run_decompositions({})  # without which ONNX's exporter loses count of sizes that are calculated
+
+
+def _proto(found: Ready, form: Form, half: bool) -> Any:
+    """The graph in ONNX's form."""
+    program = trace(found, form, half, ONNX_STAND_INS)
+    with quietly(), torch.no_grad():
         exported = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=list(inputs),
-            output_names=list(export.outputs),
+            input_names=list(form.inputs()),
+            output_names=list(form.outputs),
             opset_version=OPSET,
+            custom_translation_table={torch.ops.posekd.roi_align.default: _roi_align},
             verbose=False,
         )
     assert exported is not None
     proto = exported.model_proto
-    _name_sizes(proto, export.dynamic)
+    _name_sizes(proto, form.dynamic)
     return proto
+
+
+def _roi_align(maps: Any, boxes: Any, height: int, width: int, scale: float, ratio: int, aligned: bool) -> Any:
+    """`ops.roi_align` as ONNX's RoiAlign, which since opset 16 knows `aligned` by another name."""
+    op = need("onnxscript").opset18
+    images = op.Cast(op.Gather(boxes, op.Constant(value_int=0), axis=1), to=7)  # int64
+    corners = op.Slice(boxes, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1]))
+    return op.RoiAlign(
+        maps,
+        corners,
+        images,
+        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+        mode="avg",
+        output_height=height,
+        output_width=width,
+        sampling_ratio=max(ratio, 0),
+        spatial_scale=scale,
+    )
 
 
 def _name_sizes(proto: Any, dynamic: Mapping[str, Mapping[int, str]]) -> None:
@@ -166,7 +171,7 @@ def _name_sizes(proto: Any, dynamic: Mapping[str, Mapping[int, str]]) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without remarks on packages that we do not use, on progress, and on models of another kind."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -192,7 +197,7 @@ def quantised(proto: Any, calibration: Iterable[Feed]) -> Any:
         def get_next(self) -> Feed | None:
             return next(feeds, None)
 
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, quietly():
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(proto, str(source))
         quantization.quantize_static(

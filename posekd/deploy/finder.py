@@ -15,9 +15,10 @@ from posekd.data import LoaderSettings
 from posekd.data.sources.arrays import ImagesInMemory
 from posekd.deploy.boxes import Boxes
 from posekd.paradigms import paradigm_of
-from posekd.paradigms.inference import find_in_batches, open_batches, settings_for
+from posekd.paradigms.inference import find_in_batches, looker, open_batches, settings_for
 from posekd.skeleton import Skeleton
 from posekd.structures import Instances, Packed
+from posekd.tracking import Look
 
 
 class Finder(Protocol):
@@ -25,6 +26,8 @@ class Finder(Protocol):
 
     skeleton: Skeleton
     crops_boxes: bool
+    look: Look | None
+    """Finds people in boxes of an image, where the network can be asked for that."""
 
     def pack(self, images: Sequence[np.ndarray], boxes: Sequence[Boxes] | None) -> Any:
         """Prepares uint8 RGB images, with their boxes or (None) as one person each; runs in a thread."""
@@ -58,6 +61,7 @@ class NetworkFinder:
         self.crops_boxes = self.paradigm.crops_boxes
         self.settings = settings_for(self.paradigm, settings)
         self.loader = LoaderSettings(batch_size, workers=0, padding=padding, pin_memory=True)
+        self.look: Look | None = looker(self.model, skeleton, self.settings, loader=self.loader)
 
     def pack(self, images: Sequence[np.ndarray], boxes: Sequence[Boxes] | None) -> list[Packed]:
         """See `Finder`: the bytes that the network's batches sample.

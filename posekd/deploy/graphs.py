@@ -6,21 +6,13 @@ against. Crops are cut by gathering pixels: sampling at a matrix without rotatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posekd import geometry
-from posekd.models import corner_pooling
 from posekd.paradigms.top_down import CODECS, TopDownInference
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec
-
-LARGEST_MAP = 2048  # pixels of a side of a feature map that corner pooling may meet in an exported graph
 
 
 class TopDownGraph(nn.Module):
@@ -93,7 +85,7 @@ def cut(image: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
     """
     x = matrices[:, 0, 0, None] * torch.arange(size[1], device=image.device) + matrices[:, 0, 2, None]
     y = matrices[:, 1, 1, None] * torch.arange(size[0], device=image.device) + matrices[:, 1, 2, None]
-    (left, right), (top, bottom) = _neighbours(x, image.shape[1]), _neighbours(y, image.shape[0])
+    (left, right), (top, bottom) = neighbours(x, image.shape[1]), neighbours(y, image.shape[0])
     flat = image.flatten(0, 1)
     crops = torch.zeros((), device=image.device)
     for rows, rows_weight in (top, bottom):
@@ -104,7 +96,7 @@ def cut(image: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
     return crops.permute(0, 3, 1, 2)
 
 
-def _neighbours(at: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def neighbours(at: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Both neighbours of positions `[N, n]` along an axis: index, clamped into the image, and weight, 0 outside it."""
     near = (at > -1) & (at < length)  # false for NaN
     at = torch.where(near, at, 0.0)
@@ -116,54 +108,3 @@ def _neighbours(at: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], tuple[T
         return index.long().clamp(0, length - 1), torch.where(inside, weight, 0.0)
 
     return neighbour(low, 1 - share), neighbour(low + 1, share)
-
-
-# ---- Corner and center pooling -----------------------------------------------------------------------------------
-
-
-def running_max(x: Tensor, dim: int, backwards: bool) -> Tensor:
-    """The largest value from each pixel to one border, itself included, by doubling steps.
-
-    Args:
-        x: `[N, C, H, W]`, sides up to `LARGEST_MAP`.
-        dim: 2 or 3.
-        backwards: towards the first pixel instead of the last.
-    """
-    step = 1
-    while step < LARGEST_MAP:
-        before, after = (step, 0) if backwards else (0, step)
-        ends = (before, after, 0, 0) if dim == 3 else (0, 0, before, after)
-        padded = F.pad(x, ends, value=float("-inf"))
-        x = torch.maximum(x, padded.narrow(dim, 0 if backwards else step, x.shape[dim]))
-        step *= 2
-    return x
-
-
-_DIRECTIONS = {"top": (2, False), "bottom": (2, True), "left": (3, False), "right": (3, True)}
-
-
-def _corner_pool(x: Tensor, direction: str) -> Tensor:
-    return running_max(x, *_DIRECTIONS[direction])
-
-
-def _center_pool(x: Tensor) -> Tensor:
-    return x.amax(2, keepdim=True) + x.amax(3, keepdim=True)
-
-
-@contextmanager
-def plain_pooling() -> Iterator[None]:
-    """Within the block, networks pool corners and centers by plain PyTorch."""
-    names = ("corner_pool_add", "corner_pool_sum", "center_pool")
-    before = {name: getattr(corner_pooling, name) for name in names}
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(corner_pooling, name, function)
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors in a network's output, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    return [tensor for part in output for tensor in tensors_of(part)]

@@ -17,9 +17,9 @@ from posekd.models.registry import override
 from posekd.models.weights import find_checkpoint, read_card, read_state_dict, without_mmpose
 from posekd.paradigms import Paradigm, paradigm_of
 from posekd.renames import modernise
-from posekd.skeleton import COCO, CROWDPOSE, LSP, MPII, Skeleton, skeleton_from_facts
+from posekd.skeleton import COCO, CROWDPOSE, LSP, MPII, POSETRACK, Skeleton, skeleton_from_facts
 
-SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, CROWDPOSE, LSP, MPII)}
+SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, CROWDPOSE, LSP, MPII, POSETRACK)}
 """Keypoint sets by name, for checkpoints without a card."""
 
 
@@ -34,7 +34,7 @@ class Ready:
         padding: factor by which crops are larger than boxes.
     """
 
-    model: PoseModel
+    model: Any  # a `PoseModel`, or another network with the same attributes
     skeleton: Skeleton
     settings: Any
     padding: float

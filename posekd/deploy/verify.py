@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,58 +10,25 @@ from torch import Tensor
 
 from posekd.codecs import heatmaps
 from posekd.data import LoaderSettings, PoseSource
+from posekd.deploy.deviation import TIES, Deviation
+from posekd.deploy.exported import ExportedFinder
 from posekd.deploy.load import Ready
-from posekd.deploy.onnx_finder import OnnxFinder
+from posekd.deploy.verify_people import compare_people
 from posekd.inputs import prepare_crops
 from posekd.names import match
+from posekd.paradigms import paradigm_of
 from posekd.paradigms.inference import evaluating, open_batches
 from posekd.paradigms.top_down import TopDownInference, as_people, ask
 from posekd.structures import Instances
 
-MANY = 500
-"""From so many people on the rule is AP's, below it that of single keypoints."""
-LARGEST_SHIFT = 0.1
-"""Pixels by which a keypoint may move whose place is beyond doubt."""
-LARGEST_CHANGE = 0.1
-"""Points (of 100) by which AP may move."""
-TIES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
-"""Precision -> share of a heatmap's range within which two of its values count as equal."""
-
-
-class ExportDriftError(RuntimeError):
-    """An exported network does not say what the network says."""
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """How far an exported network's keypoints are from the network's, in image pixels.
-
-    Attributes:
-        names: of the K keypoints, in the data's order.
-        persons: how many people were compared.
-        median: float64 `[K]`, over all people.
-        worst: float64 `[K]`.
-        sure: how many of the keypoints have a place beyond doubt: one highest pixel, and neighbours that differ.
-        worst_sure: the largest deviation among these.
-        score: the largest difference of a keypoint's score.
-    """
-
-    names: tuple[str, ...]
-    persons: int
-    median: np.ndarray
-    worst: np.ndarray
-    sure: int
-    worst_sure: float
-    score: float
-
 
 def compare(
     found: Ready,
-    finder: OnnxFinder,
+    finder: ExportedFinder,
     source: PoseSource,
     *,
     batch_size: int = 16,
-    on_person: Callable[[int, int], None] | None = None,
+    on_done: Callable[[int, int], None] | None = None,
 ) -> tuple[Instances, Instances, Deviation]:
     """Runs a network and its export on a dataset.
 
@@ -70,22 +36,37 @@ def compare(
         found: the network, with the settings that were exported.
         finder: the export.
         source: the dataset, with as many keypoints as the network.
-        batch_size: people per batch.
-        on_person: called with (people done, twice their number) while both run.
+        batch_size: people (or images) per batch.
+        on_done: called with (rows done, twice their number) while both run.
 
     Returns:
-        The people that the network has found, those of the export in the same order, before duplicates are removed,
-        and how far they are apart.
+        The people that the network has found and those of the export, before duplicates are removed, and how far they
+        are apart.
 
     Raises:
         ValueError: another number of keypoints, or nobody to compare.
     """
-    records = source.records
-    if records.skeleton.num_keypoints != found.skeleton.num_keypoints or not len(records):
+    records, K = source.records, found.skeleton.num_keypoints
+    crops = paradigm_of(found.model).crops_boxes
+    rows = len(records) if crops else records.num_images
+    if records.skeleton.num_keypoints != K or not rows:
         raise ValueError(
-            f"{len(records)} people with {records.skeleton.num_keypoints} keypoints cannot tell whether a network with "
-            f"{found.skeleton.num_keypoints} keypoints was exported well"
+            f"{rows} {'people' if crops else 'images'} with {records.skeleton.num_keypoints} keypoints cannot tell "
+            f"whether a network with {K} keypoints was exported well"
         )
+    both = compare_crops if crops else compare_people
+    return both(found, finder, source, batch_size, on_done)
+
+
+def compare_crops(
+    found: Ready,
+    finder: ExportedFinder,
+    source: PoseSource,
+    batch_size: int = 16,
+    on_person: Callable[[int, int], None] | None = None,
+) -> tuple[Instances, Instances, Deviation]:
+    """`compare` where boxes are given: people are the same and stand in the same order."""
+    records = source.records
     total = 2 * len(records)
     people, sure = _of_network(found, source, batch_size, finder.facts.precision, on_person, total)
     order = list(match(found.skeleton.keypoints, records.skeleton.keypoints))
@@ -165,28 +146,3 @@ def beyond_doubt(heatmaps: Tensor, settings: TopDownInference, share: float) -> 
         return flat.gather(2, index[..., None]).squeeze(2)
 
     return sure & ((at(0, 1) - at(0, -1)).abs() > least) & ((at(1, 0) - at(-1, 0)).abs() > least)
-
-
-def judge(deviation: Deviation, before: float, after: float, precision: str, limit: float | None) -> None:
-    """Refuses an export that says something else than its network.
-
-    Args:
-        deviation: of the keypoints.
-        before: the network's main score in points (of 100).
-        after: the export's.
-        precision: int8's loss is told, and refused only beyond `limit`.
-        limit: points that the score may move; `LARGEST_CHANGE` (int8: anything) if None.
-
-    Raises:
-        ExportDriftError: it does.
-    """
-    allowed = limit if limit is not None else float("inf") if precision == "int8" else LARGEST_CHANGE
-    if abs(after - before) > allowed and (deviation.persons >= MANY or limit is not None):
-        raise ExportDriftError(
-            f"the exported network scores {after:.2f}, the network itself {before:.2f}: {allowed:g} points are allowed"
-        )
-    if deviation.persons < MANY and precision != "int8" and deviation.worst_sure > LARGEST_SHIFT:
-        raise ExportDriftError(
-            f"the exported network moves a keypoint whose place is beyond doubt by {deviation.worst_sure:.3f} pixels: "
-            f"{LARGEST_SHIFT:g} are allowed"
-        )

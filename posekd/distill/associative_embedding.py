@@ -105,7 +105,14 @@ def label_heatmaps(heatmaps: list[Tensor], batch: ImageBatch, settings: Associat
 
 
 def heatmap_terms(
-    student: Tensor, teacher: Tensor | None, target: Tensor, mask: Tensor, *, labels: float, teacher_weight: float
+    student: Tensor,
+    teacher: Tensor | None,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    labels: float,
+    teacher_weight: float,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted masked mean-squared errors of one resolution, from one pass over it.
 
@@ -116,6 +123,7 @@ def heatmap_terms(
         mask: bool `[B, h, w]`.
         labels: weight of `mean m (s - g)^2`.
         teacher_weight: weight of `mean m (s - t)^2`.
+        known: `[B, K]`, 0 for keypoints that are left out of that mean's sum; None if none are.
 
     Returns:
         The sum, differentiable, and its two terms, detached.
@@ -123,7 +131,14 @@ def heatmap_terms(
     total = labels + teacher_weight
     # the kernel halves its means, and its two weights are alpha and 1 - alpha
     loss, (from_teacher, _, from_labels) = distill_loss(
-        student, teacher, target, mask=mask, alpha=teacher_weight / total, beta=0.0, return_terms=True
+        student,
+        teacher,
+        target,
+        mask=mask,
+        teacher_weight=known,
+        alpha=teacher_weight / total,
+        beta=0.0,
+        return_terms=True,
     )
     return cast(Tensor, 2 * total * loss), 2 * labels * from_labels, 2 * teacher_weight * from_teacher
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from posekd.bridging import Bridge
 from posekd.codecs import heatmaps
 from posekd.codecs.heatmaps import TokenHeatmaps
 from posekd.distill.convert import convert_images
@@ -42,13 +43,14 @@ class FrozenTeacher:
     Args:
         model: a network with `spec: InputSpec`; the method's codec reads its output.
         dtype: parameter and compute dtype; `None` keeps the parameters and follows autocast.
+        bridge: what its keypoints were taken for, where they are not the student's.
 
     Attributes:
         sharded: its parameters are spread over processes, which must therefore run it together.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
-        self.dtype, self.sharded = dtype, False
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, bridge: Bridge | None = None) -> None:
+        self.dtype, self.sharded, self.bridge = dtype, False, bridge
         self.model = model.to(dtype=dtype).eval().requires_grad_(False)
 
     @property
@@ -60,6 +62,18 @@ class FrozenTeacher:
     def gives_tokens(self) -> bool:
         """Whether the network's output has tokens."""
         return bool(getattr(self.model, "gives_tokens", False))
+
+    @property
+    def covered(self) -> Tensor | None:
+        """Which of the student's keypoints it knows, bool `[K]` on its device; None if all."""
+        if self.bridge is None or all(self.bridge.covered):
+            return None
+        covered: Tensor = self.model.covered  # type: ignore[assignment]
+        return covered
+
+    def known(self, weight: Tensor) -> Tensor:
+        """Weights `[B, K]` of keypoints in a teacher's term: 0 for those that the teacher does not know."""
+        return weight if self.covered is None else weight * self.covered
 
     @torch.no_grad()
     def outputs(self, images: Tensor, source: InputSpec, spec: InputSpec | None = None) -> Any:
@@ -102,11 +116,14 @@ class CachedTeacher(FrozenTeacher):
 
     Args:
         tokens: whether its tokens come with them.
+        bridge: what the teacher's keypoints were taken for, where they are not the student's.
     """
 
-    def __init__(self, tokens: bool = False) -> None:
-        super().__init__(nn.Identity())
+    def __init__(self, tokens: bool = False, bridge: Bridge | None = None) -> None:
+        super().__init__(nn.Identity(), bridge=bridge)
         self._tokens = tokens
+        if bridge is not None:
+            self.model.register_buffer("covered", torch.tensor(bridge.covered), persistent=False)
 
     @property
     def gives_tokens(self) -> bool:
@@ -135,6 +152,8 @@ class Method(nn.Module):
         teacher_paradigm: class attribute, the paradigm of its teachers.
         teacher_outputs: class attribute, the outputs that its teachers may have.
         taught: class attribute, whether it learns from a teacher.
+        fixed_shapes: class attribute, whether the shapes of a batch, without its `pixels`, fix those of all that it
+            computes, and no value is looked at: then a CUDA graph can hold its step.
     """
 
     paradigm: ClassVar[str] = "top_down"
@@ -142,6 +161,7 @@ class Method(nn.Module):
     teacher_paradigm: ClassVar[str] = "top_down"
     teacher_outputs: ClassVar[tuple[str, ...]] = ("heatmaps",)
     taught: ClassVar[bool] = True
+    fixed_shapes: ClassVar[bool] = True
     student: nn.Module
     teacher: FrozenTeacher | None
 
@@ -207,6 +227,16 @@ class Method(nn.Module):
             "this method learns nothing from persons without labels: give it a method.unlabelled_weight above 0 (fpd "
             "and mapd have that)"
         )
+
+    @classmethod
+    def why_not_partial(cls, settings: Any) -> str | None:
+        """Why it cannot learn from a teacher that lacks some of the student's keypoints, and what to set; None if it
+        can: those are then learnt from labels alone.
+
+        Args:
+            settings: of this method.
+        """
+        return "this method needs a teacher that knows all keypoints of the data: choose mapd, fpd or distilpose"
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Method:
         super()._apply(fn, recurse)

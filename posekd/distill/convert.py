@@ -25,13 +25,36 @@ def resample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[-2:] == size:
         return maps
     (H, W), (height, width) = maps.shape[-2:], size
+    return _sampled(maps, size, (H / height, W / width))
+
+
+def _sampled(maps: Tensor, size: tuple[int, int], steps: tuple[float, float]) -> Tensor:
+    """Maps of a size whose pixel (v, u) is read, bilinearly, at `steps` times (v, u)."""
+    (H, W), (height, width) = maps.shape[-2:], size
     # align_corners=True: -1 is pixel 0, +1 is pixel W - 1, so pixel u stands at 2 u / (W - 1) - 1
-    y = torch.arange(height, device=maps.device, dtype=torch.float32) * (H / height)
-    x = torch.arange(width, device=maps.device, dtype=torch.float32) * (W / width)
+    y = torch.arange(height, device=maps.device, dtype=torch.float32) * steps[0]
+    x = torch.arange(width, device=maps.device, dtype=torch.float32) * steps[1]
     grid_y, grid_x = torch.meshgrid(2 * y / max(H - 1, 1) - 1, 2 * x / max(W - 1, 1) - 1, indexing="ij")
     grid = torch.stack([grid_x, grid_y], -1).expand(len(maps), -1, -1, -1)
     sampled = F.grid_sample(maps.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
     return sampled.to(maps.dtype)
+
+
+def from_corners(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Heatmaps of networks that were trained with UDP, in the pixel convention of all others.
+
+    UDP (Huang et al. 2020) lays the first and last pixel of a heatmap on those of the input, so its pixel u stands at
+    input pixel u (W - 1) / (w - 1); everywhere else here it stands at u W / w.
+
+    Args:
+        maps: `[B, K, h, w]`.
+        size: `(H, W)` of the input in pixels.
+
+    Returns:
+        `[B, K, h, w]`.
+    """
+    steps = [full / own * (own - 1) / (full - 1) for own, full in zip(maps.shape[-2:], size, strict=True)]
+    return _sampled(maps, (maps.shape[-2], maps.shape[-1]), (steps[0], steps[1]))
 
 
 def convert_images(images: Tensor, source: InputSpec, target: InputSpec) -> Tensor:

@@ -13,6 +13,9 @@ labelled and inside the crop), heatmaps T `[B, K, H, W]` and tokens of the teach
 T(p) is the teacher's value at pixel (round((W - 1) p_x), round((H - 1) p_y)), as released: near the far edge that is a
 pixel less than W p_x, the centre of h.
 
+For keypoints that the teacher does not know (`posekd.bridging`), T is the label's Gaussian of sigma 2 heatmap pixels,
+so that their sigmas and confidences learn too, from labels alone.
+
 Released and paper differ in w of L_SH: there the code multiplies each person's map by the weights of all persons of the
 batch, so that unlabelled keypoints are learnt and all are scaled by the labelled share. `joint_weights` chooses.
 """
@@ -30,9 +33,11 @@ from torch.nn import functional
 from posekd.codecs import coordinates, heatmaps
 from posekd.codecs.coordinates import Coordinates
 from posekd.codecs.heatmaps import TokenHeatmaps
-from posekd.distill.base import FrozenTeacher, Method, input_spec
-from posekd.ops import simulated_heatmap_loss
+from posekd.distill.base import FrozenTeacher, Method, heatmap_keypoints, input_spec
+from posekd.ops import render_heatmaps, simulated_heatmap_loss
 from posekd.structures import CropBatch
+
+LABEL_SIGMA = 2.0  # heatmap pixels
 
 
 @dataclass(frozen=True)
@@ -132,11 +137,23 @@ class DistilPose(Method):
         """Whether a token term has a weight."""
         return settings.keypoint_tokens > 0 or settings.visual_tokens > 0
 
+    @classmethod
+    def why_not_partial(cls, settings: DistilPoseSettings) -> str | None:
+        """See `Method.why_not_partial`: labels must have a weight."""
+        return None if settings.labels > 0 else "method.labels is 0, so nothing is learnt from labels: raise it"
+
+    def _drawn(self, batch: CropBatch, maps: Tensor) -> Tensor:
+        """Label heatmaps of the size of the teacher's."""
+        keypoints = heatmap_keypoints(batch.keypoints, batch.images, maps)
+        return render_heatmaps(keypoints, (maps.shape[-2], maps.shape[-1]), LABEL_SIGMA)[0]
+
     def _taught(self, teacher: FrozenTeacher, batch: CropBatch, said: Coordinates, w: Tensor) -> dict[str, Tensor]:
         """The teacher's terms, without their weights."""
         settings, terms = self.settings, {}
         answer = teacher.answer(batch, input_spec(self.student))
         maps = heatmaps.read(answer, said.coords.shape[1])[-1].float()
+        if teacher.covered is not None:
+            maps = torch.where(teacher.covered[:, None, None], maps, self._drawn(batch, maps))
         if settings.simulated_heatmaps > 0:
             assert said.sigmas is not None
             share = w if settings.joint_weights == "per_sample" else (w**2).mean(0, keepdim=True).sqrt().expand_as(w)

@@ -15,6 +15,8 @@ summed over the stages of the student. Paper and released code differ in several
 * The paper wants the teacher's maps for the keypoints that annotators missed; the code masks them by the labels'
   visibility. `masked` chooses, the code's way by default.
 
+Keypoints that the teacher does not know (`posekd.bridging`) are left out of its term, and learn from labels alone.
+
 A person without a single labelled keypoint is unlabelled: the loss has no label term, and the teacher's term counts
 with all keypoints and the weight `unlabelled_weight` (the recipe's `labels` and `unlabelled_data` make such persons).
 """
@@ -121,6 +123,11 @@ class FPD(Method):
         """Eq. 5: labels 1 - alpha, teacher alpha."""
         return {"labels": 1.0 - self.settings.alpha, "teacher": self.settings.alpha}
 
+    @classmethod
+    def why_not_partial(cls, settings: FPDSettings) -> str | None:
+        """See `Method.why_not_partial`: labels must have a weight."""
+        return None if settings.alpha < 1 else "method.alpha is 1, so nothing is learnt from labels: lower it"
+
     def _teacher_maps(self, batch: CropBatch, stages: list[Tensor]) -> list[Tensor] | list[None]:
         """The heatmaps that each stage of the student learns from; the teacher is not run for a term of weight 0."""
         if self.settings.alpha == 0:
@@ -143,7 +150,8 @@ class FPD(Method):
         settings = self.settings
         labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
         alone = settings.unlabelled_weight / settings.alpha if settings.alpha else 0.0
-        return torch.where(labelled, w if settings.masked else torch.ones_like(w), alone)
+        share = torch.where(labelled, w if settings.masked else torch.ones_like(w), alone)
+        return share if self.teacher is None else self.teacher.known(share)
 
 
 def cross_entropy(s: Tensor, t: Tensor, weight: Tensor) -> Tensor:

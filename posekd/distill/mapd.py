@@ -12,6 +12,8 @@ divergence (`kl="spatial_softmax"`). `kl="clamped"` follows the paper literally:
 heatmaps, clamped from below so that the logarithm exists. Eq. 1 and 3 print a mean over keypoints only; the
 mean over pixels, HRNet's, scales all terms alike and leaves their ratio.
 
+Keypoints that the teacher does not know (`posekd.bridging`) have weight 0 in Eq. 1 and 2, and learn from labels alone.
+
 The paper has labels for everybody. With `unlabelled_weight` u above 0, a person without a single label learns from the
 teacher alone: w_k = sqrt(u / alpha) for all keypoints in Eq. 1 and 2, so that L_mpd weighs u for it.
 """
@@ -128,17 +130,25 @@ class MAPD(Method):
         alpha, beta = self.settings.alpha, self.settings.beta
         return {"labels": 1.0 - (alpha + beta), "teacher_mse": alpha, "teacher_kl": beta}
 
+    @classmethod
+    def why_not_partial(cls, settings: MAPDSettings) -> str | None:
+        """See `Method.why_not_partial`: labels must have a weight."""
+        if settings.alpha + settings.beta < 1:
+            return None
+        return "method.alpha and beta are 1 together, so nothing is learnt from labels: lower them"
+
     def _labels(self, keypoints: Tensor, s: Tensor) -> dict[str, Any]:
         """The labels as `distill_loss` takes them: drawn in the kernel, or here where the weights are needed too."""
         settings = self.settings
-        if settings.unlabelled_weight == 0 and settings.kl != "clamped":
+        assert self.teacher is not None
+        if settings.unlabelled_weight == 0 and settings.kl != "clamped" and self.teacher.covered is None:
             return {"keypoints": keypoints, "sigma": settings.sigma, "kind": settings.kind}
         g, w = render_heatmaps(keypoints, (s.shape[-2], s.shape[-1]), settings.sigma, settings.kind)
         taught = w
         if settings.unlabelled_weight > 0:
             labelled = (keypoints[..., 2] > 0).any(-1, keepdim=True)
             taught = torch.where(labelled, w, math.sqrt(settings.unlabelled_weight / settings.alpha))
-        return {"target": g, "weight": w, "teacher_weight": taught}
+        return {"target": g, "weight": w, "teacher_weight": self.teacher.known(taught)}
 
     def _weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weighted terms; one of weight 0 does not enter the loss, whatever its value."""

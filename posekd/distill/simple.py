@@ -107,6 +107,7 @@ class Simple(Method):
 
     paradigm = "single_network"
     outputs = tuple(DETECTION)
+    fixed_shapes = False  # crops as many people as there are, and looks at their boxes
 
     def __init__(
         self, student: nn.Module, teacher: FrozenTeacher | None = None, settings: SimpleSettings | None = None
@@ -175,6 +176,11 @@ class Simple(Method):
         mimicked = [*self.adapters, *(["features"] if self.features is not None else [])]
         return {**own, **{f"mimic_{name}": s.beta for name in mimicked}}
 
+    @classmethod
+    def why_not_partial(cls, settings: SimpleSettings) -> str | None:
+        """See `Method.why_not_partial`: the heatmaps always learn from labels."""
+        return None
+
     def _pose(self, maps: Tensor, batch: ImageBatch) -> dict[str, Tensor]:
         """Equation 8: squares summed over the pixels, their mean over keypoints and batch, outside crowds."""
         size = (maps.shape[2], maps.shape[3])
@@ -216,7 +222,8 @@ class Simple(Method):
         for name, adapter in self.adapters.items():
             if name == "teacher":
                 target = cast(Tensor, taught)
-                weight = target.new_ones(target.shape[:2])
+                assert self.teacher is not None
+                weight = self.teacher.known(target.new_ones(target.shape[:2]))
             else:
                 persons = batch.keypoints[0][images, matched.persons[:N]]
                 inside = geometry.transform_keypoints(persons, geometry.invert_matrices(matrices))
@@ -243,7 +250,9 @@ class Simple(Method):
         spec = self.teacher.spec
         to_input = geometry.heatmap_matrices(matrices, 1 / people.STRIDE) * people.STRIDE
         pixels = replace(batch.pixels, index=batch.pixels.index[images])
-        crops = warp(pixels, geometry.compose_matrices(batch.matrices[images], to_input), spec, spec.size)
+        color = None if batch.colors is None else batch.colors[images]  # the teacher sees the student's colours
+        moves = geometry.compose_matrices(batch.matrices[images], to_input)
+        crops = warp(pixels, moves, spec, spec.size, color=color)
         asked = heatmaps.read(self.teacher.outputs(crops, spec))[-1].float()
         if tuple(asked.shape[2:]) != _quarter(spec.size):
             raise ValueError(f"the teacher's heatmaps are {tuple(asked.shape)}, a quarter of {spec.size} was expected")

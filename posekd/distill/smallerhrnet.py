@@ -17,6 +17,8 @@ the coarse heatmap term once more in its place, summed over the batch. Hence thr
     paper     mean over B of the printed sum
     authors   sum over B of the coarse heatmap term, so L_pd(coarse) counts 1 + B times and no tag is distilled
 
+Keypoints that the teacher does not know (`posekd.bridging`) are left out of L_pd and L_gd, and learn from labels alone.
+
 Tags are not heatmaps: they lie several units apart, so even the mean is ten or twenty times the teacher's heatmap
 term when both have been learnt. `tag_weight` multiplies L_gd; 0.001 sets it beside L_pull and L_push.
 """
@@ -107,14 +109,20 @@ class SmallerHRNet(Method):
 
         repeats = settings.distil_tags and settings.tag_reduction == "authors"
         coarse_teacher = teacher * (1 + B) if repeats else teacher
-        coarse = heatmap_terms(s[0], t[0], g[0], batch.masks[0], labels=labels, teacher_weight=coarse_teacher)
-        fine = heatmap_terms(s[1], t[1], g[1], batch.masks[1], labels=labels, teacher_weight=teacher)
+        assert self.teacher is not None
+        known = None if self.teacher.covered is None else self.teacher.covered.float().expand(B, -1)
+        coarse, fine = (
+            heatmap_terms(s[i], t[i], g[i], batch.masks[i], labels=labels, teacher_weight=weight, known=known)
+            for i, weight in enumerate((coarse_teacher, teacher))
+        )
         l_mse, l_pd = coarse[1] + fine[1], coarse[2] + fine[2]
 
         terms = name_terms(coarse[0] + fine[0], {"labels": l_mse, "teacher": l_pd})
         terms |= tag_terms(s_tags, batch, settings, labels)
         if settings.distil_tags and not repeats and teacher * settings.tag_weight > 0:
             squares = (s_tags.float() - t_tags.float()).square()
+            if known is not None:
+                squares = squares * known[..., None, None]
             l_gd = squares.mean() if settings.tag_reduction == "mean" else squares.sum() / B
             terms["teacher_tags"] = teacher * settings.tag_weight * l_gd
         return terms
@@ -133,6 +141,11 @@ class SmallerHRNet(Method):
         if settings.distil_tags and settings.tag_reduction != "authors":
             weights["teacher_tags"] = (1 - settings.alpha) * settings.tag_weight
         return weights
+
+    @classmethod
+    def why_not_partial(cls, settings: SmallerHRNetSettings) -> str | None:
+        """See `Method.why_not_partial`: labels must have a weight."""
+        return None if settings.alpha > 0 else "method.alpha is 0, so nothing is learnt from labels: raise it"
 
     def _ask_teacher(self, batch: ImageBatch, s: list[Tensor]) -> TaggedHeatmaps:
         """The teacher's heatmaps and tags of the batch, at the student's own size.

@@ -1,12 +1,6 @@
-"""Teachers from elsewhere: networks in ONNX files, and any PyTorch module. They give heatmaps, as our own do.
+"""Teachers from elsewhere: networks in ONNX files, ViTPose of `transformers`, and any PyTorch module.
 
-**SimCC** (RTMPose: `simcc_x [B, K, n W]` and `simcc_y [B, K, n H]`, values over the columns and rows of the input, n
-bins per pixel) becomes heatmaps of a quarter of the input:
-
-    heatmap(v, u) = s a_y(v) a_x(u),   a_x(u) = max(0, max of simcc_x over the bins of pixel u) / max simcc_x,
-
-`a_y` likewise, and s = min(max simcc_x, max simcc_y) in 0..1, RTMPose's score of a keypoint. Pixel u of a heatmap
-stands at input pixel 4 u (`heatmap = input / 4`), so its bins are those within two input pixels of that.
+Whatever they say becomes heatmaps (`codecs.foreign`), of the data's keypoints (`bridging`).
 """
 
 from __future__ import annotations
@@ -14,23 +8,51 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posekd.codecs import heatmaps
-from posekd.codecs.reordered import in_order_of
+from posekd.bridging import named_set, sets_of
+from posekd.codecs import coordinates, heatmaps
+from posekd.codecs.foreign import Drawn, Meaning, as_heatmaps, meaning_of, tensors_of
+from posekd.distill.convert import from_corners
 from posekd.files import nearest
 from posekd.packages import open_session
-from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec
 
-FOREIGN = ("onnx", "torch")
+FOREIGN = ("huggingface", "onnx", "torch")
 """What a recipe's `teacher.name` says of a network from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A teacher from elsewhere, as a recipe's `teacher` names it.
+
+    Attributes:
+        name: one of `FOREIGN`.
+        path: of `onnx` the file, of `huggingface` a folder or a name on the hub.
+        factory: of `torch`, see `torch_teacher`.
+        input: see `input_of`.
+        codec: what it gives, see `codecs.foreign.meaning_of`; told by the shapes if None.
+        units: of coordinates, likewise.
+        udp: whether its heatmaps are UDP's, see `convert.from_corners`; None: those of `huggingface` are.
+        dataset: of `huggingface`: which expert of a mixture (ViTPose++) is asked.
+        keypoints: names of its keypoints, in its order; None if it tells them itself, or has the data's.
+    """
+
+    name: str
+    path: str | None = None
+    factory: str | None = None
+    input: Mapping[str, Any] = field(default_factory=dict)
+    codec: str | None = None
+    units: str | None = None
+    udp: bool | None = None
+    dataset: int | None = None
+    keypoints: Sequence[str] | None = None
 
 
 def input_of(settings: Mapping[str, Any], size: tuple[int, int] | None = None) -> InputSpec:
@@ -59,13 +81,15 @@ class OnnxTeacher(nn.Module):
     """A network in an ONNX file: images `[B, 3, H, W]` in, heatmaps `[B, K, h, w]` out.
 
     Args:
-        path: the file. It has one input; its first outputs are heatmaps `[B, K, h, w]`, or SimCC's two vectors.
+        path: the file. It has one input.
         settings: `size`, `mean`, `std` and `bgr` of its input, see `input_of`.
-        codec: `heatmaps` or `simcc`; told by the outputs' shapes if None.
+        codec: what its outputs are; told by their shapes if None.
+        units: of coordinates, likewise.
+        num_keypoints: K, where it is known.
 
     Attributes:
         spec: its input.
-        said: in words, what its outputs are taken for.
+        meaning: what its outputs are taken for.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -76,7 +100,12 @@ class OnnxTeacher(nn.Module):
     paradigm, output = "top_down", heatmaps.NAME
 
     def __init__(
-        self, path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, codec: str | None = None
+        self,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any] | None = None,
+        codec: str | None = None,
+        units: str | None = None,
+        num_keypoints: int | None = None,
     ) -> None:
         super().__init__()
         self.name = Path(path).name
@@ -92,20 +121,8 @@ class OnnxTeacher(nn.Module):
         self.spec = input_of(settings or {}, (shape[2], shape[3]) if fixed else None)
         self._input, self._batch = given[0], shape[0] if isinstance(shape[0], int) else None
         outputs = self._run(np.zeros((self._batch or 1, 3, *self.spec.size), np.float32))
-        shapes = [output.shape for output in outputs]
-        if codec not in (None, "simcc", heatmaps.NAME):
-            raise ValueError(f"teacher.codec {codec!r} is not known: heatmaps or simcc")
-        self.codec = codec or ("simcc" if _is_simcc(shapes, self.spec.size) else heatmaps.NAME)
-        fits = _is_simcc(shapes, self.spec.size) if self.codec == "simcc" else len(shapes[0]) == 4
-        if not fits:
-            raise ValueError(
-                f"{path} gives {shapes}, which are not {self.codec}: heatmaps are [B, K, h, w], SimCC's vectors "
-                f"[B, K, {self.spec.size[1]} n] and [B, K, {self.spec.size[0]} n]"
-            )
-        self.num_keypoints = int(shapes[0][1])
-        self.said = (
-            f"{self.name} gives {', '.join(map(str, shapes[: 2 if self.codec == 'simcc' else 1]))}: {self.codec}"
-        )
+        tensors = [torch.from_numpy(output) for output in outputs]
+        self.meaning = meaning_of(tensors, self.spec.size, codec, units, num_keypoints, self.name)
 
     @torch.compiler.disable
     def forward(self, images: Tensor) -> Tensor:
@@ -114,8 +131,7 @@ class OnnxTeacher(nn.Module):
         size = self._batch or len(pixels)
         parts = [self._run(_filled(pixels[i : i + size], size)) for i in range(0, len(pixels), max(size, 1))]
         said = [torch.from_numpy(np.concatenate(part)[: len(pixels)]).float() for part in zip(*parts, strict=True)]
-        maps = from_simcc(said[0], said[1], self.spec.size) if self.codec == "simcc" else said[0]
-        return maps.to(images.device)
+        return as_heatmaps(said, self.meaning, self.spec.size).to(images.device)
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         dtype = np.float16 if "float16" in self._input.type else np.float32
@@ -132,37 +148,44 @@ def _filled(images: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([images, np.repeat(images[:1], missing, 0)]) if missing > 0 else images
 
 
-def _is_simcc(shapes: Sequence[tuple[int, ...]], size: tuple[int, int]) -> bool:
-    if len(shapes) < 2 or len(shapes[0]) != 3 or len(shapes[1]) != 3 or shapes[0][1] != shapes[1][1]:
-        return False
-    return all(shape[2] >= side and shape[2] % side == 0 for shape, side in zip(shapes, size[::-1], strict=False))
-
-
-def from_simcc(columns: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
-    """Heatmaps from SimCC's vectors, see the module's formula.
+class SaidAsHeatmaps(nn.Module):
+    """A module that gives SimCC's vectors or coordinates, as a teacher of heatmaps.
 
     Args:
-        columns: `[B, K, n W]`.
-        rows: `[B, K, n H]`.
-        size: `(H, W)` of the input in pixels, multiples of 4.
-
-    Returns:
-        float32 `[B, K, H / 4, W / 4]` in 0..1.
+        model: the module, with a `spec`.
+        meaning: what its outputs are.
     """
-    (along_y, high_y), (along_x, high_x) = _axis(rows, size[0]), _axis(columns, size[1])
-    score = torch.minimum(high_x, high_y).clamp(0, 1)
-    return score[..., None] * along_y[..., :, None] * along_x[..., None, :]
+
+    output = heatmaps.NAME
+
+    def __init__(self, model: nn.Module, meaning: Meaning) -> None:
+        super().__init__()
+        self.model, self.meaning = model, meaning
+        self.paradigm, self.name, self.spec = model.paradigm, model.name, model.spec
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Heatmaps float32 `[B, K, H / 4, W / 4]`."""
+        return as_heatmaps(tensors_of(self.model(images)), self.meaning, (images.shape[2], images.shape[3]))
 
 
-def _axis(values: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """`a` and the largest value, `[B, K, side / 4]` and `[B, K, 1]`."""
-    bins = values.float().clamp_min(0)
-    window = bins.shape[2] // side * heatmaps.STRIDE
-    # pixel u takes the bins 4 u n - 2 n up to 4 u n + 2 n
-    padded = nn.functional.pad(bins, (window // 2, 0))
-    pooled = nn.functional.max_pool1d(padded, window, window)[..., : side // heatmaps.STRIDE]
-    highest = pooled.amax(2, keepdim=True)
-    return pooled / highest.clamp_min(1e-6), highest
+class FromCorners(nn.Module):
+    """A teacher whose heatmaps are UDP's, in the pixel convention of all others (`convert.from_corners`).
+
+    Args:
+        model: it gives heatmaps.
+    """
+
+    output = heatmaps.NAME
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.paradigm, self.name, self.spec = model.paradigm, model.name, model.spec
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Heatmaps of each stage."""
+        size = images.shape[2], images.shape[3]
+        return [from_corners(stage, size) for stage in heatmaps.read(self.model(images))]
 
 
 def torch_teacher(factory: str) -> nn.Module:
@@ -193,42 +216,97 @@ def torch_teacher(factory: str) -> nn.Module:
     return network
 
 
-def open_foreign(
-    skeleton: Skeleton,
-    path: str | None,
-    factory: str | None,
-    settings: Mapping[str, Any],
-    codec: str | None,
-    keypoints: Sequence[str] | None,
-) -> tuple[nn.Module, str]:
-    """A teacher from elsewhere, whose keypoints are put in the data's order by their names.
+@torch.no_grad()
+def _listened_to(
+    network: nn.Module, codec: str | None, units: str | None, num_keypoints: int | None
+) -> tuple[nn.Module, str, int | None]:
+    """A module whose outputs are turned into heatmaps where they are none; what they are, and how many keypoints."""
+    if network.output == coordinates.NAME and codec is None:  # a module that gives `Coordinates`
+        return Drawn(network), "", None
+    if network.output != heatmaps.NAME:  # the method says what it needs
+        return network, "", None
+    size = cast(InputSpec, network.spec).size
+    parameter = next(network.parameters(), torch.zeros(0))
+    image = torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device)
+    was = network.training
+    said = tensors_of(network.eval()(image))
+    network.train(was)
+    meaning = meaning_of(said, size, codec, units, num_keypoints, str(network.name))
+    if meaning.codec == heatmaps.NAME:  # all stages of them, as they are
+        return network, meaning.said, meaning.num_keypoints
+    return SaidAsHeatmaps(network, meaning), meaning.said, meaning.num_keypoints
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A teacher from elsewhere that was opened.
+
+    Attributes:
+        network: it gives heatmaps.
+        keypoints: names of its keypoints; None if nobody tells them.
+        said: in words, what its outputs are.
+    """
+
+    network: nn.Module
+    keypoints: tuple[str, ...] | None
+    said: str
+
+
+def open_foreign(wanted: Foreign, expected: int | None = None) -> Opened:
+    """Opens a teacher from elsewhere.
 
     Args:
-        skeleton: of the data.
-        path: an ONNX file; or
-        factory: see `torch_teacher`.
-        settings: see `input_of`; of a file alone.
-        codec: see `OnnxTeacher`.
-        keypoints: names of the teacher's, in its order; the data's if None and the network does not know them.
-
-    Returns:
-        The network, and in words what its outputs are taken for; empty where nothing had to be told.
+        wanted: the teacher.
+        expected: the number of keypoints that it should have, where nobody tells their names.
 
     Raises:
-        ValueError: a network of another kind, or keypoints that it does not have.
+        MissingPackageError: onnxruntime or transformers is not installed.
+        FileNotFoundError: no such file.
+        ValueError: a network of another kind, or with another number of keypoints.
     """
-    if path is not None:
-        network: nn.Module = OnnxTeacher(path, settings, codec)
-    elif settings:
-        raise ValueError("teacher.overrides: the module of teacher.factory tells its input by its `spec`")
+    names = None if wanted.keypoints is None else tuple(wanted.keypoints)
+    known = None if names is None else len(names)
+    if wanted.name == "onnx":
+        teacher = OnnxTeacher(str(wanted.path), wanted.input, wanted.codec, wanted.units, known)
+        network: nn.Module = teacher
+        said = teacher.meaning.said
+        count: int | None = teacher.meaning.num_keypoints
+    elif wanted.name == "huggingface":
+        from posekd.distill.vitpose import ViTPoseTeacher
+
+        vitpose = ViTPoseTeacher(str(wanted.path), wanted.input, wanted.dataset)
+        network, said, count = vitpose, vitpose.said, vitpose.num_keypoints
+        names = names or vitpose.keypoint_names
     else:
-        network = torch_teacher(str(factory))
-    names = keypoints or getattr(network, "keypoint_names", None)
-    count, wanted = getattr(network, "num_keypoints", None), len(names or skeleton.keypoints)
-    if count is not None and count != wanted:
+        if wanted.input:
+            raise ValueError("teacher.overrides: the module of teacher.factory tells its input by its `spec`")
+        network = torch_teacher(str(wanted.factory))
+        own = getattr(network, "keypoint_names", None)
+        names = names or (None if own is None else tuple(own))
+        network, said, count = _listened_to(network, wanted.codec, wanted.units, None if names is None else len(names))
+    _check_count(count, expected if names is None else len(names))
+    if wanted.udp if wanted.udp is not None else wanted.name == "huggingface":
+        network = FromCorners(network)
+        said += "; UDP's heatmaps"
+    return Opened(network, names, said)
+
+
+def _check_count(count: int | None, expected: int | None) -> None:
+    """Refuses a network of another number of keypoints."""
+    if count is not None and expected is not None and count != expected:
+        like = " or ".join(f"teacher.keypoints: {name}" for name in sets_of(count))
         raise ValueError(
-            f"the teacher gives {count} keypoints, and {wanted} are expected: name them, in its order, as "
-            "teacher.keypoints"
+            f"the teacher gives {count} keypoints, and {expected} are expected: name them, in its order, as "
+            f"teacher.keypoints{f' (or the set that they are, e.g. {like})' if like else ''}"
         )
-    ordered = in_order_of(network, names, skeleton.keypoints, f"the teacher {path or factory}")
-    return ordered, str(getattr(network, "said", ""))
+
+
+def names_of(keypoints: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """The names that a recipe gives as `teacher.keypoints`: a list, or the name of a common set.
+
+    Raises:
+        ValueError: no such set.
+    """
+    if isinstance(keypoints, str):
+        return named_set(keypoints)
+    return None if keypoints is None else tuple(keypoints)

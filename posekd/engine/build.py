@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,28 +11,25 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from posekd.codecs.reordered import in_order_of
 from posekd.data import FewLabels, PackedLoader, PoseSource, WithUnlabelled
-from posekd.data.loading.teacher_maps import TeacherMaps
-from posekd.distill import METHODS, CachedTeacher, FrozenTeacher, Method
-from posekd.distill.teachers import open_foreign
+from posekd.distill import METHODS, Method
 from posekd.engine import distributed
 from posekd.engine.evaluate import evaluate
 from posekd.engine.examine import examine_run
 from posekd.engine.hold_out import with_held_out
-from posekd.engine.networks import build_model, names_in_card
+from posekd.engine.networks import build_model
 from posekd.engine.recipes.datasets import open_dataset
-from posekd.engine.recipes.recipe import Recipe, TeacherSettings, recipe_to_dict
+from posekd.engine.recipes.recipe import Recipe, recipe_to_dict
 from posekd.engine.scoring import METRICS, Report
+from posekd.engine.teachers import kind_of, open_cache, teacher_card, teacher_of
 from posekd.engine.training.ema import Ema
+from posekd.engine.training.graph import CapturedSteps
 from posekd.engine.training.loop import Job
 from posekd.engine.training.optim import make_optimizer
 from posekd.engine.training.step import Learner
 from posekd.models import PoseModel, save_weights
-from posekd.models.fold import fold_norms
 from posekd.names import match
 from posekd.paradigms import paradigm_of
-from posekd.precision import DTYPES
 from posekd.skeleton import Skeleton
 from posekd.structures import Batch, Packed, map_tensors
 
@@ -66,16 +61,7 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
     student = build_model(recipe.student, skeleton.num_keypoints)
     _check_student(method_type, student)
     _check_names(student, skeleton)
-    teacher: FrozenTeacher | None = None
-    if loop.teacher_cache is not None and method_type.taught:
-        if not recipe.paradigm.crops_boxes:
-            raise ValueError(
-                f"train.teacher_cache holds crops of persons: a {recipe.paradigm.title} student cannot use it"
-            )
-        teacher = CachedTeacher(_has_tokens(recipe))
-    elif recipe.teacher is not None and method_type.taught:
-        teacher = build_teacher(recipe, recipe.teacher, skeleton)
-        _check_teacher(method_type, cast(PoseModel, teacher.model))
+    teacher = teacher_of(recipe, skeleton, student)
     student = distributed.synchronise_norms(student, device)
     method = cast(Any, method_type)(student, teacher, recipe.method)
     if loop.shard_teacher:  # moved to the device block by block, because the whole may not fit
@@ -84,18 +70,6 @@ def build_method(recipe: Recipe, skeleton: Skeleton, device: torch.device) -> Me
     if loop.channels_last:
         _to_channels_last(method, loop.shard_teacher)
     return method
-
-
-def _has_tokens(recipe: Recipe) -> bool:
-    """Whether the teacher's tokens come from the cache; refuses them where augmentation changes what they are of."""
-    assert recipe.train.teacher_cache is not None
-    stored = bool(TeacherMaps(Path(recipe.train.teacher_cache)).card.tokens)
-    if stored and recipe.augmentation.moves and recipe.method_type.learns_tokens(recipe.method):
-        raise ValueError(
-            "train.teacher_cache holds the tokens of unaugmented crops: set augmentation.flip, rotation, scale and "
-            "half_body to 0, or learn from heatmaps alone (method.keypoint_tokens and method.visual_tokens 0)"
-        )
-    return stored
 
 
 def _shard_teacher(method: Method, device: torch.device) -> None:
@@ -114,8 +88,8 @@ def _check_student(method: type[Method], model: PoseModel) -> None:
             if kind.paradigm == model.paradigm and model.output in kind.outputs
         )
         raise ValueError(
-            f"{model.name} is a {_kind(model.paradigm, model.output)}, and the method trains a "
-            f"{_kind(method.paradigm, *method.outputs)}: choose method.name among {', '.join(fitting) or 'none yet'}"
+            f"{model.name} is a {kind_of(model.paradigm, model.output)}, and the method trains a "
+            f"{kind_of(method.paradigm, *method.outputs)}: choose method.name among {', '.join(fitting) or 'none yet'}"
         )
 
 
@@ -137,90 +111,34 @@ def _same_order(theirs: Sequence[str], ours: Sequence[str]) -> bool:
         return False
 
 
-def _check_teacher(method: type[Method], model: PoseModel) -> None:
-    """Refuses a teacher that the method cannot ask; it may be of another paradigm, and say something else, than its
-    student.
-    """
-    if model.paradigm != method.teacher_paradigm or model.output not in method.teacher_outputs:
-        raise ValueError(
-            f"the teacher {model.name} is a {_kind(model.paradigm, model.output)}, and the method learns from a "
-            f"{_kind(method.teacher_paradigm, *method.teacher_outputs)}: choose another teacher"
-        )
-
-
-def _kind(paradigm: str, *outputs: str) -> str:
-    """In words, after `a` or `such as`: `top-down network that gives heatmaps`."""
-    said = " or ".join(output.replace("_", " ") for output in outputs)
-    return f"{paradigm.replace('_', '-')} network that gives {said}"
-
-
-def build_teacher(recipe: Recipe, settings: TeacherSettings, skeleton: Skeleton) -> FrozenTeacher:
-    """The teacher's network, its norms folded, in its own dtype if `train.teacher_dtype` gives one.
-
-    Raises:
-        ValueError: it has no weights, or cannot be read.
-    """
-    dtype = DTYPES[recipe.train.teacher_dtype] if recipe.train.teacher_dtype else None
-    if settings.foreign:
-        where = settings.path, settings.factory, settings.overrides, settings.codec, settings.keypoints
-        foreign, said = open_foreign(skeleton, *where)
-        if said and distributed.is_main():
-            print(f"the teacher {said}", file=sys.stderr)
-        return FrozenTeacher(foreign, dtype)
-    if settings.weights is None:
-        raise ValueError(f"the teacher {settings.name} has no weights: an untrained teacher has nothing to teach")
-    names = names_in_card(settings)
-    network = build_model(settings, skeleton.num_keypoints if names is None else len(names)).eval()
-    if recipe.train.fold_teacher and not recipe.method_type.asks_norms_of_the_batch(recipe.method):
-        fold_norms(network, torch.randn(1, 3, *network.spec.size, generator=torch.Generator().manual_seed(0)))
-    return FrozenTeacher(in_order_of(network, names, skeleton.keypoints, f"the teacher {network.name}"), dtype)
-
-
-def open_cache(recipe: Recipe, source: PoseSource) -> TeacherMaps | None:
-    """The cache that the recipe trains from, if any.
-
-    Raises:
-        FileNotFoundError, ValueError: it is missing, damaged, or of another dataset, teacher or padding.
-    """
-    if recipe.train.teacher_cache is None:
-        return None
-    maps = TeacherMaps(Path(recipe.train.teacher_cache))
-    maps.check(source.records)
-    wanted = {"padding": recipe.loader.padding}
-    found: dict[str, Any] = {"padding": maps.card.padding}
-    if recipe.teacher is not None:
-        wanted |= teacher_facts(recipe.teacher)
-        found |= maps.card.teacher
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise ValueError(
-                f"the teacher cache {maps.folder} was made with {key} {found.get(key)!r}, the recipe says {value!r}: "
-                "make it again, or set train.teacher_cache to null"
-            )
-    return maps
-
-
-def teacher_facts(settings: TeacherSettings) -> dict[str, Any]:
-    """The facts that identify a teacher: its settings, and a hash of its weights if the file exists."""
-    facts = json.loads(json.dumps(asdict(settings)))  # lists, as the card has them
-    for key in ("weights", "path"):
-        file = facts.pop(key)
-        if file is not None and (path := Path(file)).is_file():
-            facts[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return facts
-
-
 def _to_channels_last(method: Method, sharded: bool) -> None:  # FSDP takes contiguous parameters only
     method.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method.teacher is not None and not sharded:
         method.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _compile(method: Method, which: str) -> None:
-    if which in ("student", "both"):
-        method.student.compile()
+def _compile(method: Method, which: str, regions: bool) -> None:
+    networks = [method.student] if which in ("student", "both") else []
     if which in ("teacher", "both") and method.teacher is not None:
-        method.teacher.model.compile()
+        networks.append(method.teacher.model)
+    for network in networks:
+        for part in repeated_blocks(network) if regions else (network,):
+            part.compile()
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The outermost modules of which a network has three or more of one class: what is compiled for one serves all."""
+    counts = Counter(type(module) for module in network.modules())
+
+    def below(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            ours = type(child).__module__.split(".")[0] not in ("torch", "torchvision")
+            if ours and counts[type(child)] >= 3 and any(True for _ in child.children()):
+                yield child
+            else:
+                yield from below(child)
+
+    return list(below(network)) or [network]
 
 
 def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learner:
@@ -228,16 +146,37 @@ def build_learner(recipe: Recipe, method: Method, device: torch.device) -> Learn
     loop = recipe.train
     # copied before compilation, because a copy would share the compiled code
     ema = Ema(method.student, loop.ema_decay) if loop.ema_decay is not None else None
-    _compile(method, loop.compile)
-    return Learner(
+    _compile(method, loop.compile, loop.compile_regions)
+    if loop.graph:
+        _check_graph(recipe, device)
+    learner = Learner(
         method=method,
-        optimizer=make_optimizer(method.parameters(), recipe.optim),
+        optimizer=make_optimizer(method.parameters(), recipe.optim, capturable=loop.graph),
         scaler=torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16"),
         precision=loop.precision,
         clip_norm=recipe.optim.clip_norm,
         ema=ema,
         max_skips=loop.max_skips,
     )
+    if loop.graph:
+        learner.captured = CapturedSteps(learner)
+    return learner
+
+
+def _check_graph(recipe: Recipe, device: torch.device) -> None:
+    """Refuses what a CUDA graph cannot hold. On the CPU the step runs as it is, so that a recipe can be tried there."""
+    why = None
+    if distributed.world() > 1:
+        why = f"works in one process, and there are {distributed.world()}"
+    elif recipe.train.shard_teacher:
+        why = "cannot hold a teacher that is spread over processes (train.shard_teacher)"
+    elif recipe.teacher is not None and recipe.teacher.name == "onnx" and recipe.method_type.taught:
+        why = f"cannot hold the teacher {recipe.teacher.path}, which ONNX Runtime runs: write a cache of it first"
+        why = None if recipe.train.teacher_cache is not None else why
+    elif device.type not in ("cpu", "cuda"):
+        why = f"needs a CUDA device, and this is {device}"
+    if why is not None:
+        raise ValueError(f"train.graph {why}; or set it to false")
 
 
 def open_training_data(recipe: Recipe) -> PoseSource:
@@ -268,7 +207,7 @@ def batch_share(recipe: Recipe) -> int:
 
 def build_loader(recipe: Recipe, source: PoseSource, student: PoseModel) -> PackedLoader:
     """Training batches; one batch of the recipe is cut into `train.accumulate` of the loader's on each process."""
-    return recipe.paradigm.open_loader(
+    loader = recipe.paradigm.open_loader(
         source,
         student.spec,
         replace(recipe.loader, batch_size=batch_share(recipe)),
@@ -279,6 +218,8 @@ def build_loader(recipe: Recipe, source: PoseSource, student: PoseModel) -> Pack
         world=distributed.world(),
         teacher_maps=open_cache(recipe, source),
     )
+    loader.follow(recipe.train.epochs, len(loader) // recipe.train.accumulate * recipe.train.accumulate)
+    return loader
 
 
 def make_prepare(recipe: Recipe, model: PoseModel, source: PoseSource, device: torch.device) -> Prepare:
@@ -322,7 +263,7 @@ def make_validate(recipe: Recipe, source: PoseSource, on_report: Callable[[Repor
     settings, loader = validation_settings(recipe), replace(recipe.loader, batch_size=batch_share(recipe))
 
     def run(model: nn.Module) -> dict[str, float]:
-        report = evaluate(model, source, settings, loader=loader)
+        report = evaluate(model, source, settings, loader=loader, tracking=recipe.tracking)
         if on_report is not None:
             on_report(report)
         numbers = report.numbers()
@@ -373,6 +314,8 @@ def assemble(
     assert isinstance(student, PoseModel)
     metrics = validation.records.metrics if validation is not None else ()
     facts = {"recipe": recipe_to_dict(recipe), "skeleton": asdict(skeleton)}
+    if method.teacher is not None and recipe.teacher is not None:
+        facts["teacher"] = teacher_card(recipe.teacher, method.teacher)
     return Job(
         learner=build_learner(recipe, method, device),
         loader=build_loader(recipe, source, student),

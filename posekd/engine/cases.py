@@ -49,6 +49,21 @@ def draw_cases(source: PoseSource, found: Found, folder: Path, seed: int = 0) ->
 
 
 def _tiles(source: PoseSource, found: Found, person: int, error: float) -> tuple[Tile, Tile]:
+    labels, own = draw_person(source, found, person)
+    missed = not np.isfinite(found.points[person]).all()
+    caption = "not found" if missed else f"found, {error:.3f} of the box off"
+    row = int(np.flatnonzero(source.records.image_ids == found.image_ids[person])[0])
+    return Tile(labels, source.image_name(row)), Tile(own, caption)
+
+
+def draw_person(source: PoseSource, found: Found, person: int) -> tuple[np.ndarray, np.ndarray]:
+    """A person with her labels, and with what was found of her, each uint8 RGB of `TILE` pixels.
+
+    Args:
+        source: the dataset.
+        found: labelled people and what was found of each.
+        person: her row in it.
+    """
     records = source.records
     row = int(np.flatnonzero(records.image_ids == found.image_ids[person])[0])
     x, y, w, h = found.boxes[person]
@@ -65,5 +80,4 @@ def _tiles(source: PoseSource, found: Found, person: int, error: float) -> tuple
     for places, seen in ((found.truth[person, :, :2], found.truth[person, :, 2]), (points, shown)):
         moved = np.concatenate(((places - (left, top)) * scale, seen[:, None]), 1)
         pictures.append(draw_numbered(crop, moved[None], records.skeleton))
-    caption = "not found" if missed else f"found, {error:.3f} of the box off"
-    return Tile(pictures[0], source.image_name(row)), Tile(pictures[1], caption)
+    return pictures[0], pictures[1]

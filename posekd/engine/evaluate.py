@@ -19,9 +19,11 @@ from posekd.engine import distributed
 from posekd.engine.progress import counted
 from posekd.engine.recipes.datasets import Dataset
 from posekd.engine.scoring import METRICS, Metric, NotScoredError, Report, Score
+from posekd.engine.videos import follow
 from posekd.paradigms import Paradigm, paradigm_of
-from posekd.paradigms.inference import find_in_batches, open_batches, settings_for
+from posekd.paradigms.inference import find_in_batches, looker, open_batches, settings_for
 from posekd.structures import InputSpec, Instances
+from posekd.tracking import Look, TrackSettings, refuse_blind
 
 
 class ResultsNotWrittenError(OSError):
@@ -45,6 +47,7 @@ def evaluate(
     spec: InputSpec | None = None,
     results_file: str | os.PathLike[str] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    tracking: TrackSettings | None = None,
 ) -> Report:
     """Runs a network over a dataset and scores it, on the device where the network is.
 
@@ -59,6 +62,7 @@ def evaluate(
         results_file: where to write the people, in the form of the dataset's first metric; also for data without
             labels.
         on_batch: called with (rows done, total number of rows) after each batch; a row is a crop or an image.
+        tracking: how people are followed over the videos of a dataset that has some; the defaults if None.
 
     Raises:
         ValueError: the network's output or paradigm does not fit the dataset.
@@ -72,6 +76,9 @@ def evaluate(
     who = f"the network {getattr(model, 'name', '')}".rstrip()
     model = in_order_of(model, getattr(model, "keypoint_names", None), records.skeleton.keypoints, who)
     refuse_unfit(source, paradigm.crops_boxes, results_file)
+    look = looker(model, records.skeleton, settings, loader=loader, spec=spec)
+    if records.videos is not None:
+        refuse_blind(tracking or TrackSettings(), look)
     rank, world = distributed.rank(), distributed.world()
     batches = open_batches(model, source, settings, loader=loader, spec=spec, rank=rank, world=world)
     shown = counted(batches, len(batches.dataset), on_batch)
@@ -86,6 +93,8 @@ def evaluate(
         count=len(batches.dataset),
         note=skipped,
         results_file=results_file,
+        tracking=tracking,
+        look=look,
     )
 
 
@@ -99,8 +108,10 @@ def report_people(
     count: int,
     note: str = "",
     results_file: str | os.PathLike[str] | None = None,
+    tracking: TrackSettings | None = None,
+    look: Look | None = None,
 ) -> Report:
-    """Removes duplicates, writes people and scores them, whoever has found them.
+    """Removes duplicates, follows people over videos, writes people and scores them, whoever has found them.
 
     Args:
         source: the dataset.
@@ -111,20 +122,25 @@ def report_people(
         count: rows that were looked at.
         note: a remark to go before those of the metrics.
         results_file: see `evaluate`.
+        tracking: see `evaluate`.
+        look: finds people in boxes of an image, for `tracking.propagate`.
 
     Raises:
+        ValueError: people should be looked for, and nothing can look.
         ResultsNotWrittenError: see `evaluate`.
     """
     records = source.records
     skeleton = records.skeleton
     people = paradigm.suppress(found, skeleton, settings)
     given = bool(records.metrics) and METRICS[records.metrics[0]].given
+    ties = "" if given else _ties(found, people, lambda everybody: paradigm.suppress(everybody, skeleton, settings))
+    if records.videos is not None:
+        people = follow(source, people, tracking or TrackSettings(), look)
     told = found if given else people
     failure = _write(source, told, results_file) if results_file is not None and distributed.is_main() else None
     scores, notes = score(
         source, found, people, written=results_file is not None and failure is None, boxes=paradigm.finds_boxes
     )
-    ties = "" if given else _ties(found, people, lambda everybody: paradigm.suppress(everybody, skeleton, settings))
     seconds = time.perf_counter() - start
     note = "; ".join(remark for remark in (note, ties, *notes) if remark)
     report = Report(scores, told, count, paradigm.unit, records.metrics, seconds, note)
@@ -204,8 +220,8 @@ def refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.P
     """Refuses what cannot be evaluated, before any work is done.
 
     Raises:
-        ValueError: a network that finds people by itself on a dataset whose metric scores given persons, or a results
-            file that could not be written.
+        ValueError, IsADirectoryError: a network that finds people by itself on a dataset whose metric scores given
+            persons, or a results file that could not be written.
     """
     metrics = source.records.metrics
     if metrics and METRICS[metrics[0]].given and not crops_boxes:
@@ -216,6 +232,8 @@ def refuse_unfit(source: PoseSource, crops_boxes: bool, results_file: str | os.P
     if results_file is not None:
         if not metrics:
             raise ValueError(f"{results_file}: this dataset names no metric, so it has no form of results")
+        if Path(results_file).is_dir() and not METRICS[metrics[0]].folder:
+            raise IsADirectoryError(f"{results_file} is a folder: give the name of a file")
         METRICS[metrics[0]].check_file(source, Path(results_file))
 
 

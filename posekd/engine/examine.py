@@ -40,7 +40,7 @@ def examine_run(recipe: Recipe, source: PoseSource, validation: PoseSource | Non
         ValueError: boxes that look like corners, coordinates that look normalised, or images that both splits hold
             (which is only noted where both are the same data).
     """
-    flip = getattr(recipe.augmentation, "flip", 0.0)
+    flip = max(recipe.augmentation.flip, recipe.augmentation.vertical_flip)
     examine(source, recipe.train_data, "train_data", recipe.acknowledged, flip=flip)
     if validation is not None:
         examine(validation, recipe.val_data, "val_data", recipe.acknowledged)

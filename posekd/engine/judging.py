@@ -27,7 +27,8 @@ class Verdict:
         found: labelled people and what was found of each.
         by_box: errors relative to the longer side of the box.
         by_pair: errors relative to the distance of two named keypoints; None if none were named.
-        ap: factor on the sigmas -> AP; empty where the data are not scored by AP.
+        ap: factor on the sigmas -> AP; empty where nobody is labelled. Areas are those of the boxes where labels state
+            none (MPII, LSP).
     """
 
     found: Found
@@ -87,13 +88,12 @@ def judge_report(source: PoseSource, report: Report, pair: tuple[str, str] | Non
 
 
 def compare_reports(source: PoseSource, first: Report, second: Report) -> list[Difference]:
-    """The differences of two networks on one dataset, with intervals: AP where the data have it, and PCK by the box."""
+    """The differences of two networks on one dataset, with intervals: AP, and PCK by the box."""
     differences = []
-    if hasattr(source, "coco_ground_truth"):
-        (truth, before), (_, after) = (truth_and_results(source, report.found) for report in (first, second))
-        if len(truth["categories"]) == 1:
-            gain = paired_bootstrap(truth, before, after, source.records.skeleton.sigmas)
-            differences.append(Difference("AP", gain.before, gain.after, gain.low, gain.high))
+    (truth, before), (_, after) = (truth_and_results(source, report.found) for report in (first, second))
+    if len(truth["categories"]) == 1 and truth["annotations"]:
+        gain = paired_bootstrap(truth, before, after, source.records.skeleton.sigmas)
+        differences.append(Difference("AP", gain.before, gain.after, gain.low, gain.high))
     found = [match_people(source, report) for report in (first, second)]
     if found[0] is not None and found[1] is not None:
         differences.append(Difference("PCK@0.1 of the box", *bootstrap_pck(found[0], found[1])))
@@ -107,7 +107,7 @@ def match_people(source: PoseSource, report: Report) -> Found | None:
         None where nobody is labelled.
     """
     records, people = source.records, report.found
-    truth, boxes, images, ids = _labelled(source)
+    truth, boxes, images, ids, sizes = _labelled(source)
     if not len(truth):
         return None
     poses = people.keypoints[..., :2].double().numpy()
@@ -125,11 +125,11 @@ def match_people(source: PoseSource, report: Report) -> Found | None:
             pairs = assign(truth[rows], areas[rows], poses[those], records.skeleton.sigmas)
             for person, pose in pairs.items():
                 points[rows[person]] = poses[those[pose]]
-    return Found(records.skeleton.keypoints, truth, points, boxes, images, ids)
+    return Found(records.skeleton.keypoints, truth, points, boxes, images, ids, sizes)
 
 
-def _labelled(source: PoseSource) -> tuple[Any, Any, Any, Any]:
-    """Keypoints, boxes, image ids and annotation ids of the labelled people, also of those who have no crop."""
+def _labelled(source: PoseSource) -> tuple[Any, Any, Any, Any, Any]:
+    """Keypoints, boxes, image ids, annotation ids and areas of the labelled people, also of those without a crop."""
     records = source.records
     truth = _truth(source)
     if truth is None:
@@ -140,13 +140,15 @@ def _labelled(source: PoseSource) -> tuple[Any, Any, Any, Any]:
             records.boxes[rows].astype(float),
             images,
             records.sample_ids[rows],
+            None,
         )
     K = records.skeleton.num_keypoints
     people = [a for a in truth["annotations"] if not a.get("iscrowd") and _has_labels(a, K)]
     points = np.array([a["keypoints"] for a in people], float).reshape(-1, K, 3)
     boxes = np.abs(np.array([a["bbox"] for a in people], float).reshape(-1, 4))
     images, ids = (np.array([a[key] for a in people], np.int64) for key in ("image_id", "id"))
-    return np.where(points[..., 2:] > 0, points, 0.0), boxes, images, ids
+    areas = np.array([a.get("area") or box.prod() for a, box in zip(people, boxes[:, 2:], strict=True)], float)
+    return np.where(points[..., 2:] > 0, points, 0.0), boxes, images, ids, areas
 
 
 def _has_labels(annotation: dict[str, Any], K: int) -> bool:
@@ -161,9 +163,39 @@ def _truth(source: PoseSource) -> dict[str, Any] | None:
     return truth if truth is not None and truth.get("annotations") else None
 
 
-def _ap_at(source: PoseSource, report: Report) -> dict[float, float]:
+def ap_per_keypoint(source: PoseSource, report: Report) -> dict[str, float]:
+    """AP by each keypoint alone, as if it were the only one that is labelled; empty where data have no AP.
+
+    Returns:
+        Name of each keypoint -> AP; NaN for one without a label.
+    """
     if not hasattr(source, "coco_ground_truth"):
         return {}
+    truth, results = truth_and_results(source, report.found)
+    skeleton, most = source.records.skeleton, truth.get("max_detections", OFFICIAL_MAX_DETECTIONS)
+    found = {}
+    for k, name in enumerate(skeleton.keypoints):
+        try:
+            found[name] = evaluate_people(_only(truth, k), results, skeleton.sigmas, most).AP
+        except NoLabelsError:
+            found[name] = float("nan")
+    return found
+
+
+def _only(truth: dict[str, Any], keypoint: int) -> dict[str, Any]:
+    """The labels of one keypoint; whoever lacks it is ignored, as COCO's rule has it for people without labels."""
+    annotations = []
+    for person in truth["annotations"]:
+        own = np.array(person.get("keypoints") or (), float).reshape(-1, 3)
+        kept = np.zeros_like(own)
+        if len(own):
+            kept[keypoint] = own[keypoint]
+        number = int((kept[:, 2] > 0).sum()) if person.get("num_keypoints") != 0 else 0
+        annotations.append({**person, "keypoints": kept.reshape(-1).tolist(), "num_keypoints": number})
+    return {**truth, "annotations": annotations}
+
+
+def _ap_at(source: PoseSource, report: Report) -> dict[float, float]:
     truth, results = truth_and_results(source, report.found)
     sigmas, most = source.records.skeleton.sigmas, truth.get("max_detections", OFFICIAL_MAX_DETECTIONS)
     try:

@@ -57,6 +57,8 @@ train_data:
   flip: {0.5 if plan.flip else 0.0}
   rotation: 30.0
   scale: 0.25
+  # light, colour, blur and noise vary too if you say so; `posekd inspect {file} --run student --draw FILE` shows it
+  # photometric: {{brightness: 0.3, contrast: 0.3, hue: 10, blur: 0.1}}
 loader:
   # {plan.reasons["batch"]}
   batch_size: {plan.batch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from posekd.data import PoseSource, crop_loader
 from posekd.data.loading.teacher_maps import Answers, MapsCard, fingerprint, write_maps
 from posekd.distill.base import FrozenTeacher
 from posekd.engine import distributed
-from posekd.engine.build import build_teacher, open_training_data, pick_device, teacher_facts
+from posekd.engine.build import open_training_data, pick_device
 from posekd.engine.progress import counted
 from posekd.engine.recipes.recipe import Recipe
+from posekd.engine.teachers import build_teacher, teacher_facts
 from posekd.precision import autocast
 
 MARGIN = 1.1
@@ -68,6 +70,8 @@ def cache_teacher(
     source = open_training_data(recipe)
     teacher = build_teacher(recipe, recipe.teacher, source.records.skeleton)
     teacher.model.to(device)
+    if teacher.bridge is not None:
+        print("\n".join(teacher.bridge.lines("the teacher")), file=sys.stderr)
     if tokens and not teacher.gives_tokens:
         raise ValueError(f"the teacher {recipe.teacher.name} gives no tokens: store its heatmaps alone")
     maps_shape, *token_shapes = _shapes(teacher, device, recipe.train.precision, tokens)
@@ -81,6 +85,7 @@ def cache_teacher(
         padding=recipe.loader.padding,
         dataset=fingerprint(source.records),
         teacher=teacher_facts(recipe.teacher),
+        keypoints={} if teacher.bridge is None else teacher.bridge.names(),
     )
     batches = _answers(teacher, source, card, recipe, device)
     return write_maps(folder, card, counted(batches, card.persons, on_batch))

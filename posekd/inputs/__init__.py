@@ -2,6 +2,7 @@
 
 from posekd.inputs.crops import prepare_crops
 from posekd.inputs.images import prepare_images
+from posekd.inputs.looks import change_looks
 from posekd.inputs.warp import warp
 
-__all__ = ["prepare_crops", "prepare_images", "warp"]
+__all__ = ["change_looks", "prepare_crops", "prepare_images", "warp"]

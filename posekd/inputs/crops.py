@@ -1,6 +1,7 @@
 """Crops of persons, ready for a network: the device half of top-down data.
 
-Nothing here touches a pixel except `ops.crop_warp`, so the same code serves CPU and GPU.
+Nothing here touches a pixel except `ops.crop_warp`, so the same code serves CPU and GPU; blur, noise and cut-outs of
+augmentation come after it (`inputs.looks`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from posekd import geometry, ops
 from posekd.codecs.heatmaps import STRIDE
 from posekd.data.loading.teacher_maps import dequantise
+from posekd.inputs.looks import change_looks, colors_of
 from posekd.inputs.warp import warp
 from posekd.structures import CachedMaps, CropBatch, InputSpec, PackedCropBatch
 
@@ -41,7 +43,11 @@ def prepare_crops(
         kept, and an unlabelled keypoint is (0, 0, 0).
     """
     matrices = packed.matrices(spec.size)
-    images = warp(packed.pixels, matrices, spec, spec.size, dtype=dtype, memory_format=memory_format)
+    images = warp(
+        packed.pixels, matrices, spec, spec.size,
+        color=colors_of(packed.looks), dtype=dtype, memory_format=memory_format,
+    )  # fmt: skip
+    images = change_looks(images, packed.looks, spec)
     keypoints = geometry.transform_keypoints(packed.keypoints, geometry.invert_matrices(matrices))
     keypoints = geometry.swap_flipped(keypoints, packed.flips, flip_permutation)
     teacher_maps = None

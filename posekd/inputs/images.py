@@ -12,6 +12,7 @@ from torch import Tensor
 
 from posekd import geometry, ops
 from posekd.codecs.tagged_heatmaps import STRIDES
+from posekd.inputs.looks import change_looks, colors_of
 from posekd.inputs.warp import warp
 from posekd.structures import ImageBatch, InputSpec, PackedImageBatch
 
@@ -79,7 +80,9 @@ def prepare_images(
         an unlabelled keypoint is (0, 0, 0).
     """
     matrices = packed.matrices(spec.size)
-    images = warp(packed.pixels, matrices, spec, spec.size, dtype=dtype, memory_format=memory_format)
+    colors = colors_of(packed.looks)
+    images = warp(packed.pixels, matrices, spec, spec.size, color=colors, dtype=dtype, memory_format=memory_format)
+    images = change_looks(images, packed.looks, spec)
     keypoints, masks = [], []
     for stride in strides:
         size = (spec.size[0] // stride, spec.size[1] // stride)
@@ -89,7 +92,9 @@ def prepare_images(
         keypoints.append(torch.where(points[..., 2:] > 0, points, 0.0))
         masks.append(valid_masks(packed, output, size))
     found = people_boxes(packed, matrices, spec.size) if boxes else None
-    return ImageBatch(images, keypoints, masks, matrices, packed.image_ids, boxes=found, pixels=packed.pixels)
+    return ImageBatch(
+        images, keypoints, masks, matrices, packed.image_ids, boxes=found, pixels=packed.pixels, colors=colors
+    )
 
 
 def people_boxes(packed: PackedImageBatch, matrices: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ def warp(
     spec: InputSpec,
     size: tuple[int, int],
     *,
+    color: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
@@ -25,6 +26,7 @@ def warp(
         matrices: `[B, 2, 3]`, crop pixel to original-image pixel.
         spec: normalisation and colour order; its size is not read.
         size: `(height, width)` of the crops.
+        color: float32 `[B, 3, 4]`, colour matrices on red, green, blue; None for none.
         dtype: of the crops.
         memory_format: of the crops.
 
@@ -40,6 +42,7 @@ def warp(
         geometry.translate_matrices(matrices, -pixels.origins[pixels.index]),
         size,
         image_index=pixels.index,
+        color=color,
         mean=mean,
         std=std,
         dtype=dtype,

@@ -7,6 +7,7 @@ from posekd.metrics.coco import NUMBERS, CocoResult, PersonScore, evaluate_coco
 from posekd.metrics.coco_files import NoLabelsError
 from posekd.metrics.crowdpose import CrowdPoseResult, evaluate_crowdpose, evaluate_people
 from posekd.metrics.keypoint_table import KeypointScore
+from posekd.metrics.mpii_groups import GroupsResult, evaluate_groups
 from posekd.metrics.oks import keypoint_similarity, oks, oks_nms, rescore
 from posekd.metrics.pck import PckResult, pck, pckh
 from posekd.metrics.posetrack import PoseTrackResult, evaluate_posetrack, read_posetrack
@@ -17,6 +18,7 @@ __all__ = [
     "CocoResult",
     "CrowdPoseResult",
     "Gain",
+    "GroupsResult",
     "KeypointScore",
     "NoLabelsError",
     "PckResult",
@@ -25,6 +27,7 @@ __all__ = [
     "evaluate_boxes",
     "evaluate_coco",
     "evaluate_crowdpose",
+    "evaluate_groups",
     "evaluate_people",
     "evaluate_posetrack",
     "head_sizes",

@@ -77,6 +77,7 @@ class Found:
         boxes: float64 `[N, 4]` (x, y, width, height).
         image_ids: `[N]`.
         sample_ids: `[N]`, annotation ids.
+        areas: `[N]`, areas of the people in square pixels, as labels give them; None: those of the boxes.
     """
 
     names: tuple[str, ...]
@@ -85,6 +86,11 @@ class Found:
     boxes: Floats
     image_ids: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
+    areas: Floats | None = None
+
+    def object_areas(self) -> Floats:
+        """The area of each person `[N]`, by which OKS measures."""
+        return self.boxes[:, 2:].prod(1) if self.areas is None else self.areas
 
     def errors(self) -> Floats:
         """Distances `[N, K]` in pixels: infinite where a labelled person was missed, NaN where there is no label."""

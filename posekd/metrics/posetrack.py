@@ -1,10 +1,8 @@
 """PoseTrack's AP of keypoints and its tracking accuracy (MOTA), by the rules of the official evaluator.
 
-Distances are in units of the labelled head: 0.6 of its box's diagonal; a keypoint is found within half of it. For AP
-each predicted person stands for the labelled one that it meets best, each labelled person takes the best of these, and
-the keypoints of both are ranked by score, one by one. For MOTA a labelled keypoint keeps the track that it was last
-matched to where that is near enough; the rest is assigned at the least distance, each keypoint by itself, whatever the
-person.
+Distances are in units of the labelled head: 0.6 of its box's diagonal; a keypoint is found within half of it. AP is
+that of `metrics.people_ap`. For MOTA a labelled keypoint keeps the track that it was last matched to where that is near
+enough; the rest is assigned at the least distance, each keypoint by itself, whatever the person.
 
 `compat=True` is the official evaluator's answer with three of its habits: a sequence's last frame does not count for
 tracking; a frame where nobody is labelled, or nobody predicted, counts as one miss and one false positive of every
@@ -17,25 +15,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from posekd import coco_rules
+from posekd.lengths import head_sizes
+from posekd.metrics.people_ap import REACH, KeypointRanking, group_means, head_distances, with_mean
 from posekd.ops.reference.assignment import lexicographic_assignment
+from posekd.posetrack_json import JOINTS, Video, VideoFrame, read_videos
 
 Floats = NDArray[np.float64]
 
-JOINTS = (
-    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist", "right_elbow",
-    "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "head_bottom", "nose", "head_top",
-)  # fmt: skip
-"""The keypoints that are scored, in the official order. (Ears, which PoseTrack18 lists too, are not.)"""
-
 COLUMNS: dict[str, tuple[int, ...]] = {
     "Head": (14, 12, 13),
-    "Sho": (8, 9),
+    "Shou": (8, 9),
     "Elb": (7, 10),
     "Wri": (6, 11),
     "Hip": (2, 3),
@@ -43,10 +36,6 @@ COLUMNS: dict[str, tuple[int, ...]] = {
     "Ankl": (0, 5),
 }
 """The columns of the papers' tables: each the mean of its keypoints."""
-
-REACH = 0.5  # head sizes
-HEAD = 0.6  # of the diagonal of the head's box
-NO_SCORE = -9999.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,8 @@ class Frame:
         points: float64 `[N, 15, 2]` in pixels.
         there: bool `[N, 15]`, which keypoints are labelled, or predicted.
         scores: float64 `[N, 15]`, of predictions.
-        tracks: int64 `[N]`, the same number for the same person over a sequence.
+        tracks: int64 `[N]`, the same number for the same person over a sequence; a predicted person without a track
+            (-1) counts for AP alone.
         heads: float64 `[N]`, head sizes in pixels; NaN where the file has none.
         ignored: polygons `[V, 2]` inside which neither labels nor predictions count.
     """
@@ -97,20 +87,23 @@ class PoseTrackResult:
     track_recall: Floats
     sequences: int
 
-    def numbers(self) -> dict[str, float]:
-        """The means in the order of the papers' tables: mAP, MOTA, MOTP, precision, recall."""
-        named = {
+    def rows(self) -> dict[str, Floats]:
+        """The arrays in the order of the papers' tables; precision and recall are those of tracking."""
+        return {
             "mAP": self.AP,
             "MOTA": self.MOTA,
             "MOTP": self.MOTP,
             "precision": self.track_precision,
             "recall": self.track_recall,
         }
-        return {name: float(values[-1]) for name, values in named.items()}
+
+    def numbers(self) -> dict[str, float]:
+        """The means of all keypoints: mAP, MOTA, MOTP, precision, recall."""
+        return {name: float(values[-1]) for name, values in self.rows().items()}
 
     def columns(self, values: Floats) -> dict[str, float]:
         """The papers' columns of one of the arrays: groups of keypoints, then the total."""
-        return {**{name: float(values[list(of)].mean()) for name, of in COLUMNS.items()}, "Total": float(values[-1])}
+        return {**group_means(values, COLUMNS), "Total": float(values[-1])}
 
 
 def evaluate_posetrack(
@@ -124,36 +117,35 @@ def evaluate_posetrack(
         compat: reproduce the official evaluator's habits, see the module.
 
     Raises:
-        ValueError: other frames than the labels have, a labelled person without a head, or a track twice in a frame.
+        ValueError: other frames than the labels have, or a labelled person without a head or track.
     """
     if len(labels) != len(predictions):
         raise ValueError(f"{len(labels)} sequences are labelled, {len(predictions)} predicted")
-    ranked: list[tuple[Floats, Floats]] = [(np.zeros(0), np.zeros(0))] * len(JOINTS)
-    labelled, counts = np.zeros(len(JOINTS)), np.zeros((6, len(JOINTS)))
+    ranking, counts = KeypointRanking(len(JOINTS)), np.zeros((6, len(JOINTS)))
     for number, (truth, found) in enumerate(zip(labels, predictions, strict=True)):
         if len(truth) != len(found):
             raise ValueError(f"sequence {number} has {len(truth)} labelled frames and {len(found)} predicted ones")
         # whatever is predicted where nobody was labelled at all is not looked at
-        pairs = [_counted(t, f) for t, f in zip(truth, found, strict=True) if len(t)]
-        distances = [_distances(t, f, number) for t, f in pairs]
+        pairs = [_counted(t, f, number) for t, f in zip(truth, found, strict=True) if len(t)]
+        distances = [_distances(t, f) for t, f in pairs]
         for (t, f), d in zip(pairs, distances, strict=True):
-            labelled += t.there.sum(0)
-            hits = _hits(t, d)
-            for j in range(len(JOINTS)):
-                own = f.there[:, j]
-                scores, right = ranked[j]
-                ranked[j] = np.append(scores, f.scores[own, j]), np.append(right, hits[own, j])
+            ranking.add(t.there, f.there, f.scores, d)
         kept = slice(-1) if compat else slice(None)
         for j in range(len(JOINTS)):
             counts[:, j] += _follow(pairs[kept], distances[kept], j, compat)
-    return _result(ranked, labelled, counts, len(labels))
+    return _result(ranking, counts, len(labels))
 
 
 # ---- Frames ----------------------------------------------------------------------------------------------------
 
 
-def _counted(truth: Frame, found: Frame) -> tuple[Frame, Frame]:
+def _counted(truth: Frame, found: Frame, sequence: int) -> tuple[Frame, Frame]:
     """Both without what lies in ignored regions, and without people of whom nothing is left."""
+    seen = truth.there.any(1)  # of the others nothing is compared
+    if (truth.tracks[seen] < 0).any():
+        raise ValueError(f"sequence {sequence}: a labelled person has no track, so nobody can be followed")
+    if len(found) and not (truth.heads[seen] > 0).all():
+        raise ValueError(f"sequence {sequence}: a labelled person has no box of the head, in whose size distances are")
     return _outside(truth, truth.ignored), _outside(found, truth.ignored)
 
 
@@ -175,46 +167,8 @@ def _inside(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
     return inside
 
 
-def _distances(truth: Frame, found: Frame, sequence: int) -> Floats:
-    """In head sizes, `[labelled people, predicted people, 15]`; infinite where either has no such keypoint."""
-    if not len(truth) or not len(found):
-        return np.full((len(truth), len(found), len(JOINTS)), np.inf)
-    if not (truth.heads > 0).all():
-        raise ValueError(f"sequence {sequence}: a labelled person has no box of the head, in whose size distances are")
-    gaps = np.linalg.norm(truth.points[:, None] - found.points, axis=-1) / truth.heads[:, None, None]
-    return np.where(truth.there[:, None] & found.there, gaps, np.inf)
-
-
-# ---- AP --------------------------------------------------------------------------------------------------------
-
-
-def _hits(truth: Frame, distances: Floats) -> NDArray[np.bool_]:
-    """Which keypoints of the predicted people are right, `[predicted people, 15]`."""
-    people, predicted = distances.shape[:2]
-    hits = np.zeros((predicted, len(JOINTS)), bool)
-    if not people or not predicted:
-        return hits
-    near = distances <= REACH
-    share = near.sum(2) / np.maximum(truth.there.sum(1), 1)[:, None]
-    own = share.argmax(0)  # of each predicted person the labelled one that it meets best
-    share = np.where(np.arange(people)[:, None] == own, share, 0.0)
-    best = share.argmax(1)
-    for person in np.flatnonzero(share.max(1) > 0):
-        hits[best[person]] = near[person, best[person]]
-    return hits
-
-
-def _average_precision(scores: Floats, right: Floats, labelled: float) -> tuple[float, float, float]:
-    """AP as Pascal VOC computes it, precision and recall of all; percent."""
-    if not len(scores):
-        return 0.0, 0.0, 0.0
-    order = scores.argsort()[::-1]
-    found = right[order].cumsum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall, precision = found / labelled, found / np.arange(1, len(found) + 1)
-    steps = np.diff(np.concatenate(([0.0], recall, [1.0])))
-    envelope = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1]
-    return 100 * float((steps * envelope).sum()), 100 * float(precision[-1]), 100 * float(recall[-1])
+def _distances(truth: Frame, found: Frame) -> Floats:
+    return head_distances(truth.points, truth.there, found.points, found.there, truth.heads)
 
 
 # ---- Tracking --------------------------------------------------------------------------------------------------
@@ -232,7 +186,8 @@ def _follow(
         if compat and (not len(truth) or not len(found)):
             misses, false, labelled = misses + 1, false + 1, labelled + 1
             continue
-        people, predicted = truth.there[:, joint].nonzero()[0], found.there[:, joint].nonzero()[0]
+        people = truth.there[:, joint].nonzero()[0]
+        predicted = (found.there[:, joint] & (found.tracks >= 0)).nonzero()[0]
         costs = gaps[np.ix_(people, predicted)][:, :, joint]
         costs = np.where(costs <= REACH, costs, np.inf)
         tracks, others = truth.tracks[people].tolist(), found.tracks[predicted].tolist()
@@ -302,23 +257,15 @@ def _match(costs: Floats, tracks: list[int], others: list[int], last: Mapping[in
     return matches, new
 
 
-def _result(
-    ranked: Sequence[tuple[Floats, Floats]], labelled: Floats, counts: Floats, sequences: int
-) -> PoseTrackResult:
-    pose = [_average_precision(*of, count) for of, count in zip(ranked, labelled, strict=True)]
+def _result(ranking: KeypointRanking, counts: Floats, sequences: int) -> PoseTrackResult:
     misses, switches, false, objects, matched, distance = counts
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy = 100 * (1 - (misses + switches + false) / objects)
         closeness = np.where(matched > 0, 100 * (1 - distance / np.maximum(matched, 1)), 0.0)
         shares = 100 * matched / (matched + false), 100 * matched / objects
-    arrays = [*np.array(pose).T, np.where(objects > 0, accuracy, np.nan), closeness, *shares]
-    AP, precision, recall, MOTA, MOTP, own_precision, own_recall = map(_with_mean, arrays)
+    arrays = [*ranking.result(), np.where(objects > 0, accuracy, np.nan), closeness, *shares]
+    AP, precision, recall, MOTA, MOTP, own_precision, own_recall = map(with_mean, arrays)
     return PoseTrackResult(AP, precision, recall, MOTA, MOTP, own_precision, own_recall, sequences)
-
-
-def _with_mean(values: Floats) -> Floats:
-    known = values[~np.isnan(values)]
-    return np.append(values, known.mean() if len(known) else np.nan)
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------
@@ -332,56 +279,23 @@ def read_posetrack(file: Path) -> list[Frame]:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is malformed; the message names file and value.
     """
-    data = coco_rules.read_json(file)
-    people = coco_rules.entries(data, "annotations", str(file))
-    (category, *_) = coco_rules.entries(data, "categories", str(file)) or [{}]
-    names = coco_rules.keypoint_names(category, str(file))
-    missing = [name for name in JOINTS if name not in names]
-    if missing:
-        raise ValueError(f"{file}: its category lacks the keypoints {missing}: not a file of PoseTrack18")
-    places = [names.index(name) for name in JOINTS]
-    groups: dict[Any, list[dict[str, Any]]] = {
-        image["id"]: [] for image in coco_rules.entries(data, "images", str(file))
-    }
-    coco_rules.refuse_unknown((p.get("image_id") for p in people), groups, f"{file}: people are on", "the file")
-    for person in people:
-        groups[person["image_id"]].append(person)
-    frames = []
-    for image in coco_rules.entries(data, "images", str(file)):
-        rows = [_read_person(person, places, len(names), str(file)) for person in groups[image["id"]]]
-        regions = zip(image.get("ignore_regions_x") or (), image.get("ignore_regions_y") or (), strict=True)
-        ignored = tuple(np.array([x, y], np.float64).T for x, y in regions)
-        frames.append(_frame(rows, ignored, f"{file}: image {image['id']}"))
-    return frames
+    return [frame for video in read_videos(file) for frame in frames_of(video)]
 
 
-_Person = tuple[Floats, NDArray[np.bool_], Floats, int, float]
+def frames_of(video: Video) -> list[Frame]:
+    """The frames of a video, with the keypoints that are scored."""
+    places = [video.keypoints.index(name) for name in JOINTS]
+    return [_frame(frame, places) for frame in video.frames]
 
 
-def _read_person(person: Mapping[str, Any], places: list[int], K: int, name: str) -> _Person:
-    who = coco_rules.who_is(person, name)
-    points = coco_rules.numbers(person.get("keypoints"), 3 * K, f"{who}: keypoints").reshape(K, 3)[places]
-    scores = np.full(len(places), NO_SCORE)
-    if person.get("scores"):
-        scores = coco_rules.numbers(person["scores"], K, f"{who}: scores")[places]
-    head = np.nan
-    if person.get("bbox_head") is not None:
-        head = HEAD * float(np.linalg.norm(coco_rules.numbers(person["bbox_head"], 4, f"{who}: bbox_head")[2:]))
-    track = coco_rules.whole(person.get("track_id", -1), f"{who}: track_id")
-    there: NDArray[np.bool_] = np.any(points != 0, axis=1)
-    return points[:, :2], there, scores, track, head
-
-
-def _frame(rows: Sequence[_Person], ignored: tuple[Floats, ...], who: str) -> Frame:
-    tracks = [row[3] for row in rows if row[3] >= 0]
-    if len(set(tracks)) < len(tracks):
-        raise ValueError(f"{who}: a track_id occurs twice in one frame: {sorted(tracks)}")
-    count = len(rows)
+def _frame(frame: VideoFrame, places: list[int]) -> Frame:
+    people, shape = frame.people, (len(frame.people), len(JOINTS))
+    boxes = [(np.nan,) * 4 if p.head is None else (0.0, 0.0, *np.abs(p.head[2:])) for p in people]
     return Frame(
-        points=np.array([row[0] for row in rows]).reshape(count, len(JOINTS), 2),
-        there=np.array([row[1] for row in rows], bool).reshape(count, len(JOINTS)),
-        scores=np.array([row[2] for row in rows]).reshape(count, len(JOINTS)),
-        tracks=np.array([row[3] for row in rows], np.int64),
-        heads=np.array([row[4] for row in rows], np.float64),
-        ignored=ignored,
+        points=np.array([p.points[places] for p in people]).reshape(*shape, 2),
+        there=np.array([p.there[places] for p in people], bool).reshape(shape),
+        scores=np.array([p.scores[places] for p in people]).reshape(shape),
+        tracks=np.array([p.track for p in people], np.int64),
+        heads=head_sizes(np.array(boxes).reshape(-1, 4)),
+        ignored=frame.ignored,
     )

@@ -52,6 +52,16 @@ def create_model(
     return model
 
 
+def settings_of(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of a model's configuration by name, with some changed.
+
+    Raises:
+        ValueError: as `create_model`.
+    """
+    config = override(_config(name), overrides or {}, name)
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
 def _config(name: str) -> ModelConfig:
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}{nearest(name, MODELS)}")

@@ -14,41 +14,61 @@ STRIP_ROWS = 8  # kFocalStripRows of csrc/center_focal_loss/center_focal_loss.h
 MOST_PEOPLE_ON_DEVICE = 2048  # whose Gaussians fit into shared memory
 RADII = ("centernet", "cornernet")
 _ARGUMENTS = "Tensor logits, Tensor boxes, Tensor counts, Tensor? mask, bool divided"
+Mask = Tensor | None
 
 
 def _wide(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return logits.new_empty((3,), dtype=_wide(logits)), logits.new_empty((3,), dtype=torch.int64)
+def _outputs(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of the maps, and their numbers of points."""
+    return (
+        logits.new_empty_strided((3,), (1,), dtype=_wide(logits)),
+        logits.new_empty_strided((3,), (1,), dtype=torch.int64),
+    )
 
 
-def _inputs(logits: Tensor, boxes: Tensor, counts: Tensor, mask: Tensor | None) -> tuple[Tensor | None, ...]:
+def _fake(logits: Tensor, boxes: Tensor, counts: Tensor, mask: Mask, divided: bool, summed: bool) -> Any:
+    loss, points = _outputs(logits)
+    return loss.sum() if summed else loss, points
+
+
+def _inputs(logits: Tensor, boxes: Tensor, counts: Tensor, mask: Mask) -> tuple[Tensor | None, ...]:
     return logits.contiguous(), boxes.contiguous(), counts.contiguous(), None if mask is None else mask.contiguous()
 
 
 def _forward_kernel(
-    logits: Tensor, boxes: Tensor, counts: Tensor, mask: Tensor | None, divided: bool
+    logits: Tensor, boxes: Tensor, counts: Tensor, mask: Mask, divided: bool, summed: bool
 ) -> tuple[Tensor, Tensor]:
-    loss, points = _fake(logits)
+    loss, points = _outputs(logits)
     B, _, H, _ = logits.shape
     blocks = B * -(-H // STRIP_ROWS) if library.on_device(logits) else B
-    partial = logits.new_empty((2, 3, blocks), dtype=torch.float64)
+    partial = logits.new_empty_strided((2, 3, blocks), (3 * blocks, blocks, 1), dtype=torch.float64)
     library.core().center_focal_loss_forward(
         *_inputs(logits, boxes, counts, mask), divided, loss, points, partial, library.counter(loss), library.threads()
     )
-    return loss, points
+    return loss.sum() if summed else loss, points
+
+
+def _forward_reference(*args: Any) -> tuple[Tensor, Tensor]:
+    *rest, summed = args
+    loss, points = definition.center_focal_loss(*rest)
+    return loss.sum() if summed else loss, points
 
 
 def _backward_kernel(
-    upstream: Tensor, points: Tensor, logits: Tensor, boxes: Tensor, counts: Tensor, mask: Tensor | None, divided: bool
+    upstream: Tensor, points: Tensor, logits: Tensor, boxes: Tensor, counts: Tensor, mask: Mask, divided: bool
 ) -> Tensor:
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     library.core().center_focal_loss_backward(
-        *_inputs(logits, boxes, counts, mask), divided, library.dense(upstream, _wide(logits)), points.contiguous(),
-        gradient, library.threads(),
-    )  # fmt: skip
+        *_inputs(logits, boxes, counts, mask),
+        divided,
+        library.dense(upstream.expand(3), _wide(logits)),
+        points.contiguous(),
+        gradient,
+        library.threads(),
+    )
     return gradient
 
 
@@ -60,33 +80,33 @@ def _supports(logits: Tensor, boxes: Tensor, *rest: Any) -> bool:
 
 
 _forward = library.define(
-    f"center_focal_loss({_ARGUMENTS}) -> (Tensor, Tensor)",
+    f"center_focal_loss({_ARGUMENTS}, bool summed) -> (Tensor, Tensor)",
     kernel=_forward_kernel,
-    reference=definition.center_focal_loss,
+    reference=_forward_reference,
     fake=_fake,
     supports=_supports,
 )
 _backward = library.define(
     f"center_focal_loss_backward(Tensor upstream, Tensor points, {_ARGUMENTS}) -> Tensor",
     kernel=_backward_kernel,
-    reference=definition.center_focal_loss_backward,
+    reference=lambda upstream, *args: definition.center_focal_loss_backward(upstream.expand(3), *args),
     fake=lambda upstream, points, logits, *rest: torch.empty_like(logits, memory_format=torch.contiguous_format),
     supports=lambda upstream, points, *args: _supports(*args),
 )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, boxes, counts, mask, divided = inputs
+    logits, boxes, counts, mask, divided, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], logits, boxes, counts, mask)
     ctx.divided = divided
 
 
 def _gradient(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    return _backward(upstream, *ctx.saved_tensors, ctx.divided), None, None, None, None
+    return _backward(upstream, *ctx.saved_tensors, ctx.divided), None, None, None, None, None
 
 
-library.differentiable("center_focal_loss", _gradient, _setup)
+library.differentiable("center_focal_loss", _gradient, _setup, results=1)
 library.no_double_backward("center_focal_loss_backward")
 
 
@@ -140,15 +160,10 @@ def center_focal_loss(
     B, _, H, W = logits.shape
     checks.check_shape("logits", logits, (B, 3, H, W), "the three kinds of points")
     checks.check_tensor("boxes", boxes, "B P 4", (torch.float32,))
-    checks.check_shape("boxes", boxes, (B, boxes.shape[1], 4), "logits")
-    checks.check_tensor("counts", counts, "B", (torch.int64,))
-    checks.check_shape("counts", counts, (B,), "logits")
+    checks.check_beside("boxes", boxes, "B P 4", (B, boxes.shape[1], 4), logits, "logits", (torch.float32,))
+    checks.check_beside("counts", counts, "B", (B,), logits, "logits", (torch.int64,))
     if mask is not None:
-        checks.check_tensor("mask", mask, "B H W", (torch.bool,))
-        checks.check_shape("mask", mask, (B, H, W), "logits")
-    for name, value in (("boxes", boxes), ("counts", counts), ("mask", mask)):
-        if value is not None:
-            checks.check_device(name, value, logits, "logits")
+        checks.check_beside("mask", mask, "B H W", (B, H, W), logits, "logits", (torch.bool,))
     checks.check_choice("radius", radius, RADII)
-    terms = _forward(logits, boxes.detach(), counts, mask, radius == "cornernet")[0]
-    return (terms.sum(), terms) if return_terms else terms.sum()
+    loss: Tensor = _forward(logits, checks.constant(boxes), counts, mask, radius == "cornernet", not return_terms)[0]
+    return (loss.sum(), loss) if return_terms else loss

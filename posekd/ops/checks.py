@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +14,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def check_tensor(name: str, value: object, dims: str, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
     """Checks that `value` is a tensor with the dimensions in `dims` (such as `"B K H W"`) and an allowed dtype."""
-    if not isinstance(value, Tensor):
+    if type(value) is not Tensor and not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.ndim != dims.count(" ") + 1:
         expected = dims.split()
@@ -23,6 +24,11 @@ def check_tensor(name: str, value: object, dims: str, dtypes: Sequence[torch.dty
     if value.dtype not in dtypes:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name} must be {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+
+
+def constant(x: Tensor) -> Tensor:
+    """`x` without a gradient: itself, nearly always."""
+    return x.detach() if x.requires_grad else x
 
 
 def check_shape(name: str, value: Tensor, shape: Sequence[int], like: str) -> None:
@@ -35,6 +41,25 @@ def check_device(name: str, value: Tensor, other: Tensor, like: str) -> None:
     """Checks that `value` is on the device of `other`."""
     if value.device != other.device:
         raise ValueError(f"{name} is on {value.device}, but {like} is on {other.device}: move one of them")
+
+
+def check_beside(
+    name: str,
+    value: Tensor,
+    dims: str,
+    shape: Sequence[int],
+    other: Tensor,
+    like: str,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+) -> None:
+    """Checks that `value` has `dims`, a dtype of `dtypes`, the given `shape` and the device of `other`, the argument
+    `like`.
+    """
+    if type(value) is Tensor and value.shape == shape and value.dtype in dtypes and value.device == other.device:
+        return  # nearly always
+    check_tensor(name, value, dims, dtypes)
+    check_shape(name, value, shape, like)
+    check_device(name, value, other, like)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -53,8 +78,10 @@ def check_number(name: str, value: object) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Checks that `value` is a positive, finite number."""
+    if type(value) is float and 0 < value < math.inf:
+        return  # nearly always
     check_number(name, value)
-    if not 0 < value < float("inf"):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 

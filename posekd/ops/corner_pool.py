@@ -67,10 +67,6 @@ def _backward_fake(dy: Tensor, heads: Tensor, direction: int) -> Tensor:
 def _sum_kernel(
     vertical: Tensor, horizontal: Tensor, down: int, across: int, last_wins: bool, keep_heads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if library.on_device(vertical):  # two launches, the second of which adds
-        pooled, across_heads = _forward_kernel(horizontal, None, across, last_wins, keep_heads)
-        y, down_heads = _forward_kernel(vertical, pooled, down, last_wins, keep_heads)
-        return y, down_heads, across_heads
     y, down_heads = _outputs(vertical, keep_heads)
     across_heads = torch.empty_like(down_heads)
     library.core().corner_pool_sum_forward(
@@ -96,8 +92,10 @@ def _sum_fake(
 
 
 def _supports(x: Tensor, *rest: Any) -> bool:
-    """The device kernels have no float64; an empty batch has nothing to launch for."""
-    return x.numel() > 0 and (x.dtype != torch.float64 or not library.on_device(x))
+    """The device kernels have no float64, and a limit of size; an empty batch has nothing to launch for."""
+    if x.numel() == 0 or not library.on_device(x):
+        return x.numel() > 0
+    return x.dtype != torch.float64 and max(x.shape[2:]) < 2**28
 
 
 _forward = library.define(
@@ -257,8 +255,9 @@ def corner_pool_sum(
 ) -> Tensor:
     """`corner_pool(vertical, directions[0]) + corner_pool(horizontal, directions[1])`: the end of every corner pooling.
 
-    On the CPU in one pass, 12 bytes of float32 traffic per element instead of 20; on a GPU in two, the second of which
-    adds. Half types are added in float32 and rounded once. Tensors of different dtypes are promoted.
+    In one pass, 12 bytes of float32 traffic per element instead of 20; on a GPU so for maps of up to 128x128 with a
+    width that is a multiple of 4, and else in two, the second of which adds. Half types are added in float32 and
+    rounded once. Tensors of different dtypes are promoted.
 
     Args:
         vertical: `[N, C, H, W]`, see `corner_pool`; pooled along columns.

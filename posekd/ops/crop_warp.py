@@ -56,8 +56,8 @@ class PackedImages:
 # The op's arguments. `images` holds either one packed buffer (then offsets and shapes are given), or the images of
 # a list, or one float tensor [N, C, H, W].
 _SCHEMA = (
-    "Tensor[] images, Tensor? offsets, Tensor? shapes, Tensor matrices, Tensor? image_index, int channels, "
-    "int height, int width, float[]? mean, float[]? std, ScalarType dtype, bool channels_last"
+    "Tensor[] images, Tensor? offsets, Tensor? shapes, Tensor matrices, Tensor? image_index, Tensor? color, "
+    "int channels, int height, int width, float[]? mean, float[]? std, ScalarType dtype, bool channels_last"
 )
 
 
@@ -69,7 +69,7 @@ def _empty(matrices: Tensor, channels: int, height: int, width: int, dtype: torc
 
 def _result(*args: Any) -> Tensor:
     """The empty result for the op's arguments."""
-    matrices, channels, height, width, dtype, last = args[3], *args[5:8], *args[10:12]
+    matrices, channels, height, width, dtype, last = args[3], *args[6:9], *args[11:13]
     return _empty(matrices, channels, height, width, dtype, last)
 
 
@@ -89,7 +89,7 @@ def _numbers(scale: float, mean: list[float] | None, std: list[float] | None) ->
 
 
 def _kernel_into(out: Tensor, fresh: bool, *args: Any) -> None:
-    images, offsets, shapes, matrices, image_index, channels, _, _, mean, std, dtype, last = args
+    images, offsets, shapes, matrices, image_index, color, channels, _, _, mean, std, dtype, last = args
     images = list(images)
     if offsets is not None:
         images[0], offsets, shapes = images[0].contiguous(), offsets.contiguous(), shapes.contiguous()
@@ -104,12 +104,13 @@ def _kernel_into(out: Tensor, fresh: bool, *args: Any) -> None:
     library.core().crop_warp(
         None if byte_list else images[0], offsets, shapes, matrices.to(work).contiguous(),
         None if image_index is None else image_index.long().contiguous(),
+        None if color is None else color.contiguous(),
         out, *_numbers(1 / 255 if is_bytes else 1.0, mean, std), last, fresh, library.threads(),
     )  # fmt: skip
 
 
 def _reference(*args: Any) -> Tensor:
-    images, offsets, shapes, matrices, image_index, channels, height, width, mean, std, dtype, last = args
+    images, offsets, shapes, matrices, image_index, color, channels, height, width, mean, std, dtype, last = args
     if offsets is not None:
         planes = definition.unpack(images[0], offsets, shapes, channels)
     elif images[0].dtype == torch.uint8:
@@ -117,7 +118,7 @@ def _reference(*args: Any) -> Tensor:
     else:
         planes = list(images[0])
     matrices = matrices.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    crops = definition.crop_warp(planes, matrices, image_index, (height, width), channels, mean, std, dtype)
+    crops = definition.crop_warp(planes, matrices, image_index, (height, width), channels, mean, std, dtype, color)
     return crops.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
@@ -133,7 +134,7 @@ def _reference_into(out: Tensor, *args: Any) -> None:
 
 def _supports(*args: Any) -> bool:
     """The device kernels have no float64; an empty batch has nothing to launch for."""
-    images, matrices, channels, dtype = args[0], args[3], args[5], args[10]
+    images, matrices, channels, dtype = args[0], args[3], args[6], args[11]
     wide = dtype == torch.float64 or images[0].dtype == torch.float64
     return matrices.shape[0] * channels > 0 and not (wide and library.on_device(matrices))
 
@@ -156,6 +157,7 @@ def crop_warp(
     size: tuple[int, int],
     *,
     image_index: Tensor | None = None,
+    color: Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -166,10 +168,10 @@ def crop_warp(
 
     Output pixel (x, y) is sampled at `matrix @ (x, y, 1)`, integers being pixel centres, which is
     `cv2.warpAffine` with `WARP_INVERSE_MAP`. Each of the four neighbours that lies outside the image
-    contributes zero. Bytes are divided by 255; then `(value - mean) / std`, so that a zero pixel of the
-    border becomes `-mean / std`. A crop whose matrix is not finite, whose index names no image, or whose
-    image reaches beyond the packed buffer, consists of zero pixels (on the CPU the last two are errors).
-    There is no derivative, not even for float images.
+    contributes zero. `color`, if given, then mixes red, green and blue. Bytes are divided by 255; then
+    `(value - mean) / std`, so that a zero pixel of the border becomes `-mean / std`. A crop whose matrix is not
+    finite, whose index names no image, or whose image reaches beyond the packed buffer, consists of zero pixels (on
+    the CPU the last two are errors). There is no derivative, not even for float images.
 
     Args:
         images: a list of uint8 `[H, W, C]` tensors, or `PackedImages`, C = 1 or 3; or a float `[N, C, H, W]`
@@ -178,6 +180,9 @@ def crop_warp(
         matrices: float32 (or float64) `[M, 2, 3]`, crop pixel to image pixel.
         size: `(height, width)` of the crops.
         image_index: int64 or int32 `[M]`, the image of each crop; None for crop m from image m.
+        color: float32 `[M, 3, 4]`, of byte images of 3 channels: what a crop's sampled bytes (red, green, blue, 1),
+            0 to 255, are multiplied by; the border's zeros too. The result is clamped to 0..255; NaN stays NaN.
+            `posekd.data.color_matrix` composes such matrices.
         mean: C numbers in units of the scaled pixels, or None for 0.
         std: C numbers, or None for 1.
         dtype: of the crops. float64 for float64 images only.
@@ -213,11 +218,12 @@ def crop_warp(
         channels, count = _check_list(images), len(images)
         parts = (list(images), None, None)
     _check_matrices(matrices, count, image_index, parts[0][0])
+    _check_color(color, matrices, channels, parts[0][0].dtype)
     _check_output(size, channels, mean, std, dtype, memory_format)
     if dtype == torch.float64 and parts[0][0].dtype != torch.float64:
         raise TypeError(f"dtype float64 needs float64 images, got {parts[0][0].dtype}")
     arguments = (
-        *parts, matrices, image_index, channels, int(size[0]), int(size[1]),
+        *parts, matrices, image_index, color, channels, int(size[0]), int(size[1]),
         None if mean is None else [float(m) for m in mean], None if std is None else [float(s) for s in std],
         dtype, memory_format == torch.channels_last,
     )  # fmt: skip
@@ -313,6 +319,18 @@ def _check_matrices(matrices: Tensor, count: int, image_index: Tensor | None, im
         low, high = int(image_index.min()), int(image_index.max())
         if low < 0 or high >= count:
             raise ValueError(f"image_index must lie in 0..{count - 1}, got {low if low < 0 else high}")
+
+
+def _check_color(color: Tensor | None, matrices: Tensor, channels: int, dtype: torch.dtype) -> None:
+    if color is None:
+        return
+    checks.check_tensor("color", color, "M 3 4", (torch.float32,))
+    checks.check_shape("color", color, (len(matrices), 3, 4), "matrices: a 3x4 matrix for each crop")
+    checks.check_device("color", color, matrices, "matrices")
+    if dtype != torch.uint8 or channels != 3:
+        raise ValueError(
+            f"color mixes red, green and blue bytes: images must be uint8 of 3 channels, got {dtype} of {channels}"
+        )
 
 
 def _check_output(

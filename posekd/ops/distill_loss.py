@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,24 +61,24 @@ def _supports(student: Tensor, teacher: Tensor | None, target: Tensor | None, *r
 
 def _forward_outputs(student: Tensor, keep_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = _accumulate_dtype(student)
-    rows = student.shape[0] * student.shape[1]
-    contiguous = torch.contiguous_format
+    B, K, H, W = student.shape
+    rows = B * K
     return (
         student.new_empty_strided((), (), dtype=wide),  # quicker than new_empty, which asks for a memory format
         student.new_empty_strided((3,), (1,), dtype=wide),
         student.new_empty_strided((rows, 5), (5, 1), dtype=wide),
-        torch.empty_like(student, memory_format=contiguous) if keep_gradient else student.new_empty((0,)),
+        student.new_empty_strided((B, K, H, W), (K * H * W, H * W, W, 1)) if keep_gradient else student.new_empty((0,)),
     )
 
 
 def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
-    keep_gradient = args[12]
+    *tensors, alpha, beta, temperature, sigma, kind, keep_gradient = args
     loss, terms, stats, gradient = _forward_outputs(args[0], keep_gradient)
-    library.core().distill_loss_forward(
-        *_contiguous(*args[:7]), *args[7:12],
+    kept = library.core().distill_loss_forward(
+        *_contiguous(*tensors), alpha, beta, temperature, sigma, kind,
         loss, terms, stats, gradient if keep_gradient else None, library.counter(loss), library.threads(),
     )  # fmt: skip
-    return loss, terms, stats, gradient
+    return loss, terms, stats, gradient if kept or not keep_gradient else gradient.new_empty((0,))
 
 
 def _forward_reference(*args: Any) -> tuple[Tensor, ...]:
@@ -135,7 +134,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)  # or autograd fills a map with zeros for the output `gradient`
     ctx.save_for_backward(stats, *inputs[:7])
     ctx.numbers = inputs[7:12]
-    ctx.unit_gradient = gradient if inputs[12] else None
+    # Not every map on a GPU fits the kernel that makes the gradient along with the loss.
+    ctx.unit_gradient = gradient if inputs[12] and gradient.shape == inputs[0].shape else None
 
 
 def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -143,14 +143,17 @@ def _gradient(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tupl
     if upstream is None:  # nobody used the loss
         return None, *nothing
     # The gradient computed along with the loss is given away once: scaled in place, with no other reference to it,
-    # so that autograd need not clone it. A second backward pass (retain_graph) computes it anew.
+    # so that autograd need not clone it. A second backward pass (retain_graph) computes it anew, with the same bits.
     gradient, ctx.unit_gradient = ctx.unit_gradient, None
     if gradient is None or torch.is_grad_enabled():
         # Enabled means create_graph=True, where the op must say that it has no second derivative.
         gradient = _backward(upstream, *ctx.saved_tensors, *ctx.numbers)
-    elif library.plain_device((upstream,)) is None:
-        gradient = gradient * upstream  # a tracer has no value to ask for, and may hold this output elsewhere
-    elif upstream.item() != 1.0:  # on the CPU, where asking costs nothing
+    elif library.plain_device((upstream,), profiled=True) is None:
+        # A tracer has no value to ask for, and may hold this output elsewhere.
+        gradient = (gradient.to(upstream.dtype) * upstream).to(gradient.dtype)
+    elif library.emulated() or (gradient.is_cuda and library.use_cuda_kernels()):
+        library.core().distill_loss_scale(gradient, upstream)  # only the device asks whether it is 1
+    elif gradient.is_cuda or upstream.item() != 1.0:  # on the CPU, where asking costs nothing
         gradient.mul_(upstream)
     return gradient, *nothing
 
@@ -174,32 +177,20 @@ def _check(
         raise ValueError("labels were given twice: pass either target (heatmaps) or keypoints, not both")
     if teacher is None and target is None and keypoints is None:
         raise ValueError("nothing to learn from: pass teacher, target, keypoints, or a teacher with one of the others")
+    maps, points, check = student.shape, (B, K), checks.check_beside
     if teacher is not None:
-        _check_beside("teacher", teacher, "B K H W", student.shape, student)
+        check("teacher", teacher, "B K H W", maps, student, "student")
     if target is not None:
-        _check_beside("target", target, "B K H W", student.shape, student)
+        check("target", target, "B K H W", maps, student, "student")
     if keypoints is not None:
-        _check_beside("keypoints", keypoints, "B K 3", (B, K, 3), student)
+        check("keypoints", keypoints, "B K 3", (B, K, 3), student, "student")
     if weight is not None:
-        _check_beside("weight", weight, "B K", (B, K), student)
+        check("weight", weight, "B K", points, student, "student")
     if teacher_weight is not None:
-        _check_beside("teacher_weight", teacher_weight, "B K", (B, K), student)
+        check("teacher_weight", teacher_weight, "B K", points, student, "student")
     if mask is not None:
-        _check_beside("mask", mask, "B H W", (B, H, W), student, (*checks.FLOATS, torch.bool, torch.uint8))
-
-
-def _check_beside(
-    name: str,
-    value: Tensor,
-    dims: str,
-    shape: Sequence[int],
-    student: Tensor,
-    dtypes: Sequence[torch.dtype] = checks.FLOATS,
-) -> None:
-    """Checks that `value`, the argument `name`, fits the student's maps."""
-    checks.check_tensor(name, value, dims, dtypes)
-    checks.check_shape(name, value, shape, "student")
-    checks.check_device(name, value, student, "student")
+        kinds = (*checks.FLOATS, torch.bool, torch.uint8)
+        check("mask", mask, "B H W", (B, H, W), student, "student", kinds)
 
 
 def distill_loss(
@@ -228,8 +219,8 @@ def distill_loss(
     so plain training is `alpha=0, beta=0`.
 
     A keypoint of weight 0, and a masked pixel, is not read: NaN there does no harm. The means still divide by all
-    B*K*H*W (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; the
-    gradient of half inputs is multiplied by the upstream (loss-scaled) gradient before it is rounded.
+    B*K*H*W (B*K). Elsewhere NaN and inf propagate. The result is deterministic. Only the student gets a gradient; a
+    float16 gradient is multiplied by the upstream (loss-scaled) gradient before it is rounded.
 
     Args:
         student: heatmaps `[B, K, H, W]`, float32, float16, bfloat16 or float64.
@@ -271,10 +262,9 @@ def distill_loss(
     """
     _check(student, teacher, target, keypoints, weight, teacher_weight, mask)
     _check_settings(kind, sigma, temperature, alpha, beta)
-    keep_gradient = _keeps_gradient(student)
     results = _forward(
         student, teacher, target, keypoints, weight, teacher_weight, mask,
-        float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), keep_gradient,
+        float(alpha), float(beta), float(temperature), float(sigma), KINDS.index(kind), _keeps_gradient(student),
     )  # fmt: skip
     return (results[0], results[1].detach()) if return_terms else results[0]
 
@@ -289,15 +279,19 @@ def _check_settings(kind: str, sigma: float, temperature: float, alpha: float, b
 
 
 def _keeps_gradient(student: Tensor) -> bool:
-    """Whether the gradient is computed along with the loss: on the CPU it costs little while a row is in cache.
+    """Whether the gradient is asked for along with the loss, which saves a pass over the maps.
 
-    On a GPU recomputing moves no more bytes; half types need the upstream gradient first.
+    A gradient in float16 needs the upstream gradient first.
     """
     return (
         student.requires_grad
-        and student.is_cpu
-        and student.dtype in (torch.float32, torch.float64)
+        and _stores_unit_gradient(student)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not library.emulated()
     )
+
+
+def _stores_unit_gradient(student: Tensor) -> bool:
+    if library.on_device(student):
+        return student.dtype in (torch.float32, torch.bfloat16)
+    return student.is_cpu and student.dtype in (torch.float32, torch.float64)

@@ -14,7 +14,7 @@ import functools
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +109,33 @@ def use_core(module: ModuleType) -> Iterator[None]:
         _override = previous
 
 
+_definitions_only = False
+
+
+@contextmanager
+def definitions() -> Iterator[None]:
+    """Runs the ops on their plain PyTorch definitions within a block, whatever their kernels could do."""
+    global _definitions_only
+    previous, _definitions_only = _definitions_only, True
+    try:
+        yield
+    finally:
+        _definitions_only = previous
+
+
+_stand_ins: dict[str, Callable[..., Any]] = {}
+
+
+@contextmanager
+def stood_in(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block, ops that a tracer meets are other functions of the same arguments: for exporters."""
+    _stand_ins.update(functions)
+    try:
+        yield
+    finally:
+        _stand_ins.clear()
+
+
 def emulated() -> bool:
     """Whether the CUDA emulation is in place of the core (it has no float64)."""
     return _override is not None
@@ -165,7 +192,7 @@ _PLAIN_TYPES = frozenset((int, float, bool, type(None), torch.Size))
 _is_compiling = torch.compiler.is_compiling
 
 
-def _guard() -> Callable[[Sequence[Any]], str | None]:
+def _guard() -> Callable[..., str | None]:
     """Makes `plain_device` from what torch keeps to itself; where this torch lacks any of it, one that says None."""
     try:
         C, key = torch._C, torch._C.DispatchKey
@@ -189,16 +216,16 @@ def _guard() -> Callable[[Sequence[Any]], str | None]:
         excluded, autograd = C._dispatch_tls_is_dispatch_key_excluded, key.AutogradFunctionality
         _ = forward_ad._current_level, profiler._is_profiler_enabled  # read anew at each call
     except AttributeError:
-        return lambda args: None
+        return lambda args, profiled=False: None
 
-    def guard(args: Sequence[Any]) -> str | None:
+    def guard(args: Sequence[Any], profiled: bool = False) -> str | None:
         if (
             _is_compiling()
             or included().raw_repr() != rest
             or excluded(autograd)
             or function_modes()
             or forward_ad._current_level >= 0
-            or profiler._is_profiler_enabled
+            or (profiler._is_profiler_enabled and not profiled)
         ):
             return None
         found: str | None = None
@@ -219,14 +246,14 @@ def _guard() -> Callable[[Sequence[Any]], str | None]:
 _plain_device = _guard()
 
 
-def plain_device(args: Sequence[Any]) -> str | None:
+def plain_device(args: Sequence[Any], profiled: bool = False) -> str | None:
     """Where an op's arguments live, "cpu" or "cuda", if torch's dispatcher has nothing to do for a call with them.
 
     The one guard before every call that leaves the dispatcher out. None while anything beyond autograd and autocast is
     at work: compiling, tracing, a profiler, a mode, a transform, inference mode, forward-mode derivatives, a tensor
-    that is more than its numbers.
+    that is more than its numbers. A profiler, which wants to see the op's name, does not count where `profiled`.
     """
-    return _plain_device(args)
+    return _plain_device(args, profiled)
 
 
 def define(
@@ -252,11 +279,12 @@ def define(
 
     def on(kernel: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
         def on_cpu(*args: Any) -> Any:
-            usable = (_core is not None or _override is not None) and supports(*args)
+            usable = not _definitions_only and (_core is not None or _override is not None) and supports(*args)
             return kernel(*args) if usable else reference(*args)
 
         def on_cuda(*args: Any) -> Any:
-            return kernel(*args) if use_cuda_kernels() and supports(*args) else reference(*args)
+            usable = not _definitions_only and use_cuda_kernels() and supports(*args)
+            return kernel(*args) if usable else reference(*args)
 
         return {"cpu": on_cpu, "cuda": on_cuda}
 
@@ -279,13 +307,16 @@ def _shortened(name: str, implementations: dict[str, Callable[..., Any]]) -> Cal
     work. What is left out changes no result. Ops without a derivative always take the dispatcher.
     """
     op = getattr(torch.ops.posekd, name).default
+    kinds = [str(argument.type) for argument in op._schema.arguments]
+    tensors = next((i for i, kind in enumerate(kinds) if "Tensor" not in kind), len(kinds))  # numbers need no guard
+    assert not any("Tensor" in kind for kind in kinds[tensors:])
     _implementations[name] = implementations
     functions = _functions.setdefault(name, {})
 
     def call(*args: Any) -> Any:
-        device = _plain_device(args) if functions else None
+        device = _plain_device(args[:tensors]) if functions else None
         if device is None:
-            return op(*args)
+            return _stand_ins[name](*args) if name in _stand_ins else op(*args)
         return functions[device](*args) if torch.is_grad_enabled() else implementations[device](*args)
 
     return call

@@ -24,15 +24,24 @@ def _wide(maps: Tensor) -> torch.dtype:
 
 
 def _inputs(maps: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """The inputs as the core wants them: contiguous, boxes and weights never in half."""
-    return maps.contiguous(), coordinates(maps, boxes), targets.contiguous(), library.dense(weight, _wide(maps))
+    """The inputs as the core wants them: contiguous, boxes and weights never in half, targets in sets."""
+    sets = targets.contiguous()
+    if sets.ndim == 4:
+        sets = sets[None]
+    return maps.contiguous(), coordinates(maps, boxes), sets, library.dense(weight, _wide(maps))
+
+
+def _losses(maps: Tensor, targets: Tensor) -> Tensor:
+    """What the op gives, empty: a number for each set of `[M, R, K, h, w]`, or one for targets `[R, K, h, w]`."""
+    sets, strides = ((targets.shape[0],), (1,)) if targets.ndim == 5 else ((), ())
+    return maps.new_empty_strided(sets, strides, dtype=_wide(maps))
 
 
 def _supports(maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any) -> bool:
     """Where roi_align's kernels serve; on a GPU targets may not be float64 either."""
     if targets.numel() == 0 or (library.on_device(maps) and targets.dtype == torch.float64):
         return False
-    return crop_supports(maps.shape, maps.dtype, boxes, targets.shape[3], targets.shape[4])
+    return crop_supports(maps.shape, maps.dtype, boxes, *targets.shape[-2:])
 
 
 def _forward_kernel(
@@ -40,7 +49,7 @@ def _forward_kernel(
 ) -> Tensor:
     check_image_index(boxes, maps.shape[0])
     inputs = _inputs(maps, boxes, targets, weight)
-    loss = maps.new_empty_strided((targets.shape[0],), (1,), dtype=inputs[3].dtype)
+    loss = _losses(maps, targets)
     stats = torch.empty_like(inputs[3])
     library.core().mimic_loss_forward(
         *inputs, scale, ratio, aligned, stats, loss, library.counter(loss), library.threads()
@@ -48,9 +57,11 @@ def _forward_kernel(
     return loss
 
 
-def _forward_reference(maps: Tensor, boxes: Tensor, *rest: Any) -> Tensor:
+def _forward_reference(maps: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     check_image_index(boxes, maps.shape[0])
-    return definition.mimic_loss(maps, coordinates(maps, boxes), *rest)
+    if targets.ndim == 5:
+        return definition.mimic_loss(maps, coordinates(maps, boxes), targets, weight, *rest)
+    return definition.mimic_loss(maps, coordinates(maps, boxes), targets[None], weight[None], *rest)[0]
 
 
 def _backward_outputs(maps: Tensor, targets: Tensor, need_targets: bool) -> tuple[Tensor, Tensor]:
@@ -87,12 +98,16 @@ def _backward_kernel(
 
 
 def _backward_reference(
-    upstream: Tensor, maps: Tensor, boxes: Tensor, targets: Tensor, *rest: Any
+    upstream: Tensor, maps: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    *arguments, need_targets = rest
-    by_maps, by_targets = definition.mimic_loss_backward(upstream, maps, coordinates(maps, boxes), targets, *arguments)
+    *numbers, need_targets = rest
+    one = targets.ndim == 4
+    sets = (upstream[None], targets[None], weight[None]) if one else (upstream, targets, weight)
+    by_maps, by_targets = definition.mimic_loss_backward(sets[0], maps, coordinates(maps, boxes), *sets[1:], *numbers)
     if not need_targets:
         by_targets = by_targets.new_empty((0,))
+    elif one:
+        by_targets = by_targets[0]
     return by_maps.contiguous(), by_targets.contiguous()
 
 
@@ -100,7 +115,7 @@ _forward = library.define(
     f"mimic_loss({_ARGUMENTS}) -> Tensor",
     kernel=_forward_kernel,
     reference=_forward_reference,
-    fake=lambda maps, boxes, targets, *rest: maps.new_empty((targets.shape[0],), dtype=_wide(maps)),
+    fake=lambda maps, boxes, targets, *rest: _losses(maps, targets),
     supports=_supports,
 )
 _backward = library.define(
@@ -185,26 +200,25 @@ def mimic_loss(
     checks.check_tensor("heatmaps", heatmaps, "N K H W")
     check_sampling(spatial_scale, sampling_ratio)
     table = as_table(boxes, heatmaps, "heatmaps")
-    targets, weight = _sets(heatmaps, table, targets, weight)
+    weight = _checked_weight(heatmaps, table, targets, weight)
     terms = _forward(heatmaps, table, targets, weight, float(spatial_scale), int(sampling_ratio), bool(aligned))
-    if return_terms:
-        return terms.sum(), terms
-    return terms.squeeze(0) if terms.shape[0] == 1 else terms.sum()  # of one set the sum is that term
+    loss = terms if terms.ndim == 0 else terms.sum()
+    return (loss, terms.reshape(-1)) if return_terms else loss
 
 
-def _sets(heatmaps: Tensor, table: Tensor, targets: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Checks targets and weight and gives them their leading dimension M."""
+def _checked_weight(heatmaps: Tensor, table: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+    """Checks targets and weight; the weight, of ones if none was given, without a gradient."""
     several = isinstance(targets, Tensor) and targets.ndim == 5
     checks.check_tensor("targets", targets, "M R K h w" if several else "R K h w")
     checks.check_device("targets", targets, heatmaps, "heatmaps")
-    R, K = table.shape[0], heatmaps.shape[1]
-    sets = (targets.shape[0],) if several else ()
-    checks.check_shape("targets", targets, (*sets, R, K, *targets.shape[-2:]), "boxes and heatmaps")
-    checks.check_size("the targets' size", (targets.shape[-2], targets.shape[-1]))
+    *sets, R, K, height, width = targets.shape
+    if table.shape[0] != R or heatmaps.shape[1] != K:
+        wanted = (*sets, table.shape[0], heatmaps.shape[1], height, width)
+        checks.check_shape("targets", targets, wanted, "boxes and heatmaps")
+    checks.check_size("the targets' size", (height, width))
     if weight is None:
-        weight = heatmaps.new_ones((*(sets or (1,)), R, K), dtype=_wide(heatmaps))
-        return (targets if several else targets[None]), weight
+        return heatmaps.new_ones((*sets, R, K), dtype=_wide(heatmaps))
     checks.check_tensor("weight", weight, "M R K" if several else "R K")
     checks.check_shape("weight", weight, (*sets, R, K), "targets")
     checks.check_device("weight", weight, heatmaps, "heatmaps")
-    return (targets, weight.detach()) if several else (targets[None], weight.detach()[None])
+    return checks.constant(weight)

@@ -18,9 +18,19 @@ COCO_SIGMAS = (
 )  # fmt: skip
 
 
+LARGEST_ON_DEVICE = (4096, 256)  # poses and keypoints per pose of the CUDA kernels, as in csrc/oks/oks.h
+
+
 def _supports(keypoints: Tensor, *rest: Any) -> bool:
     """The kernel is for the CPU: elsewhere, and in the tests' emulation of a GPU, the definition runs."""
     return keypoints.device.type == "cpu" and not library.emulated()
+
+
+def _supports_nms(keypoints: Tensor, *rest: Any) -> bool:
+    """The device kernels have limits of size; without poses there is nothing to launch for."""
+    if not library.on_device(keypoints):
+        return keypoints.device.type == "cpu"
+    return 0 < keypoints.shape[0] <= LARGEST_ON_DEVICE[0] and keypoints.shape[1] <= LARGEST_ON_DEVICE[1]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -40,20 +50,38 @@ def _padded(keypoints: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     )
 
 
+def _choose(
+    poses: tuple[Tensor, Tensor, Tensor],
+    sigmas: Sequence[float],
+    threshold: float,
+    soft: bool,
+    outputs: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Keypoints, scores and areas through the core."""
+    scratch: tuple[Tensor | None, ...] = (None, None, None)
+    if not library.on_device(poses[0]):
+        poses = (_wide(poses[0]), _wide(poses[1]), _wide(poses[2]))
+    elif not soft:
+        N = poses[0].shape[0]
+        like = outputs[0]
+        bits, order = like.new_empty((N, (N + 31) // 32), dtype=torch.int32), like.new_empty((N,), dtype=torch.int32)
+        scratch = (bits, order, library.counter(like))
+    library.core().oks_nms(*poses, list(sigmas), threshold, soft, *outputs, *scratch)
+    return outputs
+
+
 def _nms_kernel(
     keypoints: Tensor, scores: Tensor, areas: Tensor, sigmas: Sequence[float], threshold: float
 ) -> tuple[Tensor, Tensor]:
-    kept, count = _padded(keypoints, keypoints.shape[0])
-    library.core().oks_nms(_wide(keypoints), _wide(scores), _wide(areas), list(sigmas), threshold, False, kept, count)
-    return kept, count
+    outputs = _padded(keypoints, keypoints.shape[0])
+    return _choose((keypoints, scores, areas), sigmas, threshold, False, outputs)
 
 
 def _soft_kernel(
     keypoints: Tensor, scores: Tensor, areas: Tensor, sigmas: Sequence[float], threshold: float, max_keep: int
 ) -> tuple[Tensor, Tensor]:
-    kept, count = _padded(keypoints, min(keypoints.shape[0], max_keep))
-    library.core().oks_nms(_wide(keypoints), _wide(scores), _wide(areas), list(sigmas), threshold, True, kept, count)
-    return kept, count
+    outputs = _padded(keypoints, min(keypoints.shape[0], max_keep))
+    return _choose((keypoints, scores, areas), sigmas, threshold, True, outputs)
 
 
 _oks = library.define(
@@ -69,7 +97,7 @@ _nms = library.define(
     kernel=_nms_kernel,
     reference=definition.oks_nms,
     fake=lambda keypoints, *rest: _padded(keypoints, keypoints.shape[0]),
-    supports=_supports,
+    supports=_supports_nms,
 )
 _soft_nms = library.define(
     f"soft_oks_nms({_POSES}, int max_keep) -> (Tensor, Tensor)",
@@ -78,7 +106,7 @@ _soft_nms = library.define(
     fake=lambda keypoints, scores, areas, sigmas, threshold, max_keep: _padded(
         keypoints, torch.sym_min(keypoints.shape[0], max_keep)
     ),
-    supports=_supports,
+    supports=_supports_nms,
 )
 
 

@@ -132,7 +132,7 @@ def render_heatmaps(
     checks.check_positive("sigma", sigma)
     checks.check_choice("kind", kind, KINDS)
     checks.check_dtype("dtype", dtype)
-    people = (keypoints if keypoints.ndim == 4 else keypoints[:, None]).detach()
+    people = (keypoints if keypoints.ndim == 4 else keypoints.unsqueeze(1)).detach()
     height, width = int(size[0]), int(size[1])
     if out is None:
         return _render(people, height, width, float(sigma), KINDS.index(kind), dtype)

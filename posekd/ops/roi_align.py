@@ -12,6 +12,7 @@ from posekd.ops import checks, library
 from posekd.ops.reference import roi_align as definition
 
 MAX_SAMPLING_RATIO = 1024
+MANY_SMALL = 64  # bins of a crop up to which a GPU's backward kernel may want its gradient channels last
 FEW_BOXES = 64  # up to here Python reads them faster than tensor operations do
 _NUMBERS = "int height, int width, float spatial_scale, int sampling_ratio, bool aligned"
 
@@ -25,21 +26,18 @@ def check_image_index(boxes: Tensor, images: int) -> None:
     """Refuses boxes on images that are not there. On the CPU only: on a GPU it would have to wait for the device."""
     if not boxes.is_cpu or library.emulated():
         return
-    if len(boxes) <= FEW_BOXES and _all_there(boxes, images):
-        return
+    if boxes.shape[0] <= FEW_BOXES:
+        for box in boxes.tolist():
+            if not -1 < box[0] < images:
+                break
+        else:
+            return
     finite = boxes.isfinite().all(1)
     wrong = finite & ~((boxes[:, 0] > -1) & (boxes[:, 0] < images))
     if wrong.any():
         row = int(wrong.nonzero()[0])
         there = f"there are {images} images (0 to {images - 1})" if images else "there are no images"
         raise ValueError(f"boxes[{row}] is on image {boxes[row, 0].item():g}, but {there}")
-
-
-def _all_there(boxes: Tensor, images: int) -> bool:
-    for box in boxes.tolist():  # noqa: SIM110 (a generator costs more than a few boxes do)
-        if not -1 < box[0] < images:
-            return False
-    return True
 
 
 def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> bool:
@@ -56,7 +54,7 @@ def fits_device(size: Sequence[int], boxes: Tensor, height: int, width: int) -> 
 
 def supports(size: Sequence[int], dtype: torch.dtype, boxes: Tensor, height: int, width: int) -> bool:
     """Whether the kernels take maps of `size`: not float64 on a GPU; nothing empty, for which there is no launch."""
-    if boxes.numel() == 0 or 0 in size:
+    if 0 in size or boxes.shape[0] == 0:
         return False
     return not library.on_device(boxes) or (dtype != torch.float64 and fits_device(size, boxes, height, width))
 
@@ -66,17 +64,24 @@ def _forward_supports(maps: Tensor, boxes: Tensor, height: int, width: int, *res
 
 
 def _backward_supports(upstream: Tensor, boxes: Tensor, size: Sequence[int], *rest: Any) -> bool:
-    return supports(size, upstream.dtype, boxes, upstream.shape[2], upstream.shape[3])
+    _, _, height, width = upstream.shape
+    return supports(size, upstream.dtype, boxes, height, width)
+
+
+def _tables(like: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Where a GPU's kernels write down the pixels that each box reads (csrc/roi_align/roi_align.h, `scratch`)."""
+    return like.new_empty((boxes.shape[0] * (8 * (height + width) + 1),), dtype=torch.int32)
 
 
 def _forward_kernel(
     maps: Tensor, boxes: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool
 ) -> Tensor:
     check_image_index(boxes, maps.shape[0])
-    crops = maps.new_empty((boxes.shape[0], maps.shape[1], height, width))
-    library.core().roi_align_forward(
-        maps.contiguous(), coordinates(maps, boxes), crops, scale, ratio, aligned, library.threads()
-    )
+    boxes, pixels = coordinates(maps, boxes), height * width
+    R, C = boxes.shape[0], maps.shape[1]
+    crops = maps.new_empty_strided((R, C, height, width), (C * pixels, pixels, width, 1))
+    scratch = _tables(maps, boxes, height, width) if library.on_device(maps) else None
+    library.core().roi_align_forward(maps.contiguous(), boxes, crops, scale, ratio, aligned, library.threads(), scratch)
     return crops
 
 
@@ -94,16 +99,17 @@ def _forward_fake(maps: Tensor, boxes: Tensor, height: int, width: int, *rest: A
 def _backward_kernel(
     upstream: Tensor, boxes: Tensor, size: Sequence[int], scale: float, ratio: int, aligned: bool
 ) -> Tensor:
-    gradient = upstream.new_empty(tuple(size))
+    N, C, H, W = size
+    gradient = upstream.new_empty_strided((N, C, H, W), (C * H * W, H * W, W, 1))
+    scratch = turned = None
+    if library.on_device(upstream):
+        height, width = upstream.shape[2:]
+        scratch = _tables(upstream, boxes, height, width)
+        turned = upstream.new_empty(upstream.shape) if height * width <= MANY_SMALL else None
     library.core().roi_align_backward(
-        gradient,
-        coordinates(upstream, boxes),
-        upstream.contiguous(),
-        scale,
-        ratio,
-        aligned,
-        library.threads(),
-    )
+        gradient, coordinates(upstream, boxes), upstream.contiguous(), scale, ratio, aligned, library.threads(),
+        scratch, turned,
+    )  # fmt: skip
     return gradient
 
 
@@ -132,15 +138,13 @@ _backward = library.define(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    maps, boxes, _, _, *numbers = inputs
+    maps, boxes = inputs[:2]
     ctx.save_for_backward(boxes)
-    ctx.size = maps.shape
-    ctx.numbers = numbers
+    ctx.rest = maps.shape, *inputs[4:]
 
 
 def _gradient(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    (boxes,) = ctx.saved_tensors
-    return _backward(upstream, boxes, ctx.size, *ctx.numbers), *(None,) * 6
+    return _backward(upstream, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None
 
 
 library.differentiable("roi_align", _gradient, _setup)
@@ -150,13 +154,15 @@ library.no_double_backward("roi_align_backward")
 def as_table(boxes: Tensor | Sequence[Tensor], maps: Tensor, name: str = "input") -> Tensor:
     """Checks boxes for `maps`, the argument `name`, and turns a list of `[R_i, 4]` into `[R, 5]`, image index first."""
     if isinstance(boxes, Tensor):
+        if boxes.ndim == 2 and boxes.shape[1] == 5 and boxes.dtype in checks.FLOATS and boxes.device == maps.device:
+            return checks.constant(boxes)  # nearly always
         checks.check_tensor("boxes", boxes, "R 5")
         if boxes.shape[1] != 5:
             raise ValueError(
                 f"boxes must be [R, 5] (image, x1, y1, x2, y2) or a list of [R_i, 4], got {tuple(boxes.shape)}"
             )
         checks.check_device("boxes", boxes, maps, name)
-        return boxes.detach()
+        return checks.constant(boxes)
     if not isinstance(boxes, Sequence):
         raise TypeError(f"boxes must be a tensor [R, 5] or a list of tensors [R_i, 4], got {type(boxes).__name__}")
     if len(boxes) != maps.shape[0]:
@@ -174,6 +180,8 @@ def as_table(boxes: Tensor | Sequence[Tensor], maps: Tensor, name: str = "input"
 def check_sampling(spatial_scale: float, sampling_ratio: int) -> None:
     """Checks the two numbers that say where samples lie."""
     checks.check_positive("spatial_scale", spatial_scale)
+    if type(sampling_ratio) is int and sampling_ratio <= MAX_SAMPLING_RATIO:
+        return  # nearly always
     if not checks.is_whole(sampling_ratio):
         raise TypeError(f"sampling_ratio must be a whole number, got {type(sampling_ratio).__name__}")
     if sampling_ratio > MAX_SAMPLING_RATIO:
@@ -229,9 +237,12 @@ def roi_align(
         torch.Size([2, 8, 7, 5])
     """
     checks.check_tensor("input", input, "N C H W")
-    size: Any = (output_size, output_size) if checks.is_whole(output_size) else output_size
-    checks.check_size("output_size", size)
+    if type(output_size) is int and output_size > 0:  # often, and quickly seen
+        height = width = output_size
+    else:
+        size: Any = (output_size, output_size) if checks.is_whole(output_size) else output_size
+        checks.check_size("output_size", size)
+        height, width = map(int, size)
     check_sampling(spatial_scale, sampling_ratio)
     table = as_table(boxes, input)
-    height, width = size
-    return _forward(input, table, int(height), int(width), float(spatial_scale), int(sampling_ratio), bool(aligned))
+    return _forward(input, table, height, width, float(spatial_scale), int(sampling_ratio), bool(aligned))

@@ -167,12 +167,6 @@ def simulated_heatmap_loss(coords: Tensor, sigmas: Tensor, teacher: Tensor, weig
     checks.check_device("sigmas", sigmas, coords, "coords")
     checks.check_device("teacher", teacher, coords, "coords")
     if weight is not None:
-        checks.check_tensor("weight", weight, "B K")
-        checks.check_shape("weight", weight, (B, K), "teacher")
-        checks.check_device("weight", weight, coords, "coords")
-    return _forward(coords, sigmas, _constant(teacher), None if weight is None else _constant(weight))[0]
-
-
-def _constant(x: Tensor) -> Tensor:
-    """`x` as the loss takes it: without a gradient."""
-    return x.detach() if x.requires_grad else x
+        checks.check_beside("weight", weight, "B K", (B, K), coords, "coords")
+    fixed = None if weight is None else checks.constant(weight)
+    return _forward(coords, sigmas, checks.constant(teacher), fixed)[0]

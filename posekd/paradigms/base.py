@@ -94,6 +94,8 @@ class Paradigm:
         predict: see `Predict`.
         suppress: scores the people found and removes duplicates, image by image, given the skeleton and the settings
             of inference; by image id and descending score.
+        look: the people in boxes that the dataset gives, one for each in its order, which `sample_ids` count, and
+            before duplicates are removed; None where the network cannot be asked for boxes. Like `predict` otherwise.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Paradigm:
     prepare: Prepare
     predict: Predict
     suppress: Callable[[Instances, Skeleton, Any], Instances]
+    look: Predict | None = None
 
     @property
     def title(self) -> str:

@@ -19,12 +19,17 @@ from posekd.data import ImageAugmentation
 from posekd.inputs import prepare_images, warp
 from posekd.inputs.images import share_inside
 from posekd.paradigms.base import Paradigm
-from posekd.paradigms.whole_images import MULTIPLE, loader_of_images, resize_matrices, square_side, without_duplicates
+from posekd.paradigms.whole_images import (
+    MULTIPLE,
+    loader_of_images,
+    refuse_large,
+    resize_matrices,
+    square_side,
+    without_duplicates,
+)
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, Instances, PackedImageBatch
-
-LARGEST = 1 << 26  # pixels of an input: a picture one pixel high would fill the memory
 
 
 @dataclass(frozen=True)
@@ -116,15 +121,11 @@ def input_size(height: int, width: int, short: int, scale: float, settings: Bott
     """The size of an image at one scale, with or without `settings.square`: `(height, width)` in pixels.
 
     Raises:
-        ValueError: a square whose side is not a multiple of 64, or an image too narrow (`LARGEST`).
+        ValueError: a square whose side is not a multiple of 64, or an image too narrow (`whole_images.LARGEST`).
     """
     if settings.square is None:
         size = resized(height, width, short, scale, min(settings.scales))
-        if size[0] * size[1] > LARGEST:
-            raise ValueError(
-                f"an image of {height} x {width} pixels would become an input of {size[0]} x {size[1]}: cut it into "
-                "pieces, or use a square of it (inference.square)"
-            )
+        refuse_large(height, width, size, "use a square of it (inference.square)")
         return size
     side = square_side(short, settings.square, scale)
     return side, side
@@ -244,16 +245,26 @@ def group_people(
     keypoints, scores, counts = tagged_heatmaps.decode(heatmaps, tags, matrices, settings)
     rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
     image, person = torch.tensor(rows, dtype=torch.int64, device=scores.device).view(-1, 2).unbind(1)
-    keypoints = keypoints[image, person]
+    return as_people(keypoints[image, person], scores[image, person], image_ids[image])
+
+
+def as_people(keypoints: Tensor, scores: Tensor, image_ids: Tensor) -> Instances:
+    """People whose boxes are those around their keypoints.
+
+    Args:
+        keypoints: `[N, K, 3]`, at least one found of each.
+        scores: `[N]`.
+        image_ids: int64 `[N]`.
+    """
     boxes = boxes_around(keypoints)
     return Instances(
         keypoints=keypoints,
-        scores=scores[image, person],
+        scores=scores,
         boxes=boxes,
         box_scores=torch.ones_like(boxes[:, 0]),
         areas=boxes[:, 2:].clamp_min(1).prod(1),
-        image_ids=image_ids[image],
-        sample_ids=torch.full_like(image, -1),
+        image_ids=image_ids,
+        sample_ids=torch.full_like(image_ids, -1),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from posekd.codecs.reordered import in_order_of
 from posekd.data import LoaderSettings, PackedLoader, PoseSource
 from posekd.data.sources.arrays import ImagesInMemory
 from posekd.paradigms import Paradigm, paradigm_of
+from posekd.paradigms.base import Predict
 from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, Instances, Packed
 
@@ -53,6 +55,7 @@ def find_in_batches(
     settings: Any = None,
     *,
     spec: InputSpec | None = None,
+    ask: Predict | None = None,
 ) -> Instances:
     """All people that a network finds in batches, on the CPU, before rescoring and before duplicates are removed.
 
@@ -64,6 +67,7 @@ def find_in_batches(
         skeleton: the K keypoints.
         settings: the paradigm's settings of inference.
         spec: the network's input; `model.spec` by default.
+        ask: how the network is asked; the paradigm's `predict` by default.
 
     Raises:
         ValueError: the network's output does not fit the paradigm or the keypoints.
@@ -73,8 +77,9 @@ def find_in_batches(
     settings, spec = settings_for(paradigm, settings), spec or spec_of(model)
     # on the device once: a list would be copied with every batch, and the host would wait for it
     flip = torch.as_tensor(skeleton.flip, device=device)
+    ask = paradigm.predict if ask is None else ask
     with evaluating(model):
-        parts = [paradigm.predict(model, packed.to(device), spec, flip, settings) for packed in batches]
+        parts = [ask(model, packed.to(device), spec, flip, settings) for packed in batches]
     found = Instances.concatenate(parts, skeleton.num_keypoints).to("cpu")
     _refuse_non_finite(found)
     return found
@@ -132,6 +137,41 @@ def find_people(
         loader = LoaderSettings(batch_size, workers=0, padding=padding)
     batches = open_batches(model, source, settings, loader=loader)
     return paradigm.suppress(find_in_batches(model, batches, skeleton, settings), skeleton, settings)
+
+
+def looker(
+    model: nn.Module,
+    skeleton: Skeleton,
+    settings: Any = None,
+    *,
+    loader: LoaderSettings | None = None,
+    spec: InputSpec | None = None,
+) -> Callable[[np.ndarray, np.ndarray], Instances] | None:
+    """A function from an image, uint8 RGB `[H, W, 3]`, and boxes `[n, 4]` (x, y, width, height) to the people in them.
+
+    People are as the network says, before rescoring and before duplicates are removed; `sample_ids` count the boxes.
+
+    Args:
+        model: whose keypoints are those of `skeleton`, in its order.
+        skeleton: the K keypoints.
+        settings: the paradigm's settings of inference.
+        loader: its padding and batch size are used.
+        spec: the network's input; `model.spec` by default.
+
+    Returns:
+        None for a network that cannot be asked for people in boxes.
+    """
+    paradigm = paradigm_of(model)
+    if paradigm.look is None:
+        return None
+    settings, own = settings_for(paradigm, settings), replace(loader or LoaderSettings(), workers=0)
+
+    def look(image: np.ndarray, boxes: np.ndarray) -> Instances:
+        source = ImagesInMemory([image], skeleton, [boxes])
+        batches = open_batches(model, source, settings, loader=own, spec=spec)
+        return find_in_batches(model, batches, skeleton, settings, spec=spec, ask=paradigm.look)
+
+    return look
 
 
 def settings_for(paradigm: Paradigm, settings: Any) -> Any:

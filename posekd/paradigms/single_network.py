@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,14 @@ from posekd.codecs.people import STRIDE, MergedPeople
 from posekd.data import ImageAugmentation
 from posekd.inputs import prepare_images, warp
 from posekd.paradigms.base import Paradigm
-from posekd.paradigms.whole_images import MULTIPLE, loader_of_images, resize_matrices, square_side, without_duplicates
+from posekd.paradigms.whole_images import (
+    MULTIPLE,
+    loader_of_images,
+    refuse_large,
+    resize_matrices,
+    square_side,
+    without_duplicates,
+)
 from posekd.precision import Precision, autocast, check_precision
 from posekd.skeleton import Skeleton
 from posekd.structures import ImageBatch, InputSpec, Instances, PackedImageBatch
@@ -121,7 +128,7 @@ def input_sizes(height: int, width: int, short: int, settings: SingleNetworkInfe
         settings: scales, and whether the image is seen through a square.
 
     Raises:
-        ValueError: a square whose side is not a multiple of 64.
+        ValueError: a square whose side is not a multiple of 64, or an image too narrow (`whole_images.LARGEST`).
     """
     sizes = []
     for scale in settings.scales:
@@ -131,6 +138,7 @@ def input_sizes(height: int, width: int, short: int, settings: SingleNetworkInfe
         least = _round_up(short * scale)
         longer = least if settings.letterbox else _round_up(least / min(height, width) * max(height, width))
         sizes.append((least, longer) if height <= width else (longer, least))
+        refuse_large(height, width, sizes[-1], "fit it into a square (inference.letterbox)")
     return tuple(sizes)
 
 
@@ -194,6 +202,9 @@ def predict_maps(
 
     Returns:
         Maps at scale 1, and the matrices from their pixels to those of the images, `[B, 2, 3]`.
+
+    Raises:
+        FloatingPointError: the network's output is not finite.
     """
     short = settings.size or min(spec.size)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -213,7 +224,13 @@ def predict_maps(
         for i, (maps, own) in enumerate(parts)
         if i != first
     ]
-    return codec.together(base, others), to_image
+    maps = codec.together(base, others)
+    if not bool(torch.isfinite(torch.stack([part.sum() for part in maps]).sum())):
+        raise FloatingPointError(
+            f"the network gives NaN or infinite maps for images {packed.image_ids.tolist()}: check its weights, or "
+            "evaluate in fp32"
+        )
+    return maps, to_image
 
 
 # ---- People ----------------------------------------------------------------------------------------------------
@@ -243,33 +260,73 @@ def find_people(
     *counts, used = torch.cat(((scores > settings.box_threshold).sum(1), most[None])).tolist()
     rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
     image, place = torch.tensor(rows, dtype=torch.int64, device=scores.device).view(-1, 2).unbind(1)
+    shown = peaks[:, :, : max(used, 1)]
     boxes, scores = boxes[image, place], scores[image, place]
+    return _in_boxes(model, maps, shown, boxes, scores, image, max(counts), to_image, packed, settings)
+
+
+def _in_boxes(
+    model: Any,
+    maps: Maps,
+    peaks: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    image: Tensor,
+    rounds: int,
+    to_image: Tensor,
+    packed: PackedImageBatch,
+    settings: SingleNetworkInference,
+) -> Instances:
+    """One person for each of R boxes `[R, 4]` in map pixels, see `find_people` and `codec.keypoints`."""
     K = maps.heatmaps.shape[1]
-    found = boxes.new_zeros((len(rows), K, 3))
-    if rows:
+    found = boxes.new_zeros((len(boxes), K, 3))
+    if len(boxes):
 
         def group(crops: Tensor) -> Tensor:
             with autocast(crops.device, settings.precision):
                 masks: Tensor = model.group(crops)
                 return masks
 
-        found = codec.keypoints(
-            maps.heatmaps, peaks[:, :, : max(used, 1)], boxes, scores, image, max(counts), group, settings
-        )
+        found = codec_of(model).keypoints(maps.heatmaps, peaks, boxes, scores, image, rounds, group, settings)
+    keypoints, person_scores, boxes = finished(found, boxes, scores, to_image[image], packed.image_sizes[image])
+    return as_people(keypoints, person_scores, boxes, scores, packed.image_ids[image])
+
+
+def finished(
+    found: Tensor, boxes: Tensor, scores: Tensor, to_image: Tensor, image_sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """People of the maps as people of the image.
+
+    Args:
+        found: `[R, K, 3]` (x, y in map pixels, score), zeros where there is none.
+        boxes: `[R, 4]` (x1, y1, x2, y2) in map pixels.
+        scores: `[R]`, of the boxes.
+        to_image: `[R, 2, 3]`, map pixel to image pixel.
+        image_sizes: int64 `[R, 2]`, heights and widths.
+
+    Returns:
+        keypoints `[R, K, 3]` in image pixels, scores `[R]` of the people, boxes `[R, 4]` (x, y, width, height) within
+        the image.
+    """
     seen = found[..., 2] > 0
-    keypoints = geometry.transform_keypoints(found, to_image[image])
-    corners = geometry.transform_keypoints(boxes.unflatten(-1, (2, 2)), to_image[image])
-    limits = packed.image_sizes[image].flip(1)[:, None].to(corners.dtype)
+    keypoints = geometry.transform_keypoints(found, to_image)
+    corners = geometry.transform_keypoints(boxes.unflatten(-1, (2, 2)), to_image)
+    limits = image_sizes.flip(1)[:, None].to(corners.dtype)
     low, high = corners.clamp(min=0).minimum(limits).unbind(1)
     kept = (found[..., 2] * seen).sum(1) / seen.sum(1).clamp(min=1)
+    return torch.where(seen[..., None], keypoints, 0.0), scores * kept, torch.cat((low, high - low), 1)
+
+
+def as_people(keypoints: Tensor, scores: Tensor, boxes: Tensor, box_scores: Tensor, image_ids: Tensor) -> Instances:
+    """People from what `finished` gives, the scores of their boxes and int64 ids of their images `[R]`."""
     return Instances(
-        keypoints=torch.where(seen[..., None], keypoints, 0.0),
-        scores=scores * kept,
-        boxes=torch.cat((low, high - low), 1),
-        box_scores=scores,
-        areas=(high - low).clamp_min(1).prod(1),
-        image_ids=packed.image_ids[image],
-        sample_ids=torch.full_like(image, -1),
+        keypoints=keypoints,
+        scores=scores,
+        boxes=boxes,
+        box_scores=box_scores,
+        areas=boxes[:, 2:].clamp_min(1).prod(1),
+        image_ids=image_ids,
+        sample_ids=torch.full_like(image_ids, -1),
     )
 
 
@@ -286,12 +343,30 @@ def predict(
         FloatingPointError: the network's output is not finite.
     """
     maps, to_image = predict_maps(model, packed, spec, flip_permutation, settings)
-    if not bool(torch.isfinite(torch.stack([part.sum() for part in maps]).sum())):
-        raise FloatingPointError(
-            f"the network gives NaN or infinite maps for images {packed.image_ids.tolist()}: check its weights, or "
-            "evaluate in fp32"
-        )
     return find_people(model, maps, to_image, packed, settings)
+
+
+def look(
+    model: nn.Module,
+    packed: PackedImageBatch,
+    spec: InputSpec,
+    flip_permutation: Sequence[int] | Tensor,
+    settings: SingleNetworkInference,
+) -> Instances:
+    """The people in the boxes that the dataset gives for one image, see `Paradigm.look`: grouping goes by these boxes.
+
+    Raises:
+        FloatingPointError: the network's output is not finite.
+    """
+    maps, to_image = predict_maps(model, packed, spec, flip_permutation, settings)
+    corners = geometry.transform_keypoints(packed.outlines.flatten(1, 2), geometry.invert_matrices(to_image))
+    corners = corners.unflatten(1, packed.outlines.shape[1:3]).flatten(0, 1)
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
+    count = packed.outlines.shape[1]
+    image = torch.arange(len(packed), device=boxes.device).repeat_interleave(count)
+    peaks, scores = codec_of(model).peaks_of(maps.heatmaps, settings), torch.ones_like(boxes[:, 0])
+    found = _in_boxes(model, maps, peaks, boxes, scores, image, count, to_image, packed, settings)
+    return replace(found, sample_ids=torch.arange(len(boxes), device=boxes.device))
 
 
 def suppress(found: Instances, skeleton: Skeleton, settings: SingleNetworkInference) -> Instances:
@@ -326,4 +401,5 @@ SINGLE_NETWORK = Paradigm(
     prepare=prepare,
     predict=predict,
     suppress=suppress,
+    look=look,
 )

@@ -181,4 +181,5 @@ TOP_DOWN = Paradigm(
     prepare=prepare_crops,
     predict=predict,
     suppress=suppress,
+    look=predict,
 )

@@ -18,6 +18,7 @@ from posekd.skeleton import Skeleton
 from posekd.structures import InputSpec, Instances
 
 MULTIPLE = 64  # the sides of the network's input are multiples of this, in pixels
+LARGEST = 1 << 26  # pixels of an input: a picture one pixel high would fill the memory
 
 
 def resize_matrices(image_sizes: Tensor, size: tuple[int, int], square: float | None = None) -> Tensor:
@@ -38,8 +39,21 @@ def resize_matrices(image_sizes: Tensor, size: tuple[int, int], square: float | 
     # the official centre is a whole pixel
     centers = torch.stack(((widths / 2 + 0.5).floor(), (heights / 2 + 0.5).floor()), 1)
     zoom = torch.where(widths < heights, widths / size[1], heights / size[0])
-    scales = zoom[:, None] * zoom.new_tensor([size[1], size[0]])
+    scales = torch.stack((zoom * size[1], zoom * size[0]), 1)
     return geometry.crop_matrices(centers, scales, None, None, size)
+
+
+def refuse_large(height: int, width: int, size: tuple[int, int], remedy: str) -> None:
+    """Refuses an image that would fill the memory.
+
+    Raises:
+        ValueError: the input has more than `LARGEST` pixels.
+    """
+    if size[0] * size[1] > LARGEST:
+        raise ValueError(
+            f"an image of {height} x {width} pixels would become an input of {size[0]} x {size[1]}: cut it into "
+            f"pieces, or {remedy}"
+        )
 
 
 def square_side(short: int, square: float, scale: float) -> int:

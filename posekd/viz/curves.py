@@ -21,6 +21,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
+    """Draws `curves_figure` of runs into a PNG.
+
+    Args:
+        runs: name of a run -> the records of its `log.jsonl`.
+        path: the PNG to write.
+    """
+    figure_to_png(curves_figure(runs), path)
+
+
+def curves_figure(runs: Mapping[str, Records], colours: Mapping[str, str] | None = None) -> Figure:
     """Draws the label loss in training (left) and the main validation score (right) of each run against the step.
 
     The label loss is that per labelled person, so that runs with few labels can be compared to runs with many: a
@@ -28,14 +38,15 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
 
     Args:
         runs: name of a run -> the records of its `log.jsonl`.
-        path: the PNG to write.
+        colours: of the runs, by name; `COLOURS` in their order if None.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2)
     for index, (name, records) in enumerate(runs.items()):
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "lw": 1.2}
+        colour = COLOURS[index % len(COLOURS)] if colours is None else colours[name]
+        style: dict[str, Any] = {"color": colour, "lw": 1.2}
         weight = _label_weight(records)
         steps, losses = _training_loss(records, weight)
         loss_axes.plot(steps, losses, label=name if weight else f"{name} (whole loss)", **style)
@@ -47,10 +58,10 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
     top = max(map(_scale, runs.values()), default=1)
     score_axes.set(xlabel="step", ylabel=f"validation {', '.join(mains)}", ylim=(0, top))
     for axes in (loss_axes, score_axes):
-        _plain(axes)
+        bare(axes)
         if axes.lines:
             axes.legend(frameon=False)
-    figure_to_png(figure, path)
+    return figure
 
 
 def plot_pck(result: PckResult, path: Path, title: str = "", *, unit: str) -> None:
@@ -73,7 +84,7 @@ def plot_pck(result: PckResult, path: Path, title: str = "", *, unit: str) -> No
     )
     axes.set(xlabel=f"threshold, in units of the {unit}", ylabel=f"{result.kind} (%)", ylim=(0, 100), title=title)
     axes.set_xlim(0, max(result.thresholds[-1], result.threshold))
-    _plain(axes)
+    bare(axes)
     axes.legend(frameon=False, loc="lower right")
     figure_to_png(figure, path)
 
@@ -87,7 +98,8 @@ def figure_to_png(figure: Figure, path: Path, dpi: int = 130) -> None:
         figure.savefig(partial, dpi=dpi, format="png")
 
 
-def _plain(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """A light grid and no frame."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

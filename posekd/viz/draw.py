@@ -51,7 +51,7 @@ def draw_poses(
         for a, b in skeleton.edges:
             if shown[a] and shown[b]:
                 ends = tuple(points[a].tolist()), tuple(points[b].tolist())
-                for colour, width in (((0, 0, 0), line + 3), (_edge_colour(skeleton, a, b), line + 1)):
+                for colour, width in (((0, 0, 0), line + 3), (edge_colour(skeleton, a, b), line + 1)):
                     cv2.line(canvas, *ends, colour, width, cv2.LINE_AA, _FRACTION_BITS)
         for k in np.flatnonzero(shown):
             hollow = labels and person[k, 2] == OCCLUDED
@@ -72,7 +72,8 @@ def _draw_keypoint(canvas: np.ndarray, where: tuple[int, int], line: int, hollow
     cv2.circle(canvas, where, radius, white, -1, cv2.LINE_AA, _FRACTION_BITS)
 
 
-def _edge_colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
+def edge_colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
+    """RGB of the edge between two keypoints: by the side of the body that it is on."""
     sides = {side(skeleton.keypoints[k]) for k in (a, b)} - {None}
     if sides == {"left"}:
         return LEFT

@@ -35,7 +35,7 @@ def print_errors(result: ErrorResult, console: Console) -> None:
         relative = (_number(value, 3) for value in (row.median_relative, row.p90_relative))
         shares = (_number(row.pck[t], 3) for t in THRESHOLDS)
         table.add_row(row.name, str(row.labelled), str(row.missed), *pixels, *relative, *shares)
-    _print(table, console)
+    print_whole(table, console)
 
 
 def print_ap(ap: Mapping[float, float], console: Console) -> None:
@@ -75,7 +75,7 @@ def print_seeds(scores: Mapping[int, Mapping[str, float]], console: Console, tit
     for i, heading in enumerate(("mean", "std of a run")):
         table.add_row(heading, *(_number(s[i], 4) for s in summaries))
     table.add_row("95 % of mean", *(f"+-{_number(s[2], 4)}" for s in summaries))
-    _print(table, console)
+    print_whole(table, console)
 
 
 def summary(values: Sequence[float]) -> tuple[float, float, float]:
@@ -105,7 +105,7 @@ def _table(console: Console, first: str) -> Table:
     return table
 
 
-def _print(table: Table, console: Console) -> None:
+def print_whole(table: Table, console: Console) -> None:
     """Prints a table whole where no terminal limits it."""
     own = console.width
     if not console.is_terminal:

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from posekd.metrics.boxes import BoxResult
 from posekd.metrics.coco import CocoResult
+from posekd.metrics.mpii_groups import GroupsResult
 from posekd.metrics.pck import PckResult
+from posekd.metrics.posetrack import PoseTrackResult
 
 
 def print_result(result: CocoResult, console: Console | None = None, title: str = "COCO keypoints") -> None:
@@ -101,6 +103,35 @@ def print_torso(result: PckResult, console: Console | None = None) -> None:
     """Prints PCK by torso length (ELPN's Equation 5) in one line."""
     text = f"torso {result.name} (ELPN, Equation 5) {_percent(result.mean)} of {result.people} people"
     (console or Console()).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_posetrack(result: PoseTrackResult, console: Console | None = None, title: str = "videos") -> None:
+    """Prints PoseTrack's numbers in the papers' columns: Head Shou Elb Wri Hip Knee Ankl Total, in percent."""
+    console = console or Console()
+    count = f"{result.sequences} video{'s' if result.sequences > 1 else ''}"
+    console.print(f"{title}: {count}, in percent", highlight=False, markup=False, soft_wrap=True)
+    rows = {name: result.columns(values) for name, values in result.rows().items()}
+    table = Table(box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
+    for name in ("", *rows["mAP"]):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(name, *("-" if math.isnan(value) else f"{value:.1f}" for value in row.values()))
+    console.print(table)
+
+
+def print_groups(result: GroupsResult, console: Console | None = None, title: str = "groups") -> None:
+    """Prints MPII's multi-person AP in the papers' columns: Head Shou Elb Wri Hip Knee Ank mAP, in percent."""
+    console = console or Console()
+    heading = f"{title}: AP of {result.people} people in {result.groups} groups, in percent"
+    console.print(heading, highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
+    row = result.columns()
+    for name in row:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*("-" if math.isnan(value) else f"{value:.1f}" for value in row.values()))
+    console.print(table)
+    shares = (f"{name} {_percent(float(of[-1]))}" for name, of in result.totals().items())
+    console.print(", ".join(shares), highlight=False, markup=False, soft_wrap=True)
 
 
 def _joint_table(result: PckResult, joints: Sequence[str], frame: box.Box | None) -> Table:

@@ -107,11 +107,24 @@ def test_the_command_measures_every_loop_and_part(tmp_path, capsys):
 
 def test_a_recipe_without_a_teacher_has_no_baseline(tmp_path, capsys):
     words = ["--synthetic", "6", "--steps", "1", "--rounds", "1", "--student.overrides", TINY]
-    words += ["--loader.batch_size", "4"]
+    words += ["--loader.batch_size", "4", "--data", str(tmp_path)]
     assert main(["bench", "train", "supervised/quickstart", *words]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "no teacher" in out
     assert "baseline" not in out
+    assert "drawing 6 images" in err
+    assert "round 1 of 1: real" in err
+    drawn = (tmp_path / "annotations" / "person_keypoints_train.json").stat().st_mtime_ns
+    words[words.index("--rounds") + 1] = "1000"
+    words += ["--minutes", "0.02", "--train.graph", "true"]  # a hundred thousandth of what that takes
+    assert main(["bench", "train", "supervised/quickstart", *words]) == 0
+    out, err = capsys.readouterr()
+    assert "drawing" not in err
+    assert "no time for round" in err
+    assert (tmp_path / "annotations" / "person_keypoints_train.json").stat().st_mtime_ns == drawn
+    words[words.index("--synthetic") + 1] = "7"
+    assert main(["bench", "train", "supervised/quickstart", *words]) != 0
+    assert "has 6 images, not 7" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -56,6 +56,53 @@ def test_ratio_and_bandwidth_come_from_the_samples(harness, tmp_path):
     assert record["environment"]["caches"] == "cold"
 
 
+def test_on_a_gpu_device_and_wall_time_stand_apart(harness, tmp_path, capsys, monkeypatch):
+    """The profiler's kernels give ratios and shares; here they are what each contestant says."""
+    monkeypatch.setattr(harness.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(harness, "evictor", lambda device: lambda: None)
+    monkeypatch.setattr(harness, "environment", lambda options: {"device_type": options.device})
+    monkeypatch.setattr(harness, "_wait", lambda device: None)
+
+    def kernels(function):
+        before = harness.time.now
+        function()
+        return [(harness.time.now - before) * 250.0] * 2  # a quarter of the wall time each
+
+    monkeypatch.setattr(harness, "kernels", kernels)
+    monkeypatch.setattr(harness, "_once", harness._wall)
+
+    def fails():
+        raise RuntimeError("no kernel for BFloat16")
+
+    options = harness.options_from(["--device", "cuda", "--rounds", "3", "--json", str(tmp_path / "r.jsonl")], "a test")
+    others = {"longer": wait(harness, 8.0), "cummax": fails}
+    (row,) = harness.run("waits", [harness.Case("waiting", wait(harness, 2.0), others, 16 << 20)], options)
+    assert row["ms"] == pytest.approx(1.0)
+    assert row["wall_ms"] == pytest.approx(2.0)
+    assert row["launches"] == 2
+    assert row["share_of_copy"] == pytest.approx((16 << 20) / 1e-3 / 1e10)
+    assert list(row["baselines"]) == ["longer"]
+    assert row["baselines"]["longer"]["wall_ms"] == pytest.approx(8.0)
+    assert row["baselines"]["longer"]["ratio"] == pytest.approx(4.0)
+    said = capsys.readouterr().out
+    assert "posekd 1.00 ms (1.00 ms to 1.00 ms) on the device in 2 launches, 2.00 ms wall" in said
+    assert "waiting: cummax is left out: no kernel for BFloat16" in said
+
+
+def test_a_benchmark_that_is_stopped_leaves_the_cases_that_it_has(harness, tmp_path):
+    def cases():
+        yield harness.Case("first", wait(harness, 1.0))
+        raise KeyboardInterrupt
+
+    options = harness.options_from(["--rounds", "2", "--json", str(tmp_path / "r.jsonl")], "a test")
+    (tmp_path / "r.jsonl").write_text('{"benchmark": "other"}\n')
+    with pytest.raises(KeyboardInterrupt):
+        harness.run("waits", cases(), options)
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["benchmark"] for line in lines] == ["other", "waits"]
+    assert [row["case"] for row in lines[1]["results"]] == ["first"]
+
+
 def test_compare_names_what_became_slower(harness, tmp_path, capsys):
     run(harness, tmp_path, 1.0)
     run(harness, tmp_path, 5.0, "--compare", str(tmp_path / "results.jsonl"))
@@ -169,3 +216,46 @@ def test_several_benchmarks_in_one_call(monkeypatch):
     monkeypatch.setattr(bench.importlib, "import_module", Module)
     assert bench.main(["oks", "tag_loss", "--rounds", "2"]) == 0
     assert called == [("oks", ["--rounds", "2"]), ("tag_loss", ["--rounds", "2"])]
+
+
+def gpu_folder(harness, tmp_path):
+    """As `benchmarks/gpu_run.py` leaves it: the case of the CPU, and one of its own."""
+    folder = tmp_path / "gpu"
+    folder.mkdir()
+    row = {"case": "waiting, warm", "ms": 0.02, "wall_ms": 0.4, "launches": 3, "bytes": 16 << 20, "share_of_copy": 0.9}
+    row["baselines"] = {
+        "longer": {"ms": 0.04, "wall_ms": 0.2, "launches": 1, "ratio": 2.0, "ratio_quartiles": [1.9, 2.1]}
+    }
+    rows = [row, {**row, "case": "bfloat16", "baselines": {}}]
+    facts = {"device": "a GPU", "torch": "2", "driver": "580", "device_type": "cuda", "caches": "cold"}
+    record = {"benchmark": "waits", "environment": facts, "copy_bytes_per_s": 4e12, "results": rows}
+    (folder / "kernels.jsonl").write_text(json.dumps(record) + "\n")
+    loops = {"real": {"samples_per_s": 900.0, "samples_per_s_extremes": [880.0, 910.0], "data_wait": 0.03}}
+    recipe = {"student": {"name": "elpn_v1"}, "loader": {"batch_size": 64}, "train": {"graph": True}}
+    (folder / "train.jsonl").write_text(json.dumps({"recipe": recipe, "loops": loops}) + "\n")
+    (folder / "gpu_run.json").write_text(
+        json.dumps({"memcheck": {"seconds": 9.5, "ended": "skipped: no time was left"}})
+    )
+    return folder
+
+
+def test_cpu_and_gpu_stand_side_by_side(harness, report, tmp_path):
+    run(harness, tmp_path, 1.0)
+    words = [str(tmp_path / "results.jsonl"), "--page", str(tmp_path / "page.md"), "--plot", str(tmp_path / "plot.png")]
+    report.main([*words, "--gpu", str(gpu_folder(harness, tmp_path)), "--gpu-page", str(tmp_path / "gpu.md")])
+    page = (tmp_path / "page.md").read_text()
+    beside = "20 us (3 launches), 400 us | 90% | longer 40 us, 2.00x (1.90 to 2.10) |"
+    assert f"| waiting | 1.00 ms | 168% | longer 4.00 ms, 4.00x (4.00 to 4.00) | {beside}" in page
+    assert "| bfloat16 | | | | 20 us (3 launches), 400 us | 90% |  |" in page
+    assert "not yet measured" not in page
+    table = [line.count("|") for line in page.splitlines() if line.startswith("|")]
+    assert set(table) == {8}, "every row has every column"
+    gpu = (tmp_path / "gpu.md").read_text()
+    assert f"| waits | waiting, warm | {beside}" in gpu
+    assert "| elpn_v1 | 64 | True | real | 900 (880 to 910) | 3% |" in gpu
+    assert "| memcheck | 9.5 | skipped: no time was left |" in gpu
+    assert "## Kernels, bfloat16\n\nNot yet measured." in gpu
+
+
+def test_a_gpu_page_before_any_run(report):
+    assert report.gpu_page(None).endswith("## Results\n\nNot yet measured.\n")

@@ -49,6 +49,9 @@ def test_a_checkpoint_on_mpii_and_its_predictions_again(tmp_path, mpii, capsys):
     assert list(report)[0] == "PCKh@0.5"  # noqa: RUF015 (the order is what is tested)
     assert len(report["curve"]) == len(report["thresholds"]) == 51
     assert report["keypoints"]["pelvis"]["labelled"] == 2
+    ap = report["ap_by_sigmas"]  # of data that are not in COCO's form
+    assert 0 <= ap["0.5"] <= ap["1"] <= ap["2"]
+    assert any(line.startswith("AP ") and line.endswith(" at double") for line in lines)
     assert (tmp_path / "c.png").stat().st_size > 5000
     assert main(["eval", "--score-only", results, *mpii]) == 0
     assert capsys.readouterr().out.splitlines()[1:5] == lines[1:5]

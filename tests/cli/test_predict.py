@@ -44,6 +44,18 @@ def test_everything_at_once(model, tmp_path, capfd):
     assert lines[0]["people"][0]["track_id"] == 0
 
 
+def test_people_are_followed_by_flow(model, tmp_path):
+    """Frames that follow one another; whoever is not detected is looked for in the box around the last pose."""
+    boxes = [{"image_id": f"{i:03}", "bbox": [5, 5, 30, 30], "score": 0.9} for i in (0, 2)]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    words = ("--track", "--flow", "dis", "--propagate", 1, "--keypoint-threshold", 0, "--track-oks", 0)
+    assert predict(model, "images", "--boxes", "boxes.json", *words, "--jsonl", "r.jsonl") == 0
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [len(line["people"]) for line in lines][::2] == [1, 1]
+    assert lines[0]["people"][0]["track_id"] == 0
+    assert all(person["box_score"] <= 0.9 for person in lines[1]["people"])
+
+
 def test_people_are_drawn_where_nothing_else_is_asked_for(model, tmp_path):
     assert predict(model, "images/000.png") == 0
     assert (tmp_path / "predictions" / "000.png").is_file()
@@ -77,6 +89,8 @@ def test_nobody_is_no_error(model, tmp_path, capsys):
         (["RUN", "images", "--scales", "1"], "--scales has no meaning for a top-down network"),
         (["RUN", "images", "--boxes", "strange.json"], "has no box for any of the 3 images"),
         (["RUN", "images", "--boxes", "nan.json"], "detection 0: bbox must be 4 finite numbers"),
+        (["RUN", "images", "--flow", "dis", "--track-oks", "0.5"], "--flow, --track-oks: these say how"),
+        (["RUN", "images", "--track", "--propagate", "-1"], "propagate is a number of frames"),
         (["RUN", "images", "--jsonl", "images"], "images is a folder: give the name of a file"),
         (["RUN", "images", "--draw", "images/000.png"], "000.png is not a folder"),
         (["RUN", "images", "--skeleton", "mpii"], "the network has 17 keypoints, mpii has 16"),

@@ -18,10 +18,13 @@ from helpers.tiny_models import tiny_model
 from posekd.cli import main
 from posekd.codecs import heatmaps
 from posekd.data import CocoKeypoints, CocoSettings, LoaderSettings
-from posekd.deploy.graphs import TopDownGraph, cut, running_max
+from posekd.deploy.deviation import Deviation, ExportDriftError, judge
+from posekd.deploy.exported import open_exported
+from posekd.deploy.graphs import TopDownGraph, cut
 from posekd.deploy.load import Ready
+from posekd.deploy.plain import running_max
 from posekd.deploy.predict import predict, predict_with
-from posekd.deploy.verify import Deviation, ExportDriftError, beyond_doubt, compare, judge
+from posekd.deploy.verify import beyond_doubt, compare
 from posekd.engine.evaluate import evaluate
 from posekd.geometry import box_to_center_scale, crop_matrices
 from posekd.models import create_model
@@ -36,6 +39,7 @@ pytest.importorskip("onnxscript")
 
 from posekd.deploy.export import export_onnx, quantised  # noqa: E402
 from posekd.deploy.onnx_finder import OnnxFinder  # noqa: E402
+from posekd.deploy.program import export_program  # noqa: E402
 
 SETTINGS = TopDownInference(flip_test=True, oks_threshold=1.0)
 SMALLEST = {"width": 4, "deconv_width": 4}
@@ -300,14 +304,6 @@ def write_identity(path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), str(path))
 
 
-def test_other_kinds_of_networks_are_refused_in_a_sentence(tmp_path):
-    bottom_up = tiny_model("higherhrnet_w32", 17)
-    from posekd.paradigms import BottomUpInference
-
-    with pytest.raises(ValueError, match="a bottom-up network cannot be exported yet"):
-        export_onnx(Ready(bottom_up, COCO, BottomUpInference(), 1.0), tmp_path / "b.onnx")
-
-
 def test_regression_networks_have_a_graph_too():
     model = create_model("deeppose_r50", 17, size=(64, 64), width=8, blocks=(1, 1, 1, 1)).eval()
     boxes = np.array([[5.0, 5, 40, 30], [-20, 0, 60, 50]])
@@ -315,3 +311,38 @@ def test_regression_networks_have_a_graph_too():
         said = TopDownGraph(model, COCO, SETTINGS, 1.25)(torch.from_numpy(picture(0)), torch.from_numpy(boxes).float())
     people = predict(model, picture(0), boxes=[boxes], settings=SETTINGS)
     torch.testing.assert_close(people.keypoints[torch.argsort(people.sample_ids)], said, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_export_says_the_same(found, labelled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = {"inference": asdict(SETTINGS), "loader": {"padding": 1.1}}
+    save(found.model, tmp_path / "best.safetensors", recipe)
+    assert main(["export", ".", "--format", "pt2", "--verify", str(labelled)]) == 0
+    assert "best.pt2: simplebaseline_r50 at 64x64" in capsys.readouterr().out
+    finder = open_exported("best.pt2", 2)
+    assert finder.facts.settings == SETTINGS
+    boxes = np.array([[5.0, 5, 20, 30], [0, 0, 64, 48], [-3, 2, 9, 9]])
+    people = predict(found.model, picture(3), boxes=[boxes], settings=SETTINGS, padding=1.1)
+    assert_same(people, predict_with(finder, picture(3), [boxes]))
+    assert main(["predict", "best.pt2", str(labelled.parent / "0.png"), "--jsonl", "r.jsonl"]) == 0
+    data = ["--annotations", str(labelled), "--images", str(labelled.parent)]
+    assert main(["eval", "best.pt2", *data, "--report", "report.json"]) == 0
+    source = CocoKeypoints(CocoSettings(images=str(labelled.parent), annotations=str(labelled)))
+    report = evaluate(found.model, source, SETTINGS, loader=LoaderSettings(workers=0, padding=1.1))
+    assert json.loads((tmp_path / "report.json").read_text())["AP"] == pytest.approx(report.numbers()["AP"])
+
+
+def test_a_missing_compiler_is_said(monkeypatch, tmp_path):
+    """Only `--compile` needs one."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def refuse(*arguments, **options):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", refuse)
+    monkeypatch.setattr("posekd.deploy.program.trace", lambda *arguments: None)
+    ready = Ready(tiny_model("elpn_v1", 17), COCO, SETTINGS, 1.1)
+    with pytest.raises(RuntimeError, match=r"compiling needs a C\+\+ compiler .* or export without --compile"):
+        export_program(ready, tmp_path / "m.pt2", compiled=True)
+    assert not (tmp_path / "m.pt2").exists()

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from helpers.tiny_training import losses, tiny
 from torch import nn
 
-from posekd.distill.teachers import OnnxTeacher, from_simcc, input_of, torch_teacher
-from posekd.engine.build import build_teacher, teacher_facts
+from posekd.codecs.foreign import Meaning, as_heatmaps, from_simcc, meaning_of
+from posekd.data.loading.teacher_maps import TeacherMaps
+from posekd.distill.convert import from_corners
+from posekd.distill.teachers import OnnxTeacher, input_of, torch_teacher
+from posekd.engine.build import open_training_data
+from posekd.engine.teacher_cache import cache_teacher
+from posekd.engine.teachers import build_teacher, open_cache, teacher_facts
 from posekd.engine.train import train
 from posekd.ops import decode_heatmaps
 from posekd.skeleton import COCO
 from posekd.structures import InputSpec
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 K = 17
 
@@ -39,6 +46,22 @@ def file(path, kind: str, batch: int | str = "B", size=(64, 64), keypoints: int 
             nodes.append(make("ReduceMean", ["maps", f"axis_{name}"], [f"mean_{name}"], keepdims=0))
             initializers.append(onnx.numpy_helper.from_array(np.array([1, 1, 2], np.float32), f"scale_{name}"))
             nodes.append(make("Resize", [f"mean_{name}", "", f"scale_{name}"], [name], mode="nearest"))
+    if kind.startswith("coordinates"):  # means of the input's quarters, projected on x and y and made fractions
+        numbers = {"coordinates": 2, "coordinates_scores": 3}[kind]
+        names = ["points"]
+        weights = np.random.default_rng(0).normal(size=(12, keypoints * numbers)).astype(np.float32)
+        initializers = [
+            onnx.numpy_helper.from_array(weights, "weights"),
+            onnx.numpy_helper.from_array(np.array([0, keypoints, numbers]), "shape"),
+        ]
+        nodes = [
+            make("AveragePool", ["images"], ["pooled"], kernel_shape=[size[0] // 2, size[1] // 2],
+                 strides=[size[0] // 2, size[1] // 2]),
+            make("Flatten", ["pooled"], ["flat"]),
+            make("MatMul", ["flat", "weights"], ["projected"]),
+            make("Sigmoid", ["projected"], ["fractions"]),
+            make("Reshape", ["fractions", "shape"], ["points"]),
+        ]  # fmt: skip
     inputs = [value("images", onnx.TensorProto.FLOAT, [batch, 3, *size])]
     outputs = [value(name, onnx.TensorProto.FLOAT, None) for name in names]
     graph = onnx.helper.make_graph(nodes, "teacher", inputs, outputs, initializers)
@@ -64,6 +87,24 @@ def factory() -> nn.Module:
     return Module()
 
 
+class Regressor(nn.Module):
+    """Coordinates in pixels, `[B, 2 K]`."""
+
+    spec = InputSpec((64, 64))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2 * K)
+
+    def forward(self, images):
+        return 32 + 10 * self.layer(images.mean((2, 3)))
+
+
+def regressor() -> nn.Module:
+    torch.manual_seed(0)
+    return Regressor()
+
+
 def no_spec() -> nn.Module:
     return Module(told=False)
 
@@ -74,8 +115,8 @@ def no_spec() -> nn.Module:
 def test_heatmaps_of_a_file_are_its_own(tmp_path):
     teacher = OnnxTeacher(file(tmp_path / "t.onnx", "heatmaps"), {"mean": [0.5, 0.5, 0.5], "bgr": True})
     assert teacher.spec == InputSpec((64, 64), mean=(0.5, 0.5, 0.5), bgr=True)
-    assert (teacher.codec, teacher.num_keypoints) == ("heatmaps", K)
-    assert teacher.said == "t.onnx gives (1, 17, 16, 16): heatmaps"
+    assert (teacher.meaning.codec, teacher.meaning.num_keypoints) == ("heatmaps", K)
+    assert teacher.meaning.said == "t.onnx gives (1, 17, 16, 16): heatmaps"
     images = torch.randn(3, 3, 64, 64)
     weights = torch.from_numpy(np.random.default_rng(0).normal(size=(K, 3, 1, 1))).float()
     expected = nn.functional.conv2d(nn.functional.avg_pool2d(images, 4), weights)
@@ -86,7 +127,7 @@ def test_heatmaps_of_a_file_are_its_own(tmp_path):
 
 def test_simcc_is_told_by_its_shapes(tmp_path):
     teacher = OnnxTeacher(file(tmp_path / "t.onnx", "simcc"))
-    assert teacher.codec == "simcc"
+    assert teacher.meaning.codec == "simcc"
     maps = teacher(torch.randn(2, 3, 64, 64))
     assert maps.shape == (2, K, 16, 16)
     assert float(maps.min()) >= 0
@@ -108,6 +149,77 @@ def test_simcc_peaks_stand_where_rtmpose_decodes_them():
     # to half a heatmap pixel, which is what four input pixels can tell
     torch.testing.assert_close(4 * found[:, 0], x, rtol=0, atol=2.0)
     torch.testing.assert_close(4 * found[:, 1], y, rtol=0, atol=2.0)
+
+
+def test_coordinates_of_a_file_become_gaussians_at_them(tmp_path):
+    path = file(tmp_path / "t.onnx", "coordinates_scores")
+    teacher = OnnxTeacher(path)
+    assert teacher.meaning.said == (
+        "t.onnx gives (1, 17, 3): coordinates as fractions of the input (values 0.50 to 0.50; teacher.units says "
+        "otherwise), with scores"
+    )
+    images = torch.randn(2, 3, 64, 64)
+    said = torch.from_numpy(onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})[0])
+    maps = teacher(images)
+    v, u = torch.arange(16.0)[:, None], torch.arange(16.0)
+    x, y, score = said[1, 3]
+    expected = score * torch.exp(-((u - x * 16) ** 2 + (v - y * 16) ** 2) / (2 * 2.0**2))
+    torch.testing.assert_close(maps[1, 3], expected)
+    pixels = OnnxTeacher(path, units="pixels")  # overridden
+    assert pixels.meaning.said == "t.onnx gives (1, 17, 3): coordinates in pixels of the input, with scores"
+    x, y = said[1, 3, :2] / 4
+    torch.testing.assert_close(pixels(images)[1, 3], score * torch.exp(-((u - x) ** 2 + (v - y) ** 2) / (2 * 2.0**2)))
+
+
+SHAPES = {
+    "plain": ([(1, 5, 2)], "coordinates"),
+    "with scores beside": ([(1, 5, 2), (1, 5)], "coordinates in pixels of the input (values 20.00 to 20.00; "
+                           "teacher.units says otherwise), with scores"),
+    "with sigmas": ([(1, 5, 4)], "with sigmas"),
+    "with both beside": ([(1, 5, 2), (1, 5, 1), (1, 5, 2)], "with scores and sigmas"),
+    "flat": ([(1, 10)], "(1, 10): coordinates in pixels"),
+    "heatmaps": ([(1, 5, 16, 12)], "(1, 5, 16, 12): heatmaps"),
+    "simcc": ([(1, 5, 96), (1, 5, 128)], "simcc"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_the_meaning_of_shapes(case):
+    shapes, words = SHAPES[case]
+    found = meaning_of([torch.full(shape, 20.0) for shape in shapes], (64, 48))
+    assert found.num_keypoints == 5
+    assert words in found.said
+
+
+def test_flat_outputs_of_three_numbers_need_the_number_of_keypoints():
+    outputs = [torch.full((1, 15), 0.5)]
+    assert meaning_of(outputs, (64, 48), num_keypoints=5).num_keypoints == 5
+    with pytest.raises(ValueError, match=r"gives \[\(1, 15\)\], which are nothing that is known"):
+        meaning_of(outputs, (64, 48))
+    with pytest.raises(ValueError, match=r"teacher.units 'metres' is not known: pixels, fractions, centred"):
+        meaning_of(outputs, (64, 48), units="metres", num_keypoints=5)
+    with pytest.raises(ValueError, match=r"teacher.units are of coordinates, and the network gives heatmaps"):
+        meaning_of([torch.zeros(1, 5, 8, 8)], (64, 48), units="pixels")
+
+
+@pytest.mark.parametrize("units", ["pixels", "fractions", "centred"])
+def test_sigmas_are_in_the_unit_of_their_coordinates(units):
+    x, y, sx, sy = 12.0, 40.0, 8.0, 2.0  # input pixels; a sigma of half a heatmap pixel is drawn as 1
+    scale = {"pixels": torch.ones(2), "fractions": torch.tensor([48.0, 64]), "centred": torch.tensor([48.0, 64])}[units]
+    shift = 0.5 if units == "centred" else 0.0
+    said = torch.cat((torch.tensor([x, y]) / scale - shift, torch.tensor([sx, sy]) / scale))[None, None]
+    maps = as_heatmaps([said], Meaning("coordinates", 1, units, ""), (64, 48))
+    u, v = torch.arange(12.0), torch.arange(16.0)[:, None]
+    torch.testing.assert_close(maps[0, 0], torch.exp(-((u - 3) ** 2 / 4 + (v - 10) ** 2) / 2))
+
+
+def test_heatmaps_of_udp_stand_where_the_students_do():
+    """UDP: pixel u of 48 stands at input pixel u 191 / 47; the student's at 4 u."""
+    at = torch.tensor([37.0, 50.0])
+    u, v = torch.arange(48.0), torch.arange(64.0)[:, None]
+    maps = torch.exp(-((u - at[0]) ** 2 + (v - at[1]) ** 2) / 8)[None, None]
+    found = decode_heatmaps(from_corners(maps, (256, 192)), "dark")[0, 0]
+    torch.testing.assert_close(found[:2], at * torch.tensor([191 / 47, 255 / 63]) / 4, rtol=0, atol=0.05)
 
 
 def test_what_is_no_teacher_is_refused_with_its_shapes(tmp_path):
@@ -162,12 +274,15 @@ def recipe(folder, teacher, **changes):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ({"name": "onnx"}, "teacher.name onnx and teacher.path belong together"),
-        ({"name": "hrnet_w32", "weights": "w", "path": "t.onnx"}, "teacher.name onnx and teacher.path belong together"),
+        ({"name": "onnx"}, "and teacher.path belong together"),
+        ({"name": "hrnet_w32", "weights": "w", "path": "t.onnx"}, "and teacher.path belong together"),
         ({"name": "torch", "path": "x"}, "belong together"),
-        ({"name": "torch", "factory": "a:b", "codec": "simcc"}, "teacher.codec says what the file"),
+        ({"name": "hrnet_w32", "weights": "w", "codec": "simcc"}, "teacher.codec is of a teacher of the name onnx"),
+        ({"name": "onnx", "path": "x", "dataset": 1}, "teacher.dataset is of a teacher of the name huggingface"),
+        ({"name": "huggingface"}, "teacher.name huggingface and teacher.path belong together"),
+        ({"name": "hrnet_w32", "weights": "w", "udp": True}, "teacher.udp is of a network from elsewhere"),
         ({"name": "onnx", "path": "x", "weights": "w"}, "has its own weights"),
-        ({"name": "hrnet_w32", "weights": "w", "keypoints": ["a"]}, "of a network from elsewhere"),
+        ({"name": "onnx", "path": "x", "keypoints": "cocoa"}, "there is no set of keypoints 'cocoa': coco, "),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path, teacher, message):
@@ -179,7 +294,7 @@ def test_keypoints_are_matched_by_name(tmp_path):
     names = [*reversed(COCO.keypoints), "tail"]
     path = file(tmp_path / "t.onnx", "heatmaps", keypoints=18)
     made = recipe(tmp_path, {"name": "onnx", "path": path, "keypoints": names})
-    with pytest.warns(UserWarning, match="matched by name, and 1 of its keypoints are left out"):
+    with pytest.warns(UserWarning, match=r"matched by name, and 1 of its keypoints are left out"):
         teacher = build_teacher(made, made.teacher, COCO)
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(teacher.model(images)[-1], OnnxTeacher(path)(images)[:, list(range(16, -1, -1))])
@@ -197,10 +312,27 @@ def test_a_cache_knows_the_file_by_its_content(tmp_path):
     assert facts(17)["path"] != facts(18)["path"]
 
 
-@pytest.mark.parametrize("kind", ["heatmaps", "simcc", "torch"])
+@pytest.mark.parametrize("kind", ["simcc", "coordinates", "heatmaps"])
+def test_a_cache_holds_what_it_says(tmp_path, kind):
+    path = file(tmp_path / "t.onnx", kind)
+    made = recipe(tmp_path / "run", {"name": "onnx", "path": path}, train_data={"name": "synthetic", "images": 2})
+    card = cache_teacher(made, tmp_path / "cache", margin=1.0, bits=16)
+    assert card.shape == (K, 16, 16)
+    source = open_training_data(made)
+    assert (
+        len(TeacherMaps(tmp_path / "cache").read(np.arange(len(source.records)), source.records).maps) == card.persons
+    )
+    changed = replace(made, train=replace(made.train, teacher_cache=str(tmp_path / "cache")))
+    assert open_cache(changed, source) is not None
+    with pytest.raises(ValueError, match=r"was made with codec None, the recipe says 'heatmaps'"):
+        open_cache(replace(changed, teacher=replace(made.teacher, codec="heatmaps")), source)
+
+
+@pytest.mark.parametrize("kind", ["coordinates", "regressor", pytest.param("heatmaps", marks=pytest.mark.slow)])
 def test_a_student_learns_from_it(tmp_path, kind):
-    teacher = {"name": "torch", "factory": f"{__name__}:factory"}
-    if kind != "torch":
+    factories = {"regressor": "regressor"}
+    teacher = {"name": "torch", "factory": f"{__name__}:{factories.get(kind)}"}
+    if kind not in factories:
         teacher = {"name": "onnx", "path": file(tmp_path / "t.onnx", kind)}
     steps = {"train__epochs": 12, "loader__batch_size": 12, "optim": {"lr": 0.02}}  # each step sees everybody
     train(recipe(tmp_path / "run", teacher, **steps))

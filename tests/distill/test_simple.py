@@ -9,11 +9,13 @@ from helpers.people_student import SPEC, B, K, Knowing, Quarter, batch, ideal, w
 
 from posekd import ops
 from posekd.codecs import people
+from posekd.codecs.reordered import bridged_to
 from posekd.distill import FrozenTeacher, Simple, SimpleSettings
 from posekd.distill.people_boxes import Matched, find_and_match, match_boxes, peaks_to_keep
 from posekd.distill.people_detection import offset_loss
 from posekd.distill.simple import identity_adapter
 from posekd.inputs import warp
+from posekd.skeleton import COCO
 from posekd.structures import ImageBatch
 
 
@@ -69,6 +71,19 @@ def test_what_the_teacher_sees_is_what_the_student_sees(training):
     assert inside.float().mean() > 0.4
     gaps = (theirs - ours)[inside].abs()
     assert gaps.median() < 0.02 * theirs[inside].std()
+
+
+def test_keypoints_that_the_teacher_does_not_know_mimic_nothing(data):
+    trained = method(data, mimic="teacher")
+    network, found = bridged_to(Quarter(), COCO.keypoints, [*COCO.keypoints[:-1], "tail"], "the teacher")
+    trained.teacher = FrozenTeacher(network, bridge=found)
+    with torch.no_grad():
+        trained.student.weight.mul_(0.5)
+    trained(data)["mimic_teacher"].backward()
+    gradient = trained.student.weight.grad
+    assert gradient[-1] == 0
+    assert (gradient[:-1] != 0).all()
+    assert trained.why_not_partial(trained.settings) is None
 
 
 def test_mimicking_labels(data):

@@ -38,7 +38,7 @@ class TestValidation:
         plan = recipe(tmp_path, loader__batch_size=8, train__accumulate=accumulate)
         seen: list[LoaderSettings] = []
 
-        def evaluate(model, source, settings, *, loader):
+        def evaluate(model, source, settings, *, loader, tracking):
             seen.append(loader)
             raise KeyboardInterrupt
 

@@ -11,8 +11,9 @@ from helpers.tiny_recipe import TINY_NET, tiny_recipe
 
 from posekd.data import LoaderSettings
 from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
-from posekd.engine.build import assemble, build_method, build_teacher
+from posekd.engine.build import assemble, build_method
 from posekd.engine.evaluate import evaluate
+from posekd.engine.teachers import build_teacher
 from posekd.engine.training.loop import load_state_dict, state_dict
 from posekd.models import create_model, load_model, save_weights
 from posekd.paradigms.inference import find_people

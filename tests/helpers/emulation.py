@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -49,3 +51,13 @@ def load() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def grid_rows(largest: int) -> Iterator[None]:
+    """Within the block, the emulated device's grids have at most so many rows, instead of 65535."""
+    load().set_grid_rows(largest)
+    try:
+        yield
+    finally:
+        load().set_grid_rows()

@@ -18,6 +18,7 @@ def _random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 BOXES = torch.tensor([[0.0, 0.3, 0.2, 5.0, 4.0], [1.0, 2.0, 1.0, 7.0, 6.5]])
 KEYPOINTS = torch.tensor([[1.0, 2.0, 2.0], [4.0, 5.0, 1.0], [6.0, 3.0, 2.0]])  # K = 3: x, y, visibility
+POINT_BOXES = torch.tensor([[[0.0, 1.0, 4.0, 5.0], [2.0, 2.0, 8.0, 6.0]], [[3.0, 0.0, 6.0, 6.0], [0.0, 0.0, 0.0, 0.0]]])
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
@@ -34,6 +35,7 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         "distill_loss": lambda x: _only(ops.distill_loss(x, other, keypoints=KEYPOINTS.expand(2, 3, 3))),
         "mimic_loss": lambda x: _only(ops.mimic_loss(x, BOXES, targets, None, 0.5)),
         "tag_loss": lambda x: torch.stack(ops.tag_loss(x, people)),
+        "center_focal_loss": lambda x: _only(ops.center_focal_loss(x, POINT_BOXES, torch.tensor([2, 1]))),
         "simulated_heatmap_loss": lambda x: ops.simulated_heatmap_loss(*_points(x), other),
     }
     return x, calls[name]
@@ -59,5 +61,6 @@ NAMES = (
     "distill_loss",
     "mimic_loss",
     "tag_loss",
+    "center_focal_loss",
     "simulated_heatmap_loss",
 )

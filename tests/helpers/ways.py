@@ -49,7 +49,7 @@ def noted() -> Iterator[list[str]]:
 def by_dispatcher() -> Iterator[None]:
     """Every call takes the dispatcher, as it does where something is at work."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "_plain_device", lambda args: None)
+        patch.setattr(library, "_plain_device", lambda args, profiled=False: None)
         yield
 
 

@@ -149,6 +149,7 @@ def _of_any_size(name: str, x: Tensor) -> tuple[Tensor, ...]:
     keypoints = torch.linspace(0, 6, N * 4 * C * 3).reshape(N, 4, C, 3)
     targets = torch.linspace(0, 1, 2 * len(boxes) * C * 6).reshape(2, len(boxes), C, 3, 2)
     points = x[:, :, :1, :1].expand(N, C, 2, 2)
+    people, logits = boxes[:, None, 1:].expand(len(boxes), 2, 4)[:1].expand(N, 2, 4), x[:, :1].expand(N, 3, H, W)
     calls: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]] = {
         "corner_pool": lambda: ops.corner_pool(x, "right", ties="last"),
         "corner_pool_add": lambda: ops.corner_pool_add(x, other, "bottom"),
@@ -158,6 +159,9 @@ def _of_any_size(name: str, x: Tensor) -> tuple[Tensor, ...]:
         "distill_loss": lambda: ops.distill_loss(x, other, keypoints=keypoints[:, 0], kind="exact", return_terms=True),
         "mimic_loss": lambda: ops.mimic_loss(x, boxes, targets, torch.full(targets.shape[:3], 0.5), 0.5),
         "tag_loss": lambda: ops.tag_loss(x, keypoints, kind="max"),
+        "center_focal_loss": lambda: ops.center_focal_loss(
+            logits, people, torch.full((N,), 2), radius="cornernet", return_terms=True
+        ),
         "simulated_heatmap_loss": lambda: ops.simulated_heatmap_loss(points[..., 0], points[..., 1], other),
     }
     result = calls[name]()

@@ -101,6 +101,7 @@ def test_the_loss(backend, radius):
     loss, terms = center_focal_loss(*given, radius=radius, return_terms=True)
     assert terms.tolist() == pytest.approx(by_the_book(logits, targets.double(), mask), rel=1e-5)
     assert loss.item() == pytest.approx(terms.sum().item())
+    assert torch.equal(center_focal_loss(*given, radius=radius), loss)
     everything = torch.ones_like(given[3])
     assert torch.equal(
         center_focal_loss(*given[:3], everything, radius=radius), center_focal_loss(*given[:3], radius=radius)
@@ -126,7 +127,7 @@ def test_kernels_are_as_good_as_the_definition(backend, dtype):
         if there == torch.device("cpu") and x.dtype == torch.float64:
             terms, points = definition.center_focal_loss(leaf, *moved, False)
         else:
-            terms, points = torch.ops.posekd.center_focal_loss(leaf, *moved, False)
+            terms, points = torch.ops.posekd.center_focal_loss(leaf, *moved, False, False)
         terms.backward(upstream.to(terms))
         results.append((terms, points, leaf.grad))
     (terms, points, gradient), (wanted, wanted_points, wanted_gradient) = results

@@ -210,7 +210,8 @@ class TestSum:
     def test_equals_two_pools(self, backend: backends.Backend, directions: tuple[str, str], dtype: torch.dtype) -> None:
         if dtype == torch.float64 and not backend.float64:
             pytest.skip("float64 is for the CPU")
-        for shape, ties in (((2, 2, 6, 44), "first"), ((1, 17, 3, 132), "last"), ((1, 1, 5, 1), "first")):
+        shapes = ((2, 2, 6, 44), "first"), ((1, 17, 3, 132), "last"), ((1, 1, 5, 1), "first"), ((1, 2, 21, 68), "last")
+        for shape, ties in shapes:
             maps = make_map(shape, dtype, special=True), make_map(shape, dtype, special=True).flip(2)
             dy = upstream_of(shape, dtype).to(backend.device)
             fused, apart = ([m.to(backend.device).requires_grad_() for m in maps] for _ in range(2))

@@ -176,7 +176,7 @@ class TestSources:
         matrices = IDENTITY.to(backend.device).repeat(4, 1, 1)
         index = torch.tensor([0, 1, 2, -1], device=backend.device)
         crops = torch.ops.posekd.crop_warp(
-            [pixels], offsets, shapes, matrices, index, 3, 4, 4, None, None, torch.float32, False
+            [pixels], offsets, shapes, matrices, index, None, 3, 4, 4, None, None, torch.float32, False
         )
         assert crops.amax((1, 2, 3)).tolist() == [0, 1, 0, 0]
 

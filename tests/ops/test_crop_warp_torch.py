@@ -18,7 +18,7 @@ class TestTorchIntegration:
         images, matrices, index = some_images(2), some_matrices(3), torch.tensor([1, 0, 1])
         packed = PackedImages.from_list(images)
         floats = torch.randn(2, 3, 12, 10).contiguous(memory_format=torch.channels_last)
-        rest = (matrices, index, 3, 8, 6, list(MEAN), list(STD), torch.float16, channels_last)
+        rest = (matrices, index, None, 3, 8, 6, list(MEAN), list(STD), torch.float16, channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         out = torch.zeros(3, 3, 8, 6, dtype=torch.float16).contiguous(memory_format=layout)
         for sources in (

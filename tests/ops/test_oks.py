@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -58,7 +60,7 @@ def soft_by_loops(poses: Tensor, scores: Tensor, areas: Tensor, threshold: float
 
 @pytest.fixture(params=["core", "definition"], autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything below holds for the C++ kernel and for the plain definition that GPUs use."""
+    """Everything below holds for the C++ kernel and for the plain definition."""
     if request.param == "definition":
         monkeypatch.setattr(library, "_core", None)
     return request.param
@@ -101,9 +103,11 @@ class TestOks:
 
 
 class TestHard:
+    seeds = 5
+
     @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9, 1.0])
     def test_against_loops(self, threshold: float) -> None:
-        for seed in range(5):
+        for seed in range(self.seeds):
             poses, scores, areas = people(24, seed=seed)
             kept = oks_nms(poses, scores, areas, threshold)
             assert kept.tolist() == hard_by_loops(poses, scores, areas, threshold)
@@ -165,10 +169,12 @@ class TestHard:
 
 
 class TestSoft:
+    seeds = 3
+
     @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.9])
     @pytest.mark.parametrize("most", [1, 5, 20, 50])
     def test_against_loops(self, most: int, threshold: float) -> None:
-        for seed in range(3):
+        for seed in range(self.seeds):
             poses, scores, areas = people(24, seed=seed)
             taken = soft_oks_nms(poses, scores, areas, threshold, max_keep=most)
             assert taken.tolist() == soft_by_loops(poses, scores, areas, threshold, most)
@@ -190,6 +196,39 @@ class TestSoft:
         assert taken.shape == (8,)
         assert taken[7] == -1
         assert 2 not in taken.tolist()
+
+
+EMULATED = [pytest.param(f"emu-{order}", marks=pytest.mark.emu) for order in backends.EMULATED]
+
+
+class InEmulation:
+    """The CUDA kernels, in every order of threads."""
+
+    @pytest.fixture(params=EMULATED, autouse=True)
+    def implementation(self, request: pytest.FixtureRequest) -> Iterator[str]:
+        with backends.use(request.param):
+            yield request.param
+
+
+class TestHardInEmulation(InEmulation, TestHard):
+    seeds = 1
+    test_survivors_are_unlike_each_other_and_the_removed_are_like_one = None  # by hypothesis, and slow here
+
+    def test_poses_of_many_blocks(self) -> None:
+        poses, scores, areas = people(72, seed=3)  # three words of bits, nine blocks
+        scores[60:] = scores[48:60].clone()  # ties
+        assert oks_nms(poses, scores, areas, 0.5).tolist() == hard_by_loops(poses, scores, areas, 0.5)
+
+
+class TestSoftInEmulation(InEmulation, TestSoft):
+    seeds = 1
+
+    @pytest.mark.parametrize("N", [272, 600])  # clusters of two and four blocks
+    def test_poses_of_many_blocks(self, N: int) -> None:
+        poses, scores, areas = people(N, seed=3)
+        scores[200:272] = scores[100:172].clone()  # ties
+        taken = soft_oks_nms(poses, scores, areas, 0.5, max_keep=4)
+        assert taken.tolist() == soft_by_loops(poses, scores, areas, 0.5, 4)
 
 
 class Recorded(TorchDispatchMode):

@@ -183,7 +183,7 @@ class TestTypesAndShapes:
         found = render_heatmaps(keypoints, (16, 12))
         torch.testing.assert_close(found, render_heatmaps(keypoints.float(), (16, 12)), rtol=0, atol=0)
 
-    @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (5, 3), (17, 33)])
+    @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (5, 3), (17, 33), (6, 24)])
     @pytest.mark.parametrize("kind", KINDS)
     def test_sizes(self, backend: backends.Backend, size: tuple[int, int], kind: str) -> None:
         keypoints = some_keypoints(2, 2, 3, height=size[0], width=size[1])
@@ -201,11 +201,16 @@ class TestTypesAndShapes:
         assert (maps == 0).all()
         assert (weight == 0).all()
 
-    def test_more_people_than_a_block_holds(self, backend: backends.Backend) -> None:
-        keypoints = some_keypoints(1, 70, 2, height=16, width=12)
-        maps, weight = render_heatmaps(keypoints.to(backend.device), (16, 12), 1.0)
-        expected, weights = definition.render_heatmaps(keypoints, (16, 12), 1.0, "msra", torch.float32)
-        torch.testing.assert_close(maps.cpu(), expected, rtol=0, atol=1e-6)
+    # The second is wider than a GPU's shared memory has room for the profiles of 32 people.
+    @pytest.mark.parametrize("size", [(16, 12), (2, 1900)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_more_people_than_a_block_holds(
+        self, backend: backends.Backend, dtype: torch.dtype, size: tuple[int, int]
+    ) -> None:
+        keypoints = some_keypoints(1, 70, 2, height=size[0], width=size[1])
+        maps, weight = render_heatmaps(keypoints.to(backend.device), size, 1.0, dtype=dtype)
+        expected, weights = definition.render_heatmaps(keypoints, size, 1.0, "msra", torch.float32)
+        torch.testing.assert_close(maps.cpu().float(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-3)
         torch.testing.assert_close(weight.cpu(), weights, rtol=0, atol=0)
 
     def test_memory_layout_of_the_keypoints(self, backend: backends.Backend) -> None:

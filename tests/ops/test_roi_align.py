@@ -99,6 +99,28 @@ class TestAgainstTorchvisionsAlgorithm:
         torch.testing.assert_close(crops.cpu().double(), expected, rtol=0, atol=2e-5)
         torch.testing.assert_close(gradient.cpu().double(), expected_gradient, rtol=0, atol=5e-5)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(
+        ("shape", "out"), [((2, 8, 9, 37), (7, 7)), ((1, 264, 1, 3), (2, 3)), ((3, 16, 4, 8), (8, 1))], ids=str
+    )
+    def test_many_small_crops(
+        self, backend: backends.Backend, shape: tuple[int, ...], out: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        """What a GPU has kernels of its own for: the same boxes on every image, and on images that are not there."""
+        maps = make_maps(*shape).to(dtype)
+        N, _, H, W = shape
+        corners = torch.tensor([[0.2 * W, 0.1 * H, 0.9 * W, 0.8 * H], [-1, -1, W + 1, H + 1], [W - 2, 1.3, 1.5, 2.2]])
+        boxes = torch.cat([torch.arange(-1.0, N + 1).repeat_interleave(3)[:, None], corners.repeat(N + 2, 1)], 1)
+        if backend.kind == "cpu":  # which refuses a box on no image
+            boxes = boxes[(boxes[:, 0] >= 0) & (boxes[:, 0] < N)]
+        crops, gradient = run(maps.to(backend.device), boxes.to(backend.device), out, sampling_ratio=2)
+        rounded = upstream(crops.cpu()).float()
+        expected = definition.roi_align(maps.float(), boxes, out, 1.0, 2, True)
+        exact = definition.roi_align_backward(rounded, boxes, shape, 1.0, 2, True)
+        slack = 3e-6 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(crops.cpu().float(), expected, rtol=slack, atol=slack)
+        torch.testing.assert_close(gradient.cpu().float(), exact, rtol=slack, atol=2 * slack * rounded.abs().max())
+
     def test_more_channels_than_a_block_takes(self, backend: backends.Backend) -> None:
         maps = make_maps(1, 37, 6, 5).float()
         crops, gradient = run(maps.to(backend.device), TABLE[:1].float().to(backend.device), (3, 4))
@@ -176,14 +198,17 @@ class TestMeaning:
         assert (crops[1] == 0).all()
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_nan_and_inf_reach_what_reads_them_and_nothing_else(self, backend: backends.Backend, value: float) -> None:
+    @pytest.mark.parametrize(("out", "copies"), [((10, 17), 1), ((7, 7), 10)])  # few large crops, many small ones
+    def test_nan_and_inf_reach_what_reads_them_and_nothing_else(
+        self, backend: backends.Backend, out: tuple[int, int], copies: int, value: float
+    ) -> None:
         maps = make_maps(1, 2, 40, 40).float()
         maps[0, 1, 20, 20] = value
-        boxes = torch.tensor([[0, 4.3, 4.1, 37.9, 38.2], [0, 1, 1, 12, 12]])
-        crops, _ = run(maps.to(backend.device), boxes.to(backend.device), (10, 17), sampling_ratio=2)
-        clean = roi_align(maps.nan_to_num(0, 0, 0), boxes, (10, 17), sampling_ratio=2)
+        boxes = torch.tensor([[0, 4.3, 4.1, 37.9, 38.2], [0, 1, 1, 12, 12]] * copies)
+        crops, _ = run(maps.to(backend.device), boxes.to(backend.device), out, sampling_ratio=2)
+        clean = roi_align(maps.nan_to_num(0, 0, 0), boxes, out, sampling_ratio=2)
         weights = torchvision_weights(
-            boxes[0].double().tolist(), maps, (10, 17), {"spatial_scale": 1.0, "aligned": True, "sampling_ratio": 2}
+            boxes[0].double().tolist(), maps, out, {"spatial_scale": 1.0, "aligned": True, "sampling_ratio": 2}
         )
         hit = torch.from_numpy(weights[:, :, 20, 20] > 0)
         assert 0 < hit.sum() < 20

@@ -95,7 +95,7 @@ class TestAgainstTheLoop:
             backends.assert_as_good_as_torch(found, plain, wanted, eps)
 
     @pytest.mark.parametrize(
-        "shape", [(1, 1, 1, 1, 1), (1, 17, 16, 12, 40), (2, 33, 5, 3, 2), (5, 2, 3, 3, 9)], ids=str
+        "shape", [(1, 1, 1, 1, 1), (1, 17, 16, 12, 40), (2, 33, 5, 3, 2), (5, 2, 3, 3, 9), (1, 2, 70, 64, 5)], ids=str
     )
     def test_sizes(self, backend: backends.Backend, shape: tuple[int, int, int, int, int]) -> None:
         tags, keypoints = make_case(*shape)

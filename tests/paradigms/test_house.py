@@ -23,11 +23,11 @@ SOURCES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE)
 
 GROUND = {
     "geometry", "structures", "names", "skeleton", "files", "precision", "lengths", "coco_rules", "whole_body",
-    "renames", "packages",
+    "renames", "packages", "posetrack_json", "bridging",
 }  # fmt: skip
 CODECS = GROUND | {"ops", "codecs"}
 ROOMS = {"models", "data", "metrics", "inputs", "distill"}
-INFERENCE = CODECS | ROOMS | {"viz", "paradigms"}
+INFERENCE = CODECS | ROOMS | {"viz", "paradigms", "tracking"}
 EVERYTHING = INFERENCE | {"engine", "cli", "deploy"}
 ALLOWED: dict[str, set[str]] = {
     "geometry": set(),
@@ -35,11 +35,13 @@ ALLOWED: dict[str, set[str]] = {
     "skeleton": {"names"},
     "files": set(),
     "coco_rules": set(),
+    "posetrack_json": {"coco_rules", "files"},
     "whole_body": {"skeleton", "coco_rules"},
     "precision": set(),
     "renames": set(),
     "packages": set(),
     "lengths": {"skeleton"},
+    "bridging": {"names", "skeleton"},
     "structures": {"geometry"},
     "ops": GROUND | {"_C"},
     "nn": GROUND | {"ops"},
@@ -50,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "distill": CODECS | {"inputs"},
     "inputs": CODECS | {"data"},
     "viz": CODECS | ROOMS,
+    "tracking": CODECS | {"metrics"},
     "paradigms": CODECS | ROOMS | {"viz"},
     "deploy": INFERENCE,
     "engine": INFERENCE | {"__version__"},

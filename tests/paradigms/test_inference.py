@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.pictures import picture
 from helpers.tiny_models import tiny_model
 from torch import nn
 
@@ -17,7 +18,7 @@ from posekd.data import CocoKeypoints, LoaderSettings
 from posekd.data.synthetic import SyntheticSettings, write_coco
 from posekd.engine.evaluate import evaluate
 from posekd.paradigms import BottomUpInference, TopDownInference
-from posekd.paradigms.inference import find_in_batches, find_people, open_batches
+from posekd.paradigms.inference import find_in_batches, find_people, looker, open_batches
 from posekd.skeleton import COCO
 from posekd.structures import Instances
 
@@ -189,3 +190,17 @@ def test_inference_needs_no_engine(code):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_a_looker_asks_for_people_in_boxes():
+    """The same poses as `find_people` with these boxes, in the boxes' order; some networks cannot be asked."""
+    image, boxes = picture(0), np.array([[5.0, 5.0, 20.0, 40.0], [20.0, 2.0, 40.0, 40.0]])
+    model = tiny_model("hrnet_w32", 17)
+    look = looker(model, COCO, TopDownInference())
+    assert look is not None
+    found = look(image, boxes)
+    assert found.sample_ids.tolist() == [0, 1]
+    expected = find_people(model, [image], COCO, TopDownInference(oks_threshold=1.0), boxes=[boxes])
+    order = expected.sample_ids.argsort()
+    torch.testing.assert_close(found.keypoints, expected.keypoints[order])
+    assert looker(tiny_model("higherhrnet_w32", 17), COCO) is None

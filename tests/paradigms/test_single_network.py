@@ -23,6 +23,7 @@ from posekd.paradigms.single_network import (
     SingleNetworkInference,
     input_matrices,
     input_sizes,
+    look,
     open_loader,
     predict,
     prepare,
@@ -255,3 +256,19 @@ def test_outputs_that_are_refused():
         people.read(wrong)
     with pytest.raises(ValueError, match=r"gives heatmaps \[B, 5, h, w\]"):
         people.read([torch.zeros(1, k, 8, 8) for k in (17, 3, 6)], 5)
+
+
+def test_people_in_given_boxes(monkeypatch):
+    """As in tracking, where boxes come from the frame before: one person for each box, in the boxes' order."""
+    settings = SingleNetworkInference(flip_test=False)
+    box = [(120.0, 25.0, 40.0, 90.0), (20.0, 30.0, 50.0, 80.0)]
+    source = drawn([(130, 200)], [box])
+    oracle = PeopleOracle(COCO.flip, 128, False)
+    monkeypatch.setattr(people, "crop_table", oracle.watch_boxes)
+    loader = open_loader(source, oracle.spec, LoaderSettings(1, 0), training=False, inference=settings)
+    with torch.inference_mode():
+        (found,) = (look(oracle, packed, oracle.spec, COCO.flip, settings) for packed in oracle.watch(loader))
+    assert found.sample_ids.tolist() == [0, 1]
+    assert found.box_scores.tolist() == [1, 1]
+    np.testing.assert_allclose(found.boxes.numpy(), box, atol=1e-3)
+    np.testing.assert_allclose(found.keypoints[..., :2].numpy(), source.records.keypoints[..., :2], atol=2)

@@ -15,6 +15,7 @@ from posekd.data.loading.boxes import crops_of
 from posekd.data.loading.packing import PackedDataset, pack_regions
 from posekd.data.loading.sampler import Key
 from posekd.data.loading.teacher_maps import TeacherMaps
+from posekd.data.photometric import looks_of
 from posekd.data.records import PoseSource
 from posekd.structures import PackedCropBatch, Pixels
 
@@ -100,6 +101,8 @@ class CropDataset(PackedDataset):
             sample_ids=torch.from_numpy(records.sample_ids[rows]),
             teacher=None if self.teacher_maps is None or not len(rows) else self.teacher_maps.read(rows, records),
         )
+        if self.augmentation is not None:
+            batch.looks = looks_of(self.augmentation.photometric, self.seed, keys)
         corners = _crop_corners(batch, self.size)
         batch.pixels = pack_regions(list(images.values()), records.image_sizes[list(images)], index, corners)
         return batch

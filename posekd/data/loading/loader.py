@@ -82,10 +82,20 @@ class PackedLoader:
         self._loader = _data_loader(dataset, plan, settings)
         self._reported: set[int] = set()
         self._last_bad = 0
+        self._following: tuple[int, int] | None = None
+        self._stream: _Stream | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return len(self.plan)
+
+    def follow(self, epochs: int, batches: int) -> None:
+        """Says that this many epochs will be asked for, one after the other, and so many batches of each.
+
+        The next epoch's batches are prepared while this one's are used. `epoch` gives what it gives otherwise, and
+        from any place, where the workers begin anew: only its end comes after `batches`.
+        """
+        self._following, self._stream = (epochs, batches), None
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Packed]:
         """Batches of an epoch, from batch `start` on.
@@ -98,9 +108,8 @@ class PackedLoader:
             BadImageError: an image cannot be read and is not to be skipped, or no image of ten batches in a
                 row, or of the whole epoch, can be read.
         """
-        self.plan.epoch, self.plan.start = epoch, start
         rows, lost = 0, 0
-        for batch in _without_traceback(_start_quietly(self._loader)):
+        for batch in self._batches(epoch, start):
             self._report(batch)
             rows += len(batch)
             lost = 0 if len(batch) else lost + 1
@@ -112,6 +121,28 @@ class PackedLoader:
                 yield self.dataset.stand_in(epoch, batch.skipped)
         if rows == 0 and start < len(self.plan):
             raise BadImageError(f"none of the images could be read; the first: {self._reason(0)}")
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Packed]:
+        """What the workers make of an epoch, from batch `start` on."""
+        epochs, end = self._following or (0, 0)
+        if epoch >= epochs:
+            epochs, end = epoch + 1, len(self.plan)
+        stream = self._stream
+        if stream is None or (stream.epoch, stream.batch) != (epoch, start):
+            self.plan.epoch, self.plan.start, self.plan.last = epoch, start, (epochs, end)
+            stream = self._stream = _Stream(_without_traceback(_start_quietly(self._loader)), epoch, start)
+        for batch in range(start, end):
+            try:
+                made = next(stream.batches, None)
+            except BaseException:
+                self._stream = None
+                raise
+            if made is None:
+                return
+            stream.epoch, stream.batch = (epoch, batch + 1) if batch + 1 < end else (epoch + 1, 0)
+            if stream.epoch == epochs:
+                self._stream = None  # nothing follows
+            yield made
 
     def __iter__(self) -> Iterator[Packed]:
         return self.epoch(0)
@@ -136,6 +167,15 @@ class PackedLoader:
         except BadImageError as error:
             return str(error)
         return f"{self.dataset.source.image_name(row)}: could not be read a moment ago"
+
+
+@dataclass
+class _Stream:
+    """Batches that are being made, and where the next of them stands."""
+
+    batches: Iterator[Packed]
+    epoch: int
+    batch: int
 
 
 def crop_loader(

@@ -55,6 +55,7 @@ class BatchPlan(Sampler[list[Key]]):
         self.count, self.batch_size, self.shuffle, self.drop_last = count, batch_size, shuffle, drop_last
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch, self.start = 0, 0
+        self.last: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         """Batches that this rank gets in an epoch."""
@@ -73,10 +74,15 @@ class BatchPlan(Sampler[list[Key]]):
         return self._cut(self.order(epoch), epoch, step)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Batches of `self.epoch` from step `self.start` on."""
-        order = self.order(self.epoch)
-        for step in range(self.start, len(self)):
-            yield self._cut(order, self.epoch, step)
+        """Batches of `self.epoch` from step `self.start` on; with `self.last`, (epochs, batches), those of all
+        epochs up to there follow, so many of each.
+        """
+        first, start = self.epoch, self.start
+        epochs, batches = self.last or (first + 1, len(self))
+        for epoch in range(first, epochs):
+            order = self.order(epoch)
+            for step in range(start if epoch == first else 0, batches):
+                yield self._cut(order, epoch, step)
 
     def _cut(self, order: np.ndarray, epoch: int, step: int) -> list[Key]:
         first = (step * self.world + self.rank) * self.batch_size

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ class MapsCard:
         teacher: the network and weights that made the maps.
         error: largest difference between a stored value of the maps and the teacher's.
         tokens: shapes of a person's keypoint tokens and visual tokens; empty if they are not stored.
+        keypoints: each keypoint of the data -> the teacher's that it comes from (two: their midpoint; none: its maps
+            are 0); empty where the teacher has the data's keypoints.
     """
 
     persons: int
@@ -58,6 +60,7 @@ class MapsCard:
     teacher: dict[str, Any]
     error: float = 0.0
     tokens: tuple[tuple[int, int], ...] = ()
+    keypoints: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def token_length(self) -> int:

@@ -13,6 +13,7 @@ from posekd import geometry
 from posekd.data.augment import ImageAugmentation, ImageDraw, draw_image
 from posekd.data.loading.packing import PackedDataset, pack_pixels, pack_regions
 from posekd.data.loading.sampler import BatchPlan, Key
+from posekd.data.photometric import looks_of
 from posekd.data.records import PoseSource
 from posekd.data.regions import decode_mask
 from posekd.structures import PackedImageBatch, Pixels
@@ -79,6 +80,7 @@ class ImageDataset(PackedDataset):
         sizes = records.image_sizes[rows]
         batch.pixels = pack_regions([images[row] for row in rows.tolist()], sizes, np.arange(B), self._corners(batch))
         if self.augmentation is not None:
+            batch.looks = looks_of(self.augmentation.photometric, self.seed, keys)
             batch.masks, batch.mask_rows = _pack_masks([self._mask(row) for row in rows.tolist()])
         return batch
 

@@ -8,7 +8,6 @@ are taken as they are.
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,13 +24,12 @@ from posekd.data.outlines import outline_of
 from posekd.data.records import PoseRecords, Regions
 from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco_json import (
-    finite_numbers,
     labelled_points,
-    load_json,
     load_labels,
     pick_categories,
     unique_images,
 )
+from posekd.data.sources.detections import read_detections
 from posekd.skeleton import COCO, Skeleton, skeleton_from_category
 from posekd.whole_body import PARTS
 
@@ -317,38 +315,9 @@ def _labelled_persons(
 
 
 def _detected_persons(settings: CocoSettings, images: Mapping[int, Any], categories: set[int]) -> list[_Person]:
-    file = Path(str(settings.detections))
-    detections = load_json(file, "detections")
-    if not isinstance(detections, list):
-        raise ValueError(f"{file}: a detection file is a list of detections, this is a {type(detections).__name__}")
-    persons, unlisted = [], 0
-    left_out: Remarks = {}
-    for row, detection in enumerate(detections):
-        who = f"{file}: detection {row}"
-        if not isinstance(detection, dict) or not {"image_id", "category_id", "bbox", "score"} <= detection.keys():
-            raise ValueError(f"{who} must have image_id, category_id, bbox and score, got {detection!r:.120}")
-        for key in ("image_id", "category_id"):
-            detection[key] = coco_rules.whole(detection[key], f"{who}: {key}")
-        if detection["category_id"] not in categories:
-            continue
-        (score,) = finite_numbers([detection["score"]], 1, f"{who}: score")
-        x, y, w, h = finite_numbers(detection["bbox"], 4, f"{who}: bbox")
-        if detection["image_id"] not in images:
-            unlisted += settings.image_ids is None
-        elif w < 0 or h < 0 or w + h == 0:
-            coco_rules.remark(left_out, "the box has no area: left out", f"{who} (image {detection['image_id']})")
-        elif score >= settings.detection_threshold:
-            persons.append(_Person(detection["image_id"], row, detection["category_id"], (x, y, w, h), score))
-        elif score == 0:  # others below the threshold are what it is for
-            reason = f"the score is 0, below detection_threshold {settings.detection_threshold:g}: left out"
-            coco_rules.remark(left_out, reason, f"{who} (image {detection['image_id']})")
-    coco_rules.tell(left_out)
-    if unlisted:
-        warnings.warn(
-            f"{file}: {unlisted} detections are on images that {settings.annotations} does not list: left out.",
-            stacklevel=3,
-        )
-    return persons
+    listed = settings.annotations if settings.image_ids is None else None
+    found = read_detections(Path(str(settings.detections)), images, categories, settings.detection_threshold, listed)
+    return [_Person(d.image_id, d.row, d.category_id, d.box, d.score) for d in found]
 
 
 def _to_records(

@@ -61,14 +61,18 @@ class MpiiSettings:
             raise ValueError(f"first_pixel is 0 or 1, got {self.first_pixel!r}")
 
 
-def read_mpii(settings: MpiiSettings) -> MpiiLabels:
+def read_mpii(settings: MpiiSettings, everybody: bool = False) -> MpiiLabels:
     """Reads the people of the label files; looks for no image.
+
+    Args:
+        settings: the files.
+        everybody: see `read_labels`.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: a file is missing or malformed.
     """
     validation_list = None if settings.validation_list is None else Path(settings.validation_list)
-    labels = read_labels(Path(settings.annotations), settings.split, validation_list)
+    labels = read_labels(Path(settings.annotations), settings.split, validation_list, everybody)
     if settings.head_boxes is not None:
         labels = add_head_sizes(labels, Path(settings.head_boxes), 1 - settings.first_pixel)
     return labels

@@ -55,7 +55,7 @@ class MpiiLabels:
         return MpiiLabels(images=[self.images[i] for i in index], **arrays)
 
 
-def read_labels(file: Path, split: Split | None, validation_list: Path | None) -> MpiiLabels:
+def read_labels(file: Path, split: Split | None, validation_list: Path | None, everybody: bool = False) -> MpiiLabels:
     """Reads a label file of any of the formats.
 
     Args:
@@ -63,6 +63,8 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
         split: which people of a RELEASE struct to read; None for files that hold a single split.
         validation_list: a `.mat` with `RELEASE_img_index` and `RELEASE_person_index`. It lists the people of the split
             `valid`, who are then not in `train`.
+        everybody: of a RELEASE struct also people without a labelled keypoint, and all people of the test images
+            instead of those who stand alone.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: with a sentence that names file, person and field.
@@ -72,7 +74,7 @@ def read_labels(file: Path, split: Split | None, validation_list: Path | None) -
     else:
         content = load_mat(file, "annotations")
         if "RELEASE" in content:
-            return _from_release(content["RELEASE"], file, split, validation_list)
+            return _from_release(content["RELEASE"], file, split, validation_list, everybody)
         if "annolist" in content:
             labels = _from_native(content, file)
         elif "pos_gt_src" in content:
@@ -181,7 +183,9 @@ class _Person:
             raise ValueError(f"{who}: a labelled keypoint is NaN or infinite")
 
 
-def _from_release(release: Any, file: Path, split: Split | None, validation_list: Path | None) -> MpiiLabels:
+def _from_release(
+    release: Any, file: Path, split: Split | None, validation_list: Path | None, everybody: bool
+) -> MpiiLabels:
     if split is None:
         raise ValueError(f"{file} holds all splits: choose one with `split: train`, `valid` or `test`")
     if split == "valid" and validation_list is None:
@@ -193,7 +197,7 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
     annolist = elements(field(release, "annolist", f"{file}: RELEASE"))
     is_train = np.atleast_1d(field(release, "img_train", f"{file}: RELEASE"))
     alone: Sequence[Any] = annolist
-    if split == "test":
+    if split == "test" and not everybody:
         alone = field(release, "single_person", f"{file}: RELEASE")
         alone = [alone] if len(annolist) == 1 else elements(alone)  # a cell array of one element has lost its shape
     for name, values in (("img_train", is_train), ("single_person", alone)):
@@ -205,7 +209,7 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
         if bool(is_train[index]) == (split == "test"):
             continue
         who = f"{file}: annolist({index + 1})"
-        chosen = set(np.atleast_1d(alone[index]).tolist()) if split == "test" else None
+        chosen = set(np.atleast_1d(alone[index]).tolist()) if alone is not annolist else None
         for number_, rect in enumerate(elements(getattr(image, "annorect", None)), start=1):
             where = (index + 1, number_)
             unlisted.discard(where)
@@ -214,7 +218,7 @@ def _from_release(release: Any, file: Path, split: Split | None, validation_list
             if chosen is None and (where in held_out) != (split == "valid"):
                 continue
             person = _from_rect(rect, _image_name(image, who), f"{who}.annorect({number_})", where)
-            if split == "test" or person.visibility.any():
+            if split == "test" or everybody or person.visibility.any():
                 people.append(person)
     if unlisted:
         first = min(unlisted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +133,7 @@ def write_coco(
     *,
     settings: SyntheticSettings | None = None,
     image_format: Literal["jpg", "png"] = "jpg",
+    processes: int = 1,
 ) -> CocoSettings:
     """Writes one split as a COCO folder: `<split>/*.jpg`, `annotations/person_keypoints_<split>.json`.
 
@@ -140,6 +143,7 @@ def write_coco(
         seed: seed of the images.
         settings: split, size, people, difficulty; the defaults if None.
         image_format: "jpg" (quality 92) or "png" (exact).
+        processes: that draw at once; the files are the same.
 
     Returns:
         The settings that read it back.
@@ -149,18 +153,28 @@ def write_coco(
     label_file = Path(folder) / "annotations" / f"person_keypoints_{settings.split}.json"
     pictures.mkdir(parents=True, exist_ok=True)
     label_file.parent.mkdir(exist_ok=True)
-    entries, labels = [], []
-    for index in range(images):
-        image, annotations = render(settings, index)
-        entry = _image_entry(settings, index, image_format)
-        file = pictures / entry["file_name"]
-        options = [cv2.IMWRITE_JPEG_QUALITY, 92] if image_format == "jpg" else []
-        if not cv2.imwrite(str(file), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options):
-            raise OSError(f"{file} could not be written")
-        entries.append(entry)
-        labels.extend(annotations)
+    draw = partial(_draw, settings, pictures, image_format)
+    if processes > 1:
+        with ProcessPoolExecutor(processes) as pool:
+            drawn = list(pool.map(draw, range(images), chunksize=16))
+    else:
+        drawn = list(map(draw, range(images)))
+    entries, labels = [entry for entry, _ in drawn], [label for _, own in drawn for label in own]
     label_file.write_text(json.dumps(_coco_dict(entries, labels)))
     return CocoSettings(images=str(pictures), annotations=str(label_file))
+
+
+def _draw(
+    settings: SyntheticSettings, pictures: Path, image_format: str, index: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Writes one image; its entry in the label file, and its people."""
+    image, annotations = render(settings, index)
+    entry = _image_entry(settings, index, image_format)
+    file = pictures / entry["file_name"]
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if image_format == "jpg" else []
+    if not cv2.imwrite(str(file), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options):
+        raise OSError(f"{file} could not be written")
+    return entry, annotations
 
 
 def _image_entry(settings: SyntheticSettings, index: int, extension: str) -> dict[str, Any]:

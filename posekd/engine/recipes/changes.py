@@ -30,6 +30,7 @@ EFFECTS: dict[str, str] = {
     "labels": "from now on batches come from these labels",
     "val_data": "the best score so far stays, although it is of the other data: it decides what best.safetensors is",
     "inference": "the best score so far stays, although it was found the other way",
+    "tracking": "the best score so far stays, although people were followed the other way",
     "method": "from now on the loss is this one",
     "teacher": "from now on the loss is of this teacher",
     "seed": "from now on batches and random numbers are others",

@@ -10,7 +10,9 @@ from posekd.data import CocoKeypoints, CocoSettings, LspSettings, MpiiSettings, 
 from posekd.data.sources.coco import KeepImages
 from posekd.data.sources.lsp import lsp_labels, open_lsp
 from posekd.data.sources.mpii import mpii_labels, open_mpii
-from posekd.data.synthetic import SyntheticPeople, SyntheticSettings
+from posekd.data.sources.mpii_groups import MpiiGroups, MpiiGroupsSettings
+from posekd.data.sources.posetrack import PoseTrackSettings, PoseTrackVideos
+from posekd.data.synthetic import SyntheticPeople, SyntheticSettings, SyntheticVideos, SyntheticVideoSettings
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ DATASETS: dict[str, Dataset] = {
     "coco": Dataset(CocoSettings, CocoKeypoints),
     "mpii": Dataset(MpiiSettings, open_mpii, ("pckh", "pck_torso"), mpii_labels),
     "lsp": Dataset(LspSettings, open_lsp, ("pck",), lsp_labels),
+    "mpii_groups": Dataset(MpiiGroupsSettings, MpiiGroups, ("mpii_groups",)),
+    "posetrack": Dataset(PoseTrackSettings, PoseTrackVideos, ("posetrack",)),
     "synthetic": Dataset(SyntheticSettings, SyntheticPeople),
+    "synthetic_video": Dataset(SyntheticVideoSettings, SyntheticVideos, ("posetrack",)),
 }
 """Name in a recipe -> the dataset."""
 

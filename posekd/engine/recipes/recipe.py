@@ -27,6 +27,7 @@ from posekd.files import nearest
 from posekd.models import paradigm_name
 from posekd.paradigms import PARADIGMS, TOP_DOWN, Paradigm
 from posekd.renames import modernise, new_name
+from posekd.tracking import TrackSettings
 
 _DATASETS = {name: dataset.settings for name, dataset in DATASETS.items()}
 
@@ -59,6 +60,7 @@ class Recipe:
         schedule: learning rate over time.
         train: length, precision and saving.
         inference: how the network is run in validation and `posekd eval`; its type follows from the student's paradigm.
+        tracking: how people are followed over the videos of `val_data`, where it has some.
         acknowledged: what looks wrong in the data and is meant so: `corner_boxes`, `normalised` or `shared_images`
             (`posekd inspect` explains them); training refuses them otherwise.
         seed: seed of weights, shuffling and augmentation.
@@ -79,6 +81,7 @@ class Recipe:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: LoopSettings = field(default_factory=LoopSettings)
     inference: Any = field(default_factory=TOP_DOWN.inference)
+    tracking: TrackSettings = field(default_factory=TrackSettings)
     acknowledged: list[Literal["corner_boxes", "normalised", "shared_images"]] = field(default_factory=list)
     seed: int = 0
     out: str = "runs/train"

@@ -48,6 +48,7 @@ class Metric:
         values: the score as plain values for JSON, for a file of its own.
         show: prints the score's tables: (score, console, title).
         curve: draws the score over its threshold: (score, path, title); None for a metric without one.
+        folder: whether `write` can fill a folder, with several files.
         boxes: name of the metric of boxes that goes with it, for networks that detect people: it scores all the boxes
             found, before people are removed; None where the dataset has none.
 
@@ -64,6 +65,7 @@ class Metric:
     values: Callable[[Score], dict[str, Any]]
     show: Callable[[Score, Console, str], None]
     curve: Callable[[Score, Path, str], None] | None = None
+    folder: bool = False
     boxes: str | None = None
 
 

@@ -73,9 +73,40 @@ def _as_one_category(truth: dict[str, Any], people: Instances) -> tuple[dict[str
 
 
 def truth_and_results(source: PoseSource, people: Instances) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """COCO's ground truth of a dataset, and the people found in the form of its results, in the same categories."""
-    truth, _ = _as_one_category(cast(CocoSource, source).coco_ground_truth(), people)
+    """COCO's ground truth of a dataset, and the people found in the form of its results, in the same categories.
+
+    A dataset that is not in COCO's form is brought into it (`truth_of_records`).
+    """
+    ask = getattr(source, "coco_ground_truth", None)
+    given: dict[str, Any] = truth_of_records(source.records) if ask is None else ask()
+    truth, _ = _as_one_category(given, people)
     return truth, _results(truth, people)
+
+
+def truth_of_records(records: PoseRecords) -> dict[str, Any]:
+    """COCO's ground truth made of any dataset's records: all labelled people, of one category.
+
+    Areas are those of the boxes, which the OKS of these people depends on.
+    """
+    sizes = zip(records.image_ids.tolist(), records.image_sizes.tolist(), strict=True)
+    images = [{"id": i, "height": height, "width": width, "file_name": str(i)} for i, (height, width) in sizes]
+    annotations = []
+    for row in np.flatnonzero((records.keypoints[..., 2] > 0).any(1)).tolist():
+        points, box = records.keypoints[row].astype(float), records.boxes[row].astype(float)
+        annotations.append(
+            {
+                "id": int(records.sample_ids[row]),
+                "image_id": int(records.image_ids[records.image_rows[row]]),
+                "category_id": 1,
+                "iscrowd": 0,
+                "keypoints": points.reshape(-1).tolist(),
+                "num_keypoints": int((points[:, 2] > 0).sum()),
+                "bbox": box.tolist(),
+                "area": float(box[2] * box[3]),
+            }
+        )
+    category = {"id": 1, "name": records.skeleton.name, "keypoints": list(records.skeleton.keypoints)}
+    return {"images": images, "annotations": annotations, "categories": [category]}
 
 
 def _score(source: PoseSource, people: Instances) -> Score:

@@ -25,11 +25,20 @@ class Ema:
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    @torch.no_grad()
+    @property
+    def weight(self) -> float:
+        """The share that the model has in the next update."""
+        n = self.updates + 1
+        return 1.0 - min(self.decay, (1 + n) / (10 + n))
+
     def update(self, model: nn.Module) -> None:
         """Takes one step towards `model`."""
+        self.move(model, self.weight)
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    @torch.no_grad()
+    def move(self, model: nn.Module, weight: float | Tensor) -> None:
+        """`average += weight * (model - average)`; a weight on the device, a scalar, may change under a CUDA graph."""
         averages: list[Tensor] = []
         currents: list[Tensor] = []
         for average, current in zip(_tensors(self.model), _tensors(model), strict=True):
@@ -38,7 +47,12 @@ class Ema:
                 currents.append(current)
             else:
                 average.copy_(current)
-        torch._foreach_lerp_(averages, currents, 1.0 - decay)
+        if isinstance(weight, Tensor):  # of which lerp takes one for each element only
+            steps = torch._foreach_sub(currents, averages)
+            torch._foreach_mul_(steps, weight)
+            torch._foreach_add_(averages, steps)
+        else:
+            torch._foreach_lerp_(averages, currents, weight)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

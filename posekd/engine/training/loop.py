@@ -165,7 +165,8 @@ def _train_epoch(job: Job, log: RunLog, ticker: Ticker, stop: StopSignal) -> Non
         lr = job.lr * rate_factor(job.schedule, learner.step, job.steps_per_epoch, job.total_steps)
         set_rate(learner.optimizer, lr)
         seed_step(job.seed, learner.step)
-        losses = train_step(learner, [job.prepare(batch) for batch in group])
+        take = learner.captured or train_step
+        losses = take(learner, [job.prepare(batch) for batch in group])
         report = learner.step % settings.log_every == 0 or learner.step == job.total_steps
         samples = sum(map(len, group)) * distributed.world()
         facts = ticker.tick(samples, waited, losses["loss"], report=report)

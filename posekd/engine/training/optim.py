@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,23 @@ def rate_factor(schedule: ScheduleSettings, step: int, steps_per_epoch: int, tot
     return warmup * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
-    """The optimiser of those of `parameters` that are trained, fused where torch has a fused kernel."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], settings: OptimSettings, capturable: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser of those of `parameters` that are trained, fused where torch has a fused kernel.
+
+    Args:
+        parameters: of which those without a gradient are left out.
+        settings: which optimiser.
+        capturable: whether a CUDA graph may hold its step, which then reads the learning rate from the device.
+
+    Raises:
+        ValueError: an optimiser that no graph can hold.
+    """
+    if capturable and settings.name == "rmsprop":
+        raise ValueError(
+            "train.graph: rmsprop has no fused kernel: take adam, adamw or sgd, or set train.graph to false"
+        )
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
     lr, decay = settings.lr, settings.weight_decay
@@ -82,10 +97,15 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) 
     if settings.name == "rmsprop":  # torch has no fused one
         return torch.optim.RMSprop(trainable, lr=lr, alpha=settings.alpha, weight_decay=decay)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(trainable, lr=lr, betas=settings.betas, weight_decay=decay, fused=fused)
+    return kind(
+        trainable, lr=lr, betas=settings.betas, weight_decay=decay, fused=fused, capturable=capturable and fused
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of every parameter group."""
+    """Sets the learning rate of every parameter group, where it stands: on the host, or in a tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

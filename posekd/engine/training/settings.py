@@ -20,6 +20,9 @@ class LoopSettings:
         precision: `fp32`, or autocast to `bf16` or `fp16` (with a gradient scaler).
         channels_last: memory format of networks and images.
         compile: which networks are compiled by `torch.compile`: `none`, `student`, `teacher` or `both`.
+        compile_regions: compile the blocks that a network repeats, each kind once, and not the network as a whole.
+        graph: capture the whole step once as a CUDA graph and replay it, so that the host launches one graph and not
+            thousands of kernels (in one process; see `engine.training.graph`).
         teacher_dtype: parameters and compute of the teacher; `null` follows `precision`.
         fold_teacher: fold the teacher's batch norms into its convolutions: the same answers to rounding, sooner. (Not
             where a method wants its norms to follow the batch.)
@@ -42,6 +45,8 @@ class LoopSettings:
     precision: Precision = "fp32"
     channels_last: bool = False
     compile: Literal["none", "student", "teacher", "both"] = "none"
+    compile_regions: bool = False
+    graph: bool = False
     teacher_dtype: Precision | None = None
     fold_teacher: bool = True
     shard_teacher: bool = False

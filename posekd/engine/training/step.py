@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +54,7 @@ class Learner:
         max_skips: number of steps in a row that the scaler may skip.
         step: number of optimiser steps done.
         skips: number of steps in a row that the scaler has skipped.
+        captured: takes a step in place of `train_step`, where CUDA graphs hold it.
         forward: the method, or its DistributedDataParallel wrapper.
     """
 
@@ -66,9 +67,10 @@ class Learner:
     max_skips: int = 20
     step: int = 0
     skips: int = 0
+    captured: Callable[[Learner, Sequence[Batch]], dict[str, float]] | None = None
     forward: nn.Module = field(init=False)
     parameters: list[nn.Parameter] = field(init=False)
-    _pending: _PendingCheck | None = field(init=False, default=None)
+    pending: PendingCheck | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -90,7 +92,7 @@ class Learner:
         Raises:
             NonFiniteGradientError: they were not finite. The update was skipped, and `step` is set back.
         """
-        pending, self._pending = self._pending, None
+        pending, self.pending = self.pending, None
         if pending is None:
             return
         largest = pending.largest.wait()
@@ -117,17 +119,17 @@ class Learner:
 
 
 @dataclass
-class _PendingCheck:
+class PendingCheck:
     """What `check_gradients` checks: the largest magnitude in each gradient of `parameters`, and the sample ids."""
 
     step: int
     loss: float
-    largest: _HostCopy
+    largest: HostCopy
     parameters: list[nn.Parameter]
     sample_ids: Tensor
 
 
-class _HostCopy:
+class HostCopy:
     """Numbers that are being copied to the host while the device goes on computing."""
 
     def __init__(self, values: Tensor) -> None:
@@ -141,6 +143,7 @@ class _HostCopy:
             self._values = values
 
     def wait(self) -> list[Any]:
+        """The numbers, once they are there."""
         if self._event is not None:
             self._event.synchronize()
         return self._values.tolist()
@@ -166,16 +169,13 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
     for i, batch in enumerate(batches, 1):
         # gradients are averaged over the processes once per step, by the last backward
         with distributed.no_sync(learner.forward) if i < len(batches) else nullcontext():
-            with autocast(learner.device, learner.precision):
-                terms = learner.forward(batch)
-            stacked = torch.stack([term.detach().float() for term in terms.values()])
-            reading = _HostCopy(torch.stack((distributed.mean(stacked), stacked)))
-            loss = torch.stack(list(terms.values())).sum() / len(batches)
-            learner.scaler.scale(loss).backward()
+            terms, stacked = forward(learner, batch)
+            reading = HostCopy(torch.stack((distributed.mean(stacked), stacked)))
+            backward(learner, terms, len(batches))
         # read after backward has been queued: a GPU still has work while the host looks at the forward's result
         values, own = reading.wait()
         if not all(map(math.isfinite, values)):
-            raise _loss_error(learner, batch, dict(zip(terms, own, strict=True)))
+            raise loss_error(learner, batch, dict(zip(terms, own, strict=True)))
         for name, value in zip(terms, values, strict=True):
             totals[name] = totals.get(name, 0.0) + value / len(batches)
     learner.check_gradients()
@@ -184,41 +184,82 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> dict[str, float]:
     return {**totals, "loss": loss_value}
 
 
+def forward(learner: Learner, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """The weighted loss terms of a batch, and their bare values, float32 `[T]`."""
+    with autocast(learner.device, learner.precision):
+        terms: dict[str, Tensor] = learner.forward(batch)
+    return terms, torch.stack([term.detach().float() for term in terms.values()])
+
+
+def backward(learner: Learner, terms: dict[str, Tensor], batches: int) -> None:
+    """Adds the (scaled) gradient of the terms' sum, divided by the step's number of batches, to the parameters'."""
+    loss = torch.stack(list(terms.values())).sum() / batches
+    learner.scaler.scale(loss).backward()
+
+
 def update(learner: Learner, sample_ids: Tensor, loss: float) -> None:
-    """The optimiser's part of a step: unscale, clip, look for non-finite gradients, update, average.
+    """The optimiser's part of a step: look for non-finite gradients, unscale, clip, update, average.
 
     Args:
         learner: whose parameters have their gradients.
         sample_ids: int64 `[B]`, samples of the step, for the message if a gradient is not finite.
         loss: loss of the step, for the same message.
     """
-    optimizer, scaler = learner.optimizer, learner.scaler
-    scaler.unscale_(optimizer)
-    parameters = [p for p in learner.parameters if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    largest = torch.stack(torch._foreach_norm(gradients, math.inf)).float()
-    if learner.clip_norm is not None:
-        total = torch.stack(torch._foreach_norm(gradients)).float().norm()
-        torch._foreach_mul_(gradients, (learner.clip_norm / (total + 1e-6)).clamp(max=1.0))
-    learner._pending = _PendingCheck(learner.step, loss, _HostCopy(largest), parameters, sample_ids)
-    if scaler.is_enabled():
-        scaler.step(optimizer)
-        scaler.update()
-    elif optimizer.defaults.get("fused"):
-        # fused optimisers read the flag that a scaler would set: with 1 nothing is updated
-        optimizer.found_inf = (~largest.isfinite().all()).float()  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
-    else:
+    parameters, largest = apply_gradients(learner)
+    learner.pending = PendingCheck(learner.step, loss, HostCopy(largest), parameters, sample_ids)
+    if not learner.scaler.is_enabled() and not _is_fused(learner.optimizer):
         learner.check_gradients()
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad(set_to_none=True)
     if learner.ema is not None:
         learner.ema.update(learner.method.student)
     learner.step += 1
 
 
-def _loss_error(learner: Learner, batch: Batch, values: dict[str, float]) -> NonFiniteLossError:
+def apply_gradients(learner: Learner, sound: Tensor | None = None) -> tuple[list[nn.Parameter], Tensor]:
+    """Checks, unscales and clips the gradients and takes the optimiser's step, unless one of them is not finite.
+
+    Two passes over the gradients: their norms, then the update, which fused optimisers divide and skip by numbers that
+    stay on the device.
+
+    Args:
+        learner: whose parameters have their gradients.
+        sound: bool scalar, false where the step is to be skipped anyway; None: it is not.
+
+    Returns:
+        The parameters that have a gradient, and the largest magnitude in each gradient, float32 `[P]`.
+    """
+    optimizer, scaler = learner.optimizer, learner.scaler
+    parameters = [p for p in learner.parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    largest = torch.stack(torch._foreach_norm(gradients, math.inf)).float()
+    finite = largest.isfinite().all()
+    skipped = (~(finite if sound is None else finite & sound)).float()
+    divisor = scaler._scale if scaler.is_enabled() else None
+    if learner.clip_norm is not None:
+        total = torch.stack(torch._foreach_norm(gradients)).float().norm()
+        factor = (learner.clip_norm / ((total if divisor is None else total / divisor) + 1e-6)).clamp(max=1.0)
+        divisor = factor.reciprocal() if divisor is None else divisor / factor
+    if _is_fused(optimizer):
+        optimizer.found_inf, optimizer.grad_scale = skipped, divisor  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+    elif not skipped.item():
+        if divisor is not None:
+            torch._foreach_div_(gradients, divisor)
+        optimizer.step()
+    if scaler.is_enabled():  # as GradScaler.update does, from what was found here
+        growth = scaler.get_growth_factor(), scaler.get_backoff_factor(), scaler.get_growth_interval()
+        assert scaler._scale is not None
+        assert scaler._growth_tracker is not None
+        torch._amp_update_scale_(scaler._scale, scaler._growth_tracker, skipped, *growth)
+    return parameters, largest
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.defaults.get("fused"))
+
+
+def loss_error(learner: Learner, batch: Batch, values: dict[str, float]) -> NonFiniteLossError:
     """The error for a batch whose loss is not finite here, or in another process."""
     learner.optimizer.zero_grad(set_to_none=True)
     bad = [name for name, value in values.items() if not math.isfinite(value)]

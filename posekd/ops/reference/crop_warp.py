@@ -43,6 +43,17 @@ def unpack(pixels: Tensor, offsets: Tensor, shapes: Tensor, channels: int) -> li
     return pictures
 
 
+def tint(crops: Tensor, color: Tensor) -> Tensor:
+    """`color @ (red, green, blue, 1)` of each pixel, clamped to 0..255.
+
+    Args:
+        crops: `[M, 3, H, W]`, 0 to 255.
+        color: `[M, 3, 4]`.
+    """
+    mixed = torch.einsum("mij,mjhw->mihw", color[..., :3], crops) + color[..., 3, None, None]
+    return mixed.clamp(0, 255)
+
+
 def crop_warp(
     images: Sequence[Tensor],
     matrices: Tensor,
@@ -52,14 +63,19 @@ def crop_warp(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     dtype: torch.dtype,
+    color: Tensor | None = None,
 ) -> Tensor:
     """See `posekd.ops.crop_warp`; `images` are `[C, H, W]`, `matrices` in the dtype to compute in."""
     crops = matrices.new_zeros((len(matrices), channels, *size))
+    is_bytes = len(images) > 0 and images[0].dtype == torch.uint8
     indices = range(len(matrices)) if image_index is None else image_index.tolist()
     for crop, matrix, index in zip(crops, matrices, indices, strict=True):
         if 0 <= index < len(images) and images[index].numel() and torch.isfinite(matrix).all():
-            value = sample(images[index], matrix, size)
-            crop.copy_(value / 255 if images[index].dtype == torch.uint8 else value)
+            crop.copy_(sample(images[index], matrix, size))
+    if color is not None:
+        crops = tint(crops, color.to(crops.dtype))
+    if is_bytes:
+        crops /= 255
     if mean is not None:
         crops -= crops.new_tensor(mean).view(-1, 1, 1)
     if std is not None:

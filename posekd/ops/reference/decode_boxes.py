@@ -45,16 +45,19 @@ def pair_corners(
     corners: Tensor, centers: Tensor, areas_scale: Tensor, mirrored: int, max_boxes: int, sigma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `posekd.ops.pair_corners`."""
-    B = corners.shape[0]
-    kept, kept_scores = corners.new_zeros((B, max_boxes, 4)), corners.new_zeros((B, max_boxes))
+    B, nothing = corners.shape[0], corners.new_zeros
+    kept, kept_scores = [nothing((B, 0, 4))], [nothing((B, 0))]
     if corners.numel() and centers.numel():
         boxes, scores = _candidates(corners, centers, areas_scale, mirrored)
         boxes = torch.where((scores > 0)[..., None], boxes, 0.0)
-        for i in range(min(max_boxes, scores.shape[1])):
+        for _ in range(min(max_boxes, scores.shape[1])):
             score, best = scores.max(1, keepdim=True)
             box = boxes.gather(1, best[..., None].expand(-1, -1, 4))
-            kept[:, i] = torch.where(score > 0, box[:, 0], 0.0)
-            kept_scores[:, i] = score[:, 0]
+            kept.append(torch.where((score > 0)[..., None], box, 0.0))
+            kept_scores.append(score)
             overlap = torch.where(scores > 0, _overlap(boxes, box), 0.0)
             scores = (scores * torch.exp(-(overlap**2) / sigma)).scatter(1, best, 0.0)
-    return kept, kept_scores, (kept_scores > 0).sum(1)
+    left = max_boxes - len(kept) + 1
+    boxes = torch.cat([*kept, nothing((B, left, 4))], 1)
+    scores = torch.cat([*kept_scores, nothing((B, left))], 1)
+    return boxes, scores, (scores > 0).sum(1)

@@ -1,4 +1,4 @@
-"""Object keypoint similarity and duplicate removal in plain PyTorch: definition, and what GPUs run."""
+"""Object keypoint similarity and duplicate removal in plain PyTorch: definition, and what runs without a kernel."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ class Axis:
         grid: `[R]`, samples per bin; 0 where there are none.
         outputs: number of bins.
         length: number of pixels.
+        most: samples per bin, where all boxes have as many (an exporter cannot ask `grid`).
     """
 
     start: Tensor
@@ -26,12 +27,16 @@ class Axis:
     grid: Tensor
     outputs: int
     length: int
+    most: int | None = None
 
     def samples(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """For i = 0, 1, ..., sample i of every bin: valid, low pixel, high pixel, its weight; `[R, outputs]`."""
         p = torch.arange(self.outputs, device=self.start.device, dtype=self.start.dtype)
         corner = self.start[:, None] + p * self.bin[:, None]
-        for i in range(int(self.grid.max()) if self.grid.numel() else 0):
+        most = self.most
+        if most is None:
+            most = int(self.grid.max()) if self.grid.numel() else 0
+        for i in range(most):
             at = corner + ((i + 0.5) * self.bin / self.grid)[:, None]
             valid = (at >= -1) & (at <= self.length) & (i < self.grid)[:, None]
             at = torch.where(valid, at, 0).clamp(0, self.length - 1)
@@ -53,7 +58,8 @@ def axes(
     finite = (start.isfinite() & extent.isfinite()).all(1, keepdim=True)
     grid = torch.where(finite, grid, 0)
     start, bins = torch.where(finite, start, 0), torch.where(finite, bins, 0)
-    x, y = (Axis(start[:, i], bins[:, i], grid[:, i], out[1 - i], size[1 - i]) for i in (0, 1))
+    most = ratio if ratio > 0 else None
+    x, y = (Axis(start[:, i], bins[:, i], grid[:, i], out[1 - i], size[1 - i], most) for i in (0, 1))
     return y, x, (y.grid * x.grid).clamp(min=1)
 
 

@@ -303,3 +303,74 @@ def test_real_images_travel_as_less_than_a_third_of_their_pixels(real_data):
         sizes = source.records.image_sizes[np.argsort(source.records.image_ids)][rows]
         sent, whole = sent + batch.pixels.data.numel(), whole + int(sizes.prod(1).sum()) * 3
     assert sent < whole / 3
+
+
+class TestEpochsThatFollowOneAnother:
+    """What a training loop says beforehand, so that its workers do not stop at the end of an epoch."""
+
+    @staticmethod
+    def loader(workers: int, **settings: object):
+        boxes, rows = np.tile([5.0, 5, 40, 60], (7, 1)), list(range(7))
+        given = LoaderSettings(batch_size=1, workers=workers, prefetch=1, **settings)
+        return crop_loader(Noise(boxes, rows), SIZE, given, training=True, augmentation=CropAugmentation(), seed=3)
+
+    @staticmethod
+    def same(one, other):
+        return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_have_the_batches_that_they_have_alone(self, workers):
+        alone, following = self.loader(0), self.loader(workers)
+        following.follow(3, 6)  # a step takes two batches: the seventh is left over
+        for epoch in range(3):
+            batches = following.epoch(epoch)
+            found = [next(batches) for _ in range(6)]  # as the loop pulls them: to the last one, and no further
+            assert all(map(self.same, found, alone.epoch(epoch)))
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_may_be_entered_and_left_anywhere(self, workers):
+        alone, following = self.loader(0), self.loader(workers)
+        following.follow(4, 7)
+        for epoch, start, count in (
+            (1, 3, 2),
+            (1, 5, 2),
+            (2, 0, 3),
+            (0, 6, 1),
+            (2, 0, 7),
+            (3, 0, 7),
+            (5, 1, 6),
+            (3, 2, 1),
+        ):
+            batches = following.epoch(epoch, start)
+            found = [next(batches) for _ in range(count)]
+            assert all(map(self.same, found, alone.epoch(epoch, start))), (epoch, start)
+
+    def test_the_workers_go_on_at_the_end_of_an_epoch(self):
+        loader = self.loader(1)
+        loader.follow(2, 7)
+        list(loader.epoch(0))
+        stream = loader._stream
+        assert stream is not None
+        assert (stream.epoch, stream.batch) == (1, 0)
+        list(loader.epoch(1))
+        assert loader._stream is None, "nothing comes after the last epoch"
+
+    def test_after_an_image_that_cannot_be_read_the_workers_begin_anew(self, monkeypatch):
+        loader = self.loader(0)
+        loader.follow(2, 7)
+        source, plan = loader.dataset.source, loader.plan
+        third = plan.batch(0, 2)[0][1]
+        read = source.load_image
+
+        def broken(row):
+            if row == third:
+                raise BadImageError("broken")
+            return read(row)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "load_image", broken)
+            batches = loader.epoch(0)
+            next(batches), next(batches)
+            with pytest.raises(BadImageError, match="broken"):
+                next(batches)
+        assert self.same(next(loader.epoch(0, 2)), next(self.loader(0).epoch(0, 2)))

@@ -14,7 +14,7 @@ from posekd.cli import main
 from posekd.data import CocoKeypoints
 from posekd.data.own.find import find_data
 from posekd.data.own.formats import FORMATS, coco, recognise
-from posekd.data.own.labels import box_around
+from posekd.data.own.labels import LabelledImage, OwnLabels, Person, box_around
 
 
 def picture(path: Path) -> None:
@@ -33,7 +33,13 @@ def test_formats_that_are_written_come_back_the_same(tmp_path):
     own = write(tmp_path, content)
     first = coco.read(Path(own.annotations), None)
     assert first.folder == Path(own.images)
-    for name, target in (("coco", "again.json"), ("deeplabcut", "images/again.csv"), ("yolo", "labels")):
+    for name, target in (
+        ("coco", "again.json"),
+        ("deeplabcut", "images/again.csv"),
+        ("yolo", "labels"),
+        ("label-studio", "tasks.json"),
+        ("cvat", "again.xml"),
+    ):
         assert main(["convert", own.annotations, "--to", name, "--out", str(tmp_path / target)]) == 0
         assert recognise(tmp_path / target) == name
         again = FORMATS[name].read(tmp_path / target, Path(own.images))
@@ -43,6 +49,36 @@ def test_formats_that_are_written_come_back_the_same(tmp_path):
             np.testing.assert_allclose(after[file], people, atol=1e-3)
     boxes = [p.box for i in FORMATS["yolo"].read(tmp_path / "labels", Path(own.images)).images for p in i.people]
     np.testing.assert_allclose(boxes, [[10, 5, 30, 40]] * 3, atol=0.01)
+
+
+@pytest.mark.parametrize(("name", "target"), [("label-studio", "tasks.json"), ("cvat", "tasks.xml")])
+def test_occluded_keypoints_boxes_and_categories_come_back(tmp_path, name, target):
+    """Boxes that overlap, one that does not hold its keypoints, none at all, an image without anybody."""
+    for file in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / file)
+    names = ("nose", "left eye", "tail & <tip>")
+    people = [
+        Person(np.array([[0.0, 0, 0], [12, 13, 1], [14, 15, 2]]), (10.0, 10.0, 20.0, 20.0)),
+        Person(np.array([[16.0, 17, 2], [18, 19, 2], [0, 0, 0]]), (8.0, 8.0, 25.0, 25.0)),
+        Person(np.array([[60.0, 50, 2], [0, 0, 0], [70, 55, 1]]), (2.0, 3.0, 4.0, 5.0)),
+    ]
+    alone = [Person(np.array([[1.0, 2, 2], [3, 4, 2], [5, 6, 2]]))]
+    images = [LabelledImage(f, (HEIGHT, WIDTH), tuple(p)) for f, p in (("a.png", people), ("b.png", alone))]
+    images.append(LabelledImage("c.png", (HEIGHT, WIDTH), ()))
+    file = tmp_path / target
+    FORMATS[name].write(OwnLabels(names, tmp_path, tuple(images), category="cat"), file)
+    assert recognise(file) == name
+    found = FORMATS[name].read(file, None)
+    assert (found.names, found.category) == (names, "cat")
+    for image, again in zip(images, found.images, strict=False):
+        assert (again.file_name, again.size, len(again.people)) == (image.file_name, image.size, len(image.people))
+        for before, after in zip(image.people, again.people, strict=True):
+            np.testing.assert_allclose(after.keypoints[:, 2], before.keypoints[:, 2])
+            seen = before.keypoints[:, 2] > 0
+            np.testing.assert_allclose(after.keypoints[seen], before.keypoints[seen], atol=0.006)
+            assert (after.box is None) == (before.box is None)
+            if before.box is not None:
+                np.testing.assert_allclose(after.box, before.box, atol=0.011)
 
 
 @pytest.mark.data
@@ -150,6 +186,11 @@ def test_a_box_around_keypoints_has_a_margin_and_stays_in_the_image():
         ("x.csv", "a,b\n1,2\n", "looks like none of these: COCO JSON (--from coco), DeepLabCut CSV"),
         ("x.csv", "scorer,me\nbodyparts,nose\n", "no rows `bodyparts` and `coords`"),
         ("x.csv", "scorer,m,m\nbodyparts,n,n\ncoords,x,y\nno.png,1,2\n", "lies beside none of its folders"),
+        ("x.csv", "scorer,m,m\nbodyparts,n,n\ncoords,x,y\nno.png,1\n", "line 4 (no.png) has 2 columns, and the"),
+        ("x.csv", "scorer,m\nbodyparts,n\ncoords,x\nno.png,1\n", "row `bodyparts` has 2 columns, and 3 are needed"),
+        ("x.csv", "scorer,m,m\nbodyparts,n,n\ncoords,y,z\nno.png,1,2\n", "has no column `x` behind the file names"),
+        ("x.csv", "scorer,m,m\nbodyparts,n,n\ncoords,x,x\nno.png,1,2\n", "has 3 columns, and 4 are needed"),
+        ("x.csv", "scorer,m,m,m\nbodyparts,n,m,m\ncoords,x,x,y\nno.png,1,2,3\n", "`x` of n (number 2) has no column"),
         ("x.xml", "<annotations>", "is not XML"),
         ("x.json", '[{"annotations": [], "data": {}}]', "holds no keypoints (KeyPointLabels)"),
     ],

@@ -18,21 +18,21 @@ class Format:
         title: its name in a sentence.
         recognise: whether a file or folder is of it, by its look.
         read: from a file or folder, and the folder of its images if given, to labels.
-        write: from labels to a file or folder; None where it is only read.
+        write: from labels to a file or folder.
     """
 
     title: str
     recognise: Callable[[Path], bool]
     read: Callable[[Path, Path | None], OwnLabels]
-    write: Callable[[OwnLabels, Path], None] | None = None
+    write: Callable[[OwnLabels, Path], None]
 
 
 FORMATS: dict[str, Format] = {
     "coco": Format("COCO JSON", coco.recognise, coco.read, coco.write),
     "deeplabcut": Format("DeepLabCut CSV", deeplabcut.recognise, deeplabcut.read, deeplabcut.write),
     "yolo": Format("YOLO-pose text", yolo.recognise, yolo.read, yolo.write),
-    "label-studio": Format("Label Studio JSON", label_studio.recognise, label_studio.read),
-    "cvat": Format("CVAT XML", cvat.recognise, cvat.read),
+    "label-studio": Format("Label Studio JSON", label_studio.recognise, label_studio.read, label_studio.write),
+    "cvat": Format("CVAT XML", cvat.recognise, cvat.read, cvat.write),
 }
 """Word on the command line -> the format."""
 

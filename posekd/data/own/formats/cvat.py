@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from posekd.data.own.labels import LabelledImage, OwnLabels, Person, points_of
+from posekd.files import write_atomically
 
 Found = dict[str, tuple[float, float, int]]
 
@@ -47,7 +48,42 @@ def read(path: Path, images: Path | None) -> OwnLabels:
         )
         for entry, people in raw
     ]
-    return OwnLabels(names, folder, tuple(found))
+    category = next((s.get("label") for entry in entries for s in entry.findall("skeleton")), None)
+    return OwnLabels(names, folder, tuple(found), category=category or "object")
+
+
+def write(labels: OwnLabels, path: Path) -> None:
+    """Writes "CVAT for images 1.1": a skeleton for each person, and its box if it has one, joined by a group."""
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    place = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
+    for name, kind, parent in (
+        (labels.category, "skeleton", None),
+        *((name, "points", labels.category) for name in labels.names),
+    ):
+        label = ElementTree.SubElement(place, "label")
+        for key, text in (("name", name), ("type", kind), ("parent", parent)):
+            if text is not None:
+                ElementTree.SubElement(label, key).text = text
+    for number, image in enumerate(labels.images):
+        height, width = image.size
+        facts = {"id": str(number), "name": image.file_name, "width": str(width), "height": str(height)}
+        entry = ElementTree.SubElement(root, "image", facts)
+        for group, person in enumerate(image.people, 1):
+            _write_person(entry, labels, person, {"label": labels.category, "group_id": str(group), "source": "file"})
+    ElementTree.indent(root)
+    write_atomically(path, ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n")
+
+
+def _write_person(entry: ElementTree.Element, labels: OwnLabels, person: Person, facts: dict[str, str]) -> None:
+    if person.box is not None:
+        x, y, w, h = person.box
+        sides = {"xtl": x, "ytl": y, "xbr": x + w, "ybr": y + h}
+        ElementTree.SubElement(entry, "box", {**facts, "occluded": "0", **{k: f"{v:.2f}" for k, v in sides.items()}})
+    skeleton = ElementTree.SubElement(entry, "skeleton", facts)
+    for name, (x, y, seen) in zip(labels.names, person.keypoints.tolist(), strict=True):
+        state = {"outside": str(int(seen <= 0)), "occluded": str(int(seen == 1))}
+        ElementTree.SubElement(skeleton, "points", {"label": name, **state, "points": f"{x:.2f},{y:.2f}"})
 
 
 Box = tuple[float, float, float, float]
@@ -55,12 +91,13 @@ Box = tuple[float, float, float, float]
 
 def _people(entry: ElementTree.Element) -> list[tuple[Found, Box | None]]:
     boxes = [_box(element) for element in entry.findall("box")]
-    people: list[Found] = [_points(skeleton) for skeleton in entry.findall("skeleton")]
+    grouped = {e.get("group_id"): _box(e) for e in entry.findall("box") if e.get("group_id", "0") != "0"}
+    skeletons = [(_points(skeleton), skeleton.get("group_id")) for skeleton in entry.findall("skeleton")]
     groups: dict[str, Found] = {}
     for element in entry.findall("points"):
         groups.setdefault(element.get("group_id", "0"), {}).update(_point(element))
-    people += list(groups.values())
-    return [(found, _around(boxes, found)) for found in people]
+    people = [*skeletons, *((found, group) for group, found in groups.items())]
+    return [(found, grouped.get(group) or _around(boxes, found)) for found, group in people]
 
 
 def _points(skeleton: ElementTree.Element) -> Found:

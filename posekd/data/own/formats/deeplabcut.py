@@ -37,7 +37,7 @@ def read(path: Path, images: Path | None) -> OwnLabels:
         head[row[0]] = row
     if not {"bodyparts", "coords"} <= head.keys():
         raise ValueError(f"{path} is no DeepLabCut CSV: it has no rows `bodyparts` and `coords` in its header")
-    columns = [i for i, word in enumerate(head["coords"]) if word == "x"]
+    columns = _columns(path, head, rows)
     index = columns[0]  # 1 column of the path, or 3: labeled-data, video, file
     names = tuple(dict.fromkeys(head["bodyparts"][i] for i in columns))
     who = head.get("individuals", [""] * len(head["coords"]))
@@ -53,6 +53,31 @@ def read(path: Path, images: Path | None) -> OwnLabels:
         people = tuple(Person(points_of(names, own)) for own in points.values())
         found.append(LabelledImage(file, image_size(folder / file), people))
     return OwnLabels(names, folder, tuple(found), category="animal", notes=("boxes were drawn around the keypoints",))
+
+
+def _columns(path: Path, head: dict[str, list[str]], rows: list[list[str]]) -> list[int]:
+    """The columns of x, each with that of its y beside it.
+
+    Raises:
+        ValueError: a column or cell is missing.
+    """
+    parts, coords = head["bodyparts"], head["coords"]
+    columns = [i for i, word in enumerate(coords) if word == "x"]
+    if not columns or columns[0] == 0:
+        raise ValueError(f"{path}: its row `coords` has no column `x` behind the file names: {', '.join(coords[:6])}")
+    width = max(columns) + 2
+    short = [name for name, row in head.items() if name != "scorer" and len(row) < width]
+    if short:
+        raise ValueError(f"{path}: its row `{short[0]}` has {len(head[short[0]])} columns, and {width} are needed")
+    for i in columns:
+        if coords[i + 1] != "y" or parts[i + 1] != parts[i]:
+            raise ValueError(f"{path}: the column `x` of {parts[i]} (number {i + 1}) has no column `y` beside it")
+    for number, row in enumerate(rows, len(head) + 1):
+        if len(row) < width:
+            raise ValueError(
+                f"{path}: line {number} ({row[0]}) has {len(row)} columns, and the header {width}: columns are missing"
+            )
+    return columns
 
 
 def _number(text: str, path: Path, file: str) -> float | None:

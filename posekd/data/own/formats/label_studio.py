@@ -1,15 +1,23 @@
-"""Label Studio's JSON export of keypoints (`KeyPointLabels`), with or without rectangles. Coordinates are percent."""
+"""Label Studio's JSON export of keypoints (`KeyPointLabels`), with or without rectangles. Coordinates are percent.
+
+It knows no occluded keypoints: a note on the region, `occluded`, says it, and is read back.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 from posekd import coco_rules
-from posekd.data.own.labels import LabelledImage, OwnLabels, Person, points_of
+from posekd.data.own.labels import LabelledImage, OwnLabels, Person, box_around, points_of
+from posekd.files import write_atomically
 
 Found = dict[str, tuple[float, float, int]]
+OCCLUDED = "occluded"  # a region's note
+NAMES = "keypoints"  # in a task's `meta`: all of them in their order, where posekd wrote the file
+POINT_WIDTH = 0.5  # percent, of the dot that is shown
 
 
 def recognise(path: Path) -> bool:
@@ -33,6 +41,7 @@ def read(path: Path, images: Path | None) -> OwnLabels:
     raw: list[tuple[str, tuple[int, int], list[dict[str, Any]]]] = []
     cancelled = 0
     for task in tasks:
+        names.update(dict.fromkeys((task.get("meta") or {}).get(NAMES, ())))
         done = [a for a in task.get("annotations", ()) if not a.get("was_cancelled")]
         if not done:
             cancelled += 1
@@ -49,7 +58,51 @@ def read(path: Path, images: Path | None) -> OwnLabels:
         raise ValueError(f"{path} holds no keypoints (KeyPointLabels)")
     found = [LabelledImage(file, size, tuple(_people(result, tuple(names), size))) for file, size, result in raw]
     notes = (f"{cancelled} tasks without labels were left out",) if cancelled else ()
-    return OwnLabels(tuple(names), folder, tuple(found), notes=notes)
+    categories = (label for *_, result in raw for r in result for label in r["value"].get("rectanglelabels", ()))
+    return OwnLabels(tuple(names), folder, tuple(found), category=next(categories, "object"), notes=notes)
+
+
+def write(labels: OwnLabels, path: Path) -> None:
+    """Writes tasks that Label Studio imports: the image, a rectangle for each person, and its keypoints below it.
+
+    Images are named relative to their folder. A person without a box gets one around the keypoints where there are
+    others in the image, from whom they could not be told apart.
+    """
+    tasks = [
+        {
+            "id": number,
+            "data": {"image": image.file_name},
+            "meta": {NAMES: list(labels.names)},
+            "annotations": [{"result": _result(labels, image)}],
+        }
+        for number, image in enumerate(labels.images, 1)
+    ]
+    write_atomically(path, json.dumps(tasks, indent=1) + "\n")
+
+
+def _result(labels: OwnLabels, image: LabelledImage) -> list[dict[str, Any]]:
+    """The regions of one image."""
+    height, width = image.size
+    regions = []
+
+    def add(key: str, kind: str, name: str, x: float, y: float, w: float, h: float, **more: Any) -> None:
+        value = {"x": 100 * x / width, "y": 100 * y / height, "width": w, "height": h, "rotation": 0, kind: [name]}
+        facts = {"original_width": width, "original_height": height, "to_name": "image", "from_name": kind}
+        regions.append({"id": key, "type": kind, **facts, "value": value, **more})
+
+    for number, person in enumerate(image.people, 1):
+        owner, box = {}, person.box
+        if box is None and len(image.people) > 1 and (person.keypoints[:, 2] > 0).any():
+            box = box_around(person.keypoints, image.size)
+        if box is not None:
+            x, y, w, h = box
+            add(f"p{number}", "rectanglelabels", labels.category, x, y, 100 * w / width, 100 * h / height)
+            owner = {"parentID": f"p{number}"}
+        for k, (name, (x, y, seen)) in enumerate(zip(labels.names, person.keypoints.tolist(), strict=True)):
+            if seen > 0:
+                note = {"meta": {"text": [OCCLUDED]}} if seen == 1 else {}
+                add(f"p{number}k{k}", "keypointlabels", name, x, y, POINT_WIDTH, POINT_WIDTH, **owner, **note)
+    return regions
 
 
 def _file(task: dict[str, Any], folder: Path) -> str:
@@ -83,7 +136,8 @@ def _people(result: list[dict[str, Any]], names: tuple[str, ...], size: tuple[in
         for label in value.get("keypointlabels", ())[:1]:
             x, y = float(value["x"]) * scale_x, float(value["y"]) * scale_y
             owner = item.get("parentID") or _smallest_around(boxes, x, y)
-            people.setdefault(owner, {})[label] = (x, y, 2)
+            notes = (item.get("meta") or {}).get("text") or ()
+            people.setdefault(owner, {})[label] = (x, y, 1 if OCCLUDED in notes else 2)
     return [Person(points_of(names, found), boxes.get(str(key))) for key, found in people.items() if found]
 
 

@@ -54,7 +54,7 @@ def test_a_track_waits_for_a_while():
 
 
 def test_unsure_keypoints_match_nobody():
-    tracker = Tracker(COCO, TrackSettings())
+    tracker = Tracker(COCO, TrackSettings(keypoint_threshold=0.2))
     numbers(tracker, 0)
     assert numbers(tracker, 0, score=0.1) == [1]
 
