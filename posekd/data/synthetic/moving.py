@@ -15,13 +15,12 @@ from posekd.data.sources.posetrack import PoseTrackSettings, chosen_frames, vide
 from posekd.data.synthetic import body
 from posekd.data.synthetic.body import Figures, draw_figures
 from posekd.data.synthetic.labels import annotate
-from posekd.data.synthetic.paint import MAX_PEOPLE, Wardrobe, draw_wardrobe, paint_figures
+from posekd.data.synthetic.paint import SPLITS, Wardrobe, check_drawn, draw_wardrobe, paint_figures
 from posekd.data.synthetic.scene import develop, paint_background, paint_occluders
 from posekd.files import replacing
 from posekd.posetrack_json import NO_SCORE, Video, VideoFrame, VideoPerson, write_videos
 from posekd.skeleton import POSETRACK
 
-_SPLITS = {"train": 0, "val": 1}
 _KIND = 18  # of the draws, so that no still has the same
 SWING = 0.4  # how far a body goes towards its other pose, and back
 _HEAD_SIDE = 2.5  # side of the head's box in head radii
@@ -59,16 +58,7 @@ class SyntheticVideoSettings:
         for name in ("videos", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.split not in _SPLITS:
-            raise ValueError(f"split must be 'train' or 'val', got {self.split!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if min(self.size) < 32:
-            raise ValueError(f"size must be at least 32 x 32 pixels, got {tuple(self.size)}")
-        if not 1 <= self.people[0] <= self.people[1] <= MAX_PEOPLE:
-            raise ValueError(f"people must be two numbers, low <= high, in 1..{MAX_PEOPLE}, got {self.people}")
-        if not 0 <= self.difficulty <= 1:
-            raise ValueError(f"difficulty must be in 0..1, got {self.difficulty}")
+        check_drawn(self.split, self.seed, self.size, self.people, self.difficulty)
         if not 0 <= self.speed <= 1:
             raise ValueError(f"speed is a share of the width in 0..1, got {self.speed}")
 
@@ -104,7 +94,7 @@ class _Scene:
 
 
 def _draw_scene(s: SyntheticVideoSettings, index: int) -> _Scene:
-    seed = [_KIND, _SPLITS[s.split], s.seed, index]
+    seed = [_KIND, SPLITS[s.split], s.seed, index]
     rng = np.random.default_rng(seed)
     background = paint_background(rng, s.size, s.difficulty)
     count = int(rng.integers(s.people[0], s.people[1] + 1))

@@ -17,6 +17,7 @@ from posekd.data.synthetic.body import Figures
 PARTS_A_PERSON = 16
 OCCLUDER = 255
 MAX_PEOPLE = (OCCLUDER - 1) // PARTS_A_PERSON
+SPLITS = {"train": 0, "val": 1}  # what a split adds to the seed of everything drawn
 
 _SHIFT = 4  # fractional bits of polygon coordinates
 (
@@ -228,3 +229,21 @@ def _ellipse(
     y = center[1] + ring[:, 0] * sin + ring[:, 1] * cos
     outline = np.rint(np.stack((x, y), -1) * 2**_SHIFT).astype(np.int32)
     cv2.fillConvexPoly(canvas, outline, colour, cv2.LINE_8, _SHIFT)
+
+
+def check_drawn(split: str, seed: int, size: tuple[int, int], people: tuple[int, int], difficulty: float) -> None:
+    """Refuses settings that nothing can be drawn by, whether images or videos.
+
+    Raises:
+        ValueError: with the setting, its value and what it may be.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be 'train' or 'val', got {split!r}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if min(size) < 32:
+        raise ValueError(f"size must be at least 32 x 32 pixels, got {tuple(size)}")
+    if not 1 <= people[0] <= people[1] <= MAX_PEOPLE:
+        raise ValueError(f"people must be two numbers, low <= high, in 1..{MAX_PEOPLE}, got {people}")
+    if not 0 <= difficulty <= 1:
+        raise ValueError(f"difficulty must be in 0..1, got {difficulty}")

@@ -19,11 +19,9 @@ from posekd.data.regions import ignored_regions
 from posekd.data.sources.coco import CocoSettings
 from posekd.data.synthetic.body import NUM_JOINTS, draw_figures
 from posekd.data.synthetic.labels import annotate
-from posekd.data.synthetic.paint import MAX_PEOPLE, draw_wardrobe, paint_figures
+from posekd.data.synthetic.paint import MAX_PEOPLE, SPLITS, check_drawn, draw_wardrobe, paint_figures
 from posekd.data.synthetic.scene import develop, paint_background, paint_occluders
 from posekd.skeleton import COCO
-
-_SPLITS = {"train": 0, "val": 1}
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,7 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         if self.images < 1:
             raise ValueError(f"images must be 1 or more, got {self.images}")
-        if self.split not in _SPLITS:
-            raise ValueError(f"split must be 'train' or 'val', got {self.split!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if min(self.size) < 32:
-            raise ValueError(f"size must be at least 32 x 32 pixels, got {tuple(self.size)}")
-        if not 1 <= self.people[0] <= self.people[1] <= MAX_PEOPLE:
-            raise ValueError(f"people must be two numbers, low <= high, in 1..{MAX_PEOPLE}, got {self.people}")
-        if not 0 <= self.difficulty <= 1:
-            raise ValueError(f"difficulty must be in 0..1, got {self.difficulty}")
+        check_drawn(self.split, self.seed, self.size, self.people, self.difficulty)
 
 
 def render(settings: SyntheticSettings, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -74,7 +63,7 @@ def render(settings: SyntheticSettings, index: int) -> tuple[np.ndarray, list[di
         uint8 RGB `[H, W, 3]`, and its COCO annotations (image id `index + 1`).
     """
     s = settings
-    rng = np.random.default_rng([_SPLITS[s.split], s.seed, index])
+    rng = np.random.default_rng([SPLITS[s.split], s.seed, index])
     canvas = paint_background(rng, s.size, s.difficulty)
     figures = draw_figures(rng, int(rng.integers(s.people[0], s.people[1] + 1)), s.size, s.difficulty)
     angle = rng.uniform(-np.pi, 0)
